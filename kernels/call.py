@@ -1,0 +1,67 @@
+"""What a hook sees when attention happens once: the tensors and how they are masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One attention layer applied to one sample's queries: a whole prompt, a chunk of one, or a decoded token.
+
+    Padding is never in here: a backend slices it off, so that position 0 is the first real token. Query i stands at
+    position `query_start + i`, key j at `key_start + j`. A query sees a key iff, with distance = query position minus
+    key position, `distance >= 0` where `causal` and `distance < window` where there is a window (and, in a
+    bidirectional layer with a window, `distance > -window`).
+    """
+
+    layer: int
+    """Index of the attention layer, from 0."""
+    query: Float[Tensor, "head query channel"]
+    """Queries after rotation, in the model's dtype, on its device."""
+    key: Float[Tensor, "kv_head key channel"]
+    """Every key that these queries may see, cached ones included, after rotation. Never repeated to fit the heads."""
+    value: Float[Tensor, "kv_head key value_channel"]
+    """Values of the same keys; their width may differ from the keys'."""
+    scale: float
+    """Factor on query · key before softcap and softmax."""
+    query_start: int = 0
+    """Position of the first query."""
+    key_start: int = 0
+    """Position of the first key (above 0 where a sliding cache dropped the ones before)."""
+    causal: bool = True
+    """Whether keys after the query are hidden."""
+    window: int | None = None
+    """Number of positions that a query sees, its own included; None for all."""
+    softcap: float | None = None
+    """Logits become softcap · tanh(logit / softcap) where set (Gemma 2)."""
+    sink_logit: Float[Tensor, "head"] | None = None
+    """A learned logit per head that takes its share of the normaliser and carries no value (gpt-oss)."""
+    phase: Literal["prefill", "decode"] = "prefill"
+    """`decode` from the prompt's last token on: the queries whose logits produce answer tokens."""
+    tokens: Int[Tensor, "key"] | None = None
+    """Token ids at the keys' positions, where the caller knows them (match_mass needs them)."""
+
+    @property
+    def num_heads(self) -> int:
+        """Number of query heads."""
+        return self.query.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of key-value heads."""
+        return self.key.shape[0]
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries in this call."""
+        return self.query.shape[1]
+
+    @property
+    def num_keys(self) -> int:
+        """Number of keys in this call."""
+        return self.key.shape[1]

@@ -1,0 +1,51 @@
+"""Errors that this toolkit raises on purpose, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+
+class ProbeError(Exception):
+    """The root of every error raised on purpose; `str(error)` is one message for a person, no traceback needed."""
+
+    exit_code = 70
+
+
+class UsageError(ProbeError):
+    """An argument, a casebook or a workload asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class CasebookError(UsageError):
+    """A casebook is invalid; the message names file, line, column and what was expected."""
+
+
+class NotAvailable(ProbeError):
+    """A model, a tokenizer or a text that is not there; the message names it."""
+
+    exit_code = 3
+
+
+class NotReproducible(NotAvailable):
+    """A model whose attention the toolkit cannot reproduce exactly; the message names the model and the reason."""
+
+
+class MissingStatistic(UsageError):
+    """An analysis meets a trace that lacks what it needs; the message names both."""
+
+
+class SomeUnitsFailed(ProbeError):
+    """Some units of a run failed; the report is partial and names them."""
+
+    exit_code = 4
+
+
+class StoreCorrupt(ProbeError):
+    """A stored array, manifest or commit record is not what was written; the message names it."""
+
+    exit_code = 5
+
+
+class RunFolderInUse(ProbeError):
+    """The run folder is held by another process, or holds another run."""
+
+    exit_code = 6

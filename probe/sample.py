@@ -1,0 +1,81 @@
+"""Samples: tokens, the spans in them that matter, and the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open stretch `[start, stop)` of a sample's token positions, made together with the text."""
+
+    name: str
+    """What stands there: `needle`, `question`, `answer`, `document_7`."""
+    start: int
+    """Position of the first token."""
+    stop: int
+    """Position after the last token."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"span {self.name!r}: start {self.start} and stop {self.stop} do not order")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt, as tokens, with its spans and the answer that is right."""
+
+    name: str
+    """Unique within a workload's samples and stable between runs, e.g. `needle-256-0.50-s3`."""
+    tokens: tuple[int, ...]
+    """Token ids of the prompt, special tokens included, answer not included."""
+    spans: tuple[Span, ...] = ()
+    """Stretches of `tokens` that matter. A span that a condition removed (an absent needle) is not listed."""
+    answer_tokens: tuple[int, ...] = ()
+    """Token ids of the right answer, as they would follow the prompt; empty where nothing is asked."""
+    answer: str = ""
+    """The right answer as text."""
+    text: str = ""
+    """The prompt as text."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the workload knows of the sample (`length`, `needle_depth`, `seed`, …); JSON values only."""
+
+    def span(self, name: str) -> Span:
+        """Return the span called `name`; raises `KeyError` naming the spans that exist."""
+        for span in self.spans:
+            if span.name == name:
+                return span
+        raise KeyError(f"sample {self.name!r} has no span {name!r}; it has {[s.name for s in self.spans]}")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the sample as JSON values; `from_json` turns them back into an equal sample."""
+        return {
+            "name": self.name,
+            "tokens": list(self.tokens),
+            "spans": [[s.name, s.start, s.stop] for s in self.spans],
+            "answer_tokens": list(self.answer_tokens),
+            "answer": self.answer,
+            "text": self.text,
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Sample:
+        """Rebuild a sample from `to_json`'s result."""
+        return cls(
+            name=value["name"],
+            tokens=tuple(value["tokens"]),
+            spans=tuple(Span(name, start, stop) for name, start, stop in value["spans"]),
+            answer_tokens=tuple(value["answer_tokens"]),
+            answer=value["answer"],
+            text=value["text"],
+            facts=dict(value["facts"]),
+        )
