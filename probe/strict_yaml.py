@@ -1,0 +1,136 @@
+"""YAML as a person reads it: no aliases, no tags, no duplicate keys, no surprises, and a place for every value.
+
+A subset of YAML 1.2's core schema over PyYAML's parser. Plain YAML 1.1 reads `no` as False, `1e-3` as text, `12:30:45`
+as 45045 and `010` as 8, lets a later duplicate key win, and expands aliases without bound; here `no`, `12:30:45` and
+`010` are text, `1e-3` is a number, and the rest is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import yaml
+
+from probe.errors import CasebookError
+
+MAX_BYTES: Final = 1 << 16
+"""Largest text that is read."""
+MAX_DEPTH: Final = 32
+"""Deepest nesting of lists and mappings."""
+MAX_NODES: Final = 20_000
+"""Most values in one text."""
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})\Z")
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?\Z")
+_CORE_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!")
+
+Path = tuple[str | int, ...]
+
+
+@dataclass
+class Document:
+    """A parsed text: its value, and where each part of it stands."""
+
+    value: Any
+    """Dicts, lists, strings, numbers, booleans and None."""
+    source: str
+    """Name of the text, for messages."""
+    places: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Line and column (both from 1) of each value, by its path of keys and indices."""
+
+    def error(self, path: Path, message: str) -> CasebookError:
+        """Return an error that points at `path`, or at the nearest place above it that the text has."""
+        place = path
+        while place not in self.places and place:
+            place = place[:-1]
+        line, column = self.places.get(place, (1, 1))
+        dotted = ".".join(str(part) for part in path)
+        return CasebookError(f"{self.source}:{line}:{column}: {dotted + ': ' if dotted else ''}{message}")
+
+
+def parse(text: str | bytes, source: str) -> Document:
+    """Parse `text`; raises CasebookError with file, line and column for anything outside the subset."""
+    document = Document(None, source)
+    if len(text) > MAX_BYTES:
+        raise document.error((), f"larger than {MAX_BYTES} bytes")
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        _check_events(decoded, source)
+        node = yaml.compose(decoded, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise document.error((), f"not UTF-8 at byte {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise CasebookError(f"{source}:{line}:{column}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise document.error((), f"not valid YAML: {' '.join(str(error).split())}") from None
+    if node is None:
+        raise document.error((), "empty; expected a mapping")
+    document.value = _convert(node, (), document)
+    return document
+
+
+def _check_events(text: str, source: str) -> None:
+    """Refuse aliases, tags and excess depth before anything recursive sees the text."""
+    depth = nodes = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        message = None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            message = "anchors and aliases are not allowed; write the value out"
+        elif isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent):
+            nodes += 1
+            if event.tag is not None and event.tag not in _CORE_TAGS:
+                message = f"the tag {event.tag!r} is not allowed"
+            elif nodes > MAX_NODES:
+                message = f"more than {MAX_NODES} values"
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                message = f"nested deeper than {MAX_DEPTH} levels"
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if message:
+            raise CasebookError(f"{source}:{line}:{column}: {message}")
+
+
+def _convert(node: yaml.Node, path: Path, document: Document) -> Any:
+    document.places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(child, (*path, i), document) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                document.places[(*path, "?")] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+                raise document.error((*path, "?"), "a key must be a word")
+            key = str(key_node.value)
+            if key in mapping:
+                document.places[(*path, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+                raise document.error((*path, key), "this key stands twice")
+            mapping[key] = _convert(value_node, (*path, key), document)
+            # An error about a key's value is easiest found at the key.
+            document.places[(*path, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+        return mapping
+    return _scalar(node, path, document)
+
+
+def _scalar(node: yaml.Node, path: Path, document: Document) -> Any:
+    text = str(node.value)
+    if node.style is not None or node.tag == "!":
+        return text
+    if text in ("", "~", "null"):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    if _INTEGER.match(text):
+        return int(text)
+    if text not in ("", "+", "-") and _NUMBER.match(text) and re.search(r"[0-9]", text):
+        number = float(text)
+        if number in (float("inf"), float("-inf")):
+            raise document.error(path, f"the number {text} is out of range")
+        return number
+    return text
