@@ -1,0 +1,173 @@
+"""Finds what each room holds: a scan of its folder, and the entry points of other people's packages."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from probe.errors import UsageError
+
+ROOMS: Final[dict[str, str]] = {
+    "kernels": "statistic",
+    "hooks": "intervention",
+    "analyses": "analysis",
+    "workloads": "workload",
+    "casebooks": "casebook",
+}
+"""What one member of each room is called."""
+
+
+def modules(room: str) -> dict[str, str]:
+    """Return the members of a room by name, sorted: an importable `module` or `module:object`, a casebook's path.
+
+    A Python file is a member iff it defines a public object of its own name. Nothing is imported. Another package
+    adds members by entry points in the group `probe.<room>`; one that takes a name already taken is left out with a
+    warning that names it.
+    """
+    if room not in ROOMS:
+        raise UsageError(f"there is no room {room!r}; there are {', '.join(ROOMS)}")
+    found = {path.stem: _address(room, path) for path in _files(room)}
+    for entry in entry_points(group=f"probe.{room}"):
+        if entry.name in found:
+            warnings.warn(
+                f"{_owner(entry)} offers {ROOMS[room]} {entry.name!r} ({entry.value}), but {found[entry.name]} has "
+                "that name already; the newcomer is left out",
+                stacklevel=2,
+            )
+        elif not entry.name.startswith("_"):
+            found[entry.name] = entry.value
+    return dict(sorted(found.items()))
+
+
+def names(room: str) -> list[str]:
+    """Return the names of a room's members, sorted. Nothing is imported."""
+    return list(modules(room))
+
+
+def get(room: str, name: str) -> Any:
+    """Import a member and return its public object (for a casebook, its path).
+
+    Raises UsageError where the name is unknown, naming those that exist, or where its module does not import, naming
+    whose it is.
+    """
+    address = _find(room, name)
+    if room == "casebooks" and ":" not in address:
+        return Path(address)
+    module, _, attribute = address.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in (attribute or name).split("."):
+            value = getattr(value, part)
+    # Other people's code may fail in any way; whatever it is, the message must say whose it was.
+    except Exception as error:
+        raise UsageError(
+            f"the {ROOMS[room]} {name!r} ({address}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return value
+
+
+def describe(room: str, name: str) -> str:
+    """Return the first sentence of a member's docstring (of a casebook, its title) without importing it."""
+    address = _find(room, name)
+    if room == "casebooks":
+        return _casebook_title(Path(address)) if Path(address).is_file() else f"from {address}"
+    module, _, attribute = address.partition(":")
+    source = _source(module)
+    if source is None:
+        return f"from {module}"
+    tree = ast.parse(source.read_bytes(), filename=str(source))
+    wanted = attribute or name
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == wanted:
+            return _first_sentence(ast.get_docstring(node) or ast.get_docstring(tree) or "")
+    return _first_sentence(ast.get_docstring(tree) or "")
+
+
+def _find(room: str, name: str) -> str:
+    members = modules(room)
+    if name not in members:
+        raise UsageError(f"there is no {ROOMS[room]} {name!r}; there are {', '.join(members) or 'none'}")
+    return members[name]
+
+
+def _folders(room: str) -> Iterator[Path]:
+    import probe
+
+    seen: set[Path] = set()
+    for root in probe.__path__:
+        folder = Path(root, room)
+        if folder.is_dir() and folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            yield folder
+
+
+def _files(room: str) -> Iterator[Path]:
+    for folder in _folders(room):
+        if room == "casebooks":
+            yield from sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("_"))
+        else:
+            yield from sorted(path for path in folder.glob("*.py") if _defines_its_name(path))
+
+
+def _address(room: str, path: Path) -> str:
+    return str(path) if room == "casebooks" else f"probe.{room}.{path.stem}"
+
+
+def _defines_its_name(path: Path) -> bool:
+    if path.name.startswith("_"):
+        return False
+    for node in ast.parse(path.read_bytes(), filename=str(path)).body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) if name == path.stem:
+                return True
+            case ast.AnnAssign(target=ast.Name(id=name)) if name == path.stem:
+                return True
+            case ast.Assign(targets=[ast.Name(id=name)]) if name == path.stem:
+                return True
+    return False
+
+
+def _owner(entry: EntryPoint) -> str:
+    return f"the package {entry.dist.name}" if entry.dist else "a package"
+
+
+def _source(module: str) -> Path | None:
+    # find_spec on a dotted name imports its parents, so only the top level is asked.
+    top, *rest = module.split(".")
+    if top == "probe":
+        import probe
+
+        roots = list(probe.__path__)
+    else:
+        spec = importlib.util.find_spec(top)
+        if spec is None:
+            return None
+        if not rest:
+            return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+        roots = list(spec.submodule_search_locations or [])
+    for root in roots:
+        for candidate in (Path(root, *rest).with_suffix(".py"), Path(root, *rest, "__init__.py")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _first_sentence(docstring: str) -> str:
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    end = re.search(r"(?<!e\.g)(?<!i\.e)(?<! al)\.(?=\s|$)", paragraph)
+    return paragraph[: end.end()] if end else paragraph
+
+
+def _casebook_title(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = re.match(r"(?:title|question|description):\s*(?![>|])(.+)$", line)
+        if found:
+            return found[1].strip().strip("\"'")
+    return ""

@@ -1,0 +1,57 @@
+"""What a model answered to one sample, and how well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model answered to one sample under one condition. Says nothing of why, nor of how long it took."""
+
+    response: str = ""
+    """The decoded answer as text; empty where nothing was asked or the unit failed."""
+    response_tokens: tuple[int, ...] = ()
+    """Token ids of the decoded answer."""
+    correct: bool | None = None
+    """Whether the success rule holds; None where nothing was asked or the unit failed."""
+    success_rule: str = ""
+    """The rule behind `correct`: `exact` means that the response tokens equal the answer tokens."""
+    answer_log_probability: tuple[float, ...] = ()
+    """Log-probability of each token of the right answer given what stands before it (teacher forced), in nats."""
+    text_loss: float | None = None
+    """Mean negative log-likelihood of the prompt's tokens from the second on, in nats per token."""
+    failed: str | None = None
+    """Why the unit failed, in one sentence; None where it did not."""
+
+    @property
+    def answer_loss(self) -> float | None:
+        """Mean negative log-likelihood of the right answer, in nats per token; None where there is no answer."""
+        if not self.answer_log_probability:
+            return None
+        return -math.fsum(self.answer_log_probability) / len(self.answer_log_probability)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON values, numbers that are not finite as strings; `from_json` turns them back."""
+        value = asdict(self)
+        value["response_tokens"] = list(self.response_tokens)
+        value["answer_log_probability"] = [_to_json(x) for x in self.answer_log_probability]
+        value["text_loss"] = None if self.text_loss is None else _to_json(self.text_loss)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Outcome:
+        """Rebuild an outcome from `to_json`'s result; raises TypeError or KeyError where it is not one."""
+        fields = dict(value)
+        fields["response_tokens"] = tuple(int(token) for token in value["response_tokens"])
+        fields["answer_log_probability"] = tuple(float(x) for x in value["answer_log_probability"])
+        fields["text_loss"] = None if value["text_loss"] is None else float(value["text_loss"])
+        return cls(**fields)
+
+
+def _to_json(number: float) -> float | str:
+    number = float(number)
+    return number if math.isfinite(number) else str(number)
