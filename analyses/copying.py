@@ -1,0 +1,113 @@
+"""What each head copies while the model answers: the strict criterion of Wu et al. 2024, one trace at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probe.selection import LeftOut, largest_key
+
+if TYPE_CHECKING:
+    from probe.trace_store import Trace
+
+    from probe.outcome import Outcome
+    from probe.sample import Sample
+
+Counting = Literal["set", "occurrences"]
+SuccessRule = Literal["outcome", "recall"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What each head did while one answer was produced, `[layer head]` each."""
+
+    prompt: str
+    """Name of the sample."""
+    score: Floats
+    """The copying score: how much of the needle was copied from under the head's largest probability."""
+    null: Floats
+    """The same with the tokens of other steps, so that looking without copying shows; NaN for a single step."""
+    past: Floats
+    """The same for a head that looks one token past what it copies."""
+    looks: Floats
+    """Share of steps whose largest probability lies in the needle, whatever the token."""
+    chance: float
+    """That share for a key drawn at random from those that the row sees."""
+    exists: NDArray[np.bool_]
+    """Whether the layer has this head."""
+
+
+def read(trace: Trace, outcome: Outcome, span: str, counting: Counting, left_out: LeftOut) -> Reading | None:
+    """Return what each head did in one trace, whether or not the answer was right; None, and counted, where unknown."""
+    sample = trace.sample
+    if span not in {s.name for s in sample.spans}:
+        left_out.add(f"the sample has no span `{span}`")
+        return None
+    place = sample.span(span)
+    probability, keys = largest_key(trace)
+    steps = min(keys.shape[-1], len(outcome.response_tokens))
+    if steps == 0 or len(place) == 0:
+        left_out.add("no decoded step was captured")
+        return None
+    probability, keys = probability[..., :steps], keys[..., :steps]
+    exists = np.asarray((keys >= 0).any(axis=-1), np.bool_)
+    if not np.isfinite(probability[exists]).all():
+        left_out.add("attention was not finite")
+        return None
+    tokens = np.asarray(sample.tokens)
+    response = np.asarray(outcome.response_tokens[:steps])
+    rolled = [_copied(keys, tokens, np.roll(response, s), place.start, place.stop, counting) for s in range(1, steps)]
+    score = _copied(keys, tokens, response, place.start, place.stop, counting)
+    return Reading(
+        prompt=sample.name,
+        score=score,
+        null=np.mean(rolled, axis=0) if rolled else np.full(score.shape, np.nan),
+        past=_copied(keys - 1, tokens, response, place.start, place.stop, counting),
+        looks=np.asarray(((keys >= place.start) & (keys < place.stop)).mean(axis=-1), np.float64),
+        chance=float(np.mean(len(place) / (len(tokens) + np.arange(steps)))),
+        exists=exists,
+    )
+
+
+def source_hits(trace: Trace, *, span: str = "needle_value") -> Floats | None:
+    """Return for each head the share of steps at which it looks at the right answer's own token, `[layer head]`.
+
+    At step r that is the r-th token of the span, whatever the model produced. None where the trace lacks the span, or
+    the span has not as many tokens as the answer.
+    """
+    sample = trace.sample
+    places = [s for s in sample.spans if s.name == span]
+    if not places or len(places[0]) != len(sample.answer_tokens) or not sample.answer_tokens:
+        return None
+    probability, keys = largest_key(trace)
+    steps = min(keys.shape[-1], len(places[0]))
+    if steps == 0 or not np.isfinite(probability[keys >= 0]).all():
+        return None
+    wanted = places[0].start + np.arange(steps)
+    return np.asarray((keys[..., :steps] == wanted).mean(axis=-1), np.float64)
+
+
+def success(sample: Sample, outcome: Outcome, rule: SuccessRule) -> tuple[str, bool]:
+    """Return the success rule in words, and whether this answer meets it."""
+    if rule == "outcome":
+        return outcome.success_rule or "the outcome's own", bool(outcome.correct)
+    answer = list(sample.answer_tokens)
+    found = sum(min(answer.count(t), outcome.response_tokens.count(t)) for t in set(answer))
+    return "more than half of the answer's tokens in the response", bool(answer) and found / len(answer) > 0.5
+
+
+def _copied(
+    keys: NDArray[Any], tokens: NDArray[Any], response: NDArray[Any], start: int, stop: int, counting: Counting
+) -> Floats:
+    """Return the score of keys `[layer head row]` looked at while `response [row]` was produced."""
+    inside = (keys >= start) & (keys < stop)
+    copies = inside & (tokens[np.where(inside, keys, start)] == response)
+    if counting == "occurrences":
+        return np.asarray(copies.sum(axis=-1) / (stop - start), np.float64)
+    needle = np.unique(tokens[start:stop])
+    per_token = [(copies & (response == token)).any(axis=-1) for token in needle]
+    return np.asarray(np.sum(per_token, axis=0) / len(needle), np.float64)

@@ -1,0 +1,58 @@
+"""What an analysis is: a pure function from traces to a finding, that says what it asks and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, Protocol, cast
+
+from pydantic import JsonValue
+
+from probe.finding import Finding
+
+Needs = Mapping[str, Mapping[str, JsonValue]]
+"""Statistics by name, each with the parameters that differ from its defaults: {"received_mass": {"horizon": 64}}."""
+
+P = ParamSpec("P")
+
+
+class Analysis(Protocol[P]):
+    """A function `x(run, *, parameter=…) -> Finding` with the question that it answers.
+
+    It is pure and deterministic: the same traces and parameters give the same finding, whatever the traces' order.
+    """
+
+    __name__: str
+    question: str
+    """What it answers, for `probe list` and the report."""
+    source: str
+    """Paper and section, or `this toolkit's own`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Finding:
+        """Return the finding."""
+        ...
+
+    def needs(self, **parameters: Any) -> Needs:
+        """Return the statistics to capture in baseline traces for these parameters of the analysis."""
+        ...
+
+
+def analysis(
+    *, question: str, source: str, needs: Needs | Callable[..., Needs] | None = None
+) -> Callable[[Callable[P, Finding]], Analysis[P]]:
+    """Mark a function as an analysis, and say what a casebook captures for it.
+
+    `needs` is a mapping, or a function of the analysis' parameters (each with its default) where they decide what is
+    captured. The decorated function stays itself: attributes are all that is added.
+    """
+
+    def needed(**parameters: Any) -> Needs:
+        if callable(needs):
+            return needs(**parameters)
+        return needs or {}
+
+    def mark(function: Callable[P, Finding]) -> Analysis[P]:
+        marked = cast(Any, function)
+        marked.question, marked.source, marked.needs = question, source, needed
+        return cast(Analysis[P], marked)
+
+    return mark

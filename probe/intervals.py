@@ -1,0 +1,137 @@
+"""Intervals and paired tests: exact where the numbers are counts, resampled by prompt where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from probe.finding import Interval
+
+Floats = NDArray[np.float64]
+
+DRAWS = 2_000
+"""Bootstrap resamples: enough for two digits of a 95 % interval's ends."""
+FEWEST_PROMPTS = 5
+"""With fewer prompts than this no verdict is given: a bootstrap of four values knows nothing of the others."""
+
+
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval | None:
+    """Return the exact interval of a proportion; None where n is 0. It holds where every observation agrees, too."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return None
+    exact = stats.binomtest(successes, n).proportion_ci(confidence_level=level, method="exact")
+    return Interval(low=float(exact.low), high=float(exact.high), level=level, method="Clopper-Pearson")
+
+
+def resamples(num_clusters: int, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.int64]:
+    """Return how often each of `num_clusters` occurs in each of `draws` bootstrap resamples, `[draw cluster]`."""
+    if num_clusters < 1:
+        raise ValueError("nothing to resample")
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_clusters, np.full(num_clusters, 1.0 / num_clusters), size=draws)
+
+
+def percentiles(drawn: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Return the percentile interval's ends over the first axis of resampled values."""
+    low, high = np.quantile(np.asarray(drawn, np.float64), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.asarray(low), np.asarray(high)
+
+
+def by_cluster(values: ArrayLike, clusters: Sequence[str]) -> Floats:
+    """Return the mean of `values [observation …]` in each cluster, clusters in sorted order, `[cluster …]`."""
+    array = np.asarray(values, np.float64)
+    if len(array) != len(clusters):
+        raise ValueError(f"{len(array)} values, {len(clusters)} clusters")
+    if not np.isfinite(array).all():
+        raise ValueError("values that are not finite must be dropped, and counted, before an interval is taken")
+    names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    sums = np.zeros((len(names), *array.shape[1:]))
+    np.add.at(sums, index, array)
+    counts = np.bincount(index, minlength=len(names)).reshape(-1, *([1] * (array.ndim - 1)))
+    return np.asarray(sums / counts, np.float64)
+
+
+def cluster_bootstrap(
+    values: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval | None:
+    """Return the interval of the mean of the clusters' means, by resampling clusters (prompts) with replacement.
+
+    None below two clusters. Where all clusters agree, a bootstrap has no width however few they are; with `bounds` of
+    the quantity the exact bound stands in its place, which is Clopper-Pearson's where the value is 0 of [0, 1] or 1.
+    """
+    means = by_cluster(values, clusters)
+    if means.ndim != 1:
+        raise ValueError("one number per observation; see `mean_ends` for arrays")
+    if len(means) < 2:
+        return None
+    low, high = mean_ends(means, bounds=bounds, level=level, draws=draws, seed=seed)
+    agree = bounds is not None and np.ptp(means) == 0
+    method = "exact bound, as all prompts agree" if agree else "bootstrap over prompts"
+    return Interval(low=float(low), high=float(high), level=level, method=method)
+
+
+def mean_ends(
+    means: ArrayLike,
+    *,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[Floats, Floats]:
+    """Return both ends of `cluster_bootstrap`'s interval for an array of quantities, `[cluster …]` to `[…]`."""
+    array = np.asarray(means, np.float64)
+    num_clusters = len(array)
+    weights = resamples(num_clusters, draws=draws, seed=seed) / num_clusters
+    flat = array.reshape(num_clusters, -1)
+    low, high = percentiles(weights @ flat, level)
+    if bounds is not None:
+        # All n agree, so values elsewhere have probability below 1 - q; the mean moves furthest with them at a bound.
+        q = ((1 - level) / 2) ** (1 / num_clusters)
+        agree, value = np.ptp(flat, axis=0) == 0, flat[0]
+        low = np.where(agree, value - (1 - q) * (value - bounds[0]), low)
+        high = np.where(agree, value + (1 - q) * (bounds[1] - value), high)
+    return low.reshape(array.shape[1:]), high.reshape(array.shape[1:])
+
+
+def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Return the exact McNemar p-value of two paired lists of right and wrong; None where there is no pair."""
+    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    if a.shape != b.shape:
+        raise ValueError("pairs of unequal number")
+    if a.size == 0:
+        return None
+    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def sign_flip(differences: ArrayLike, *, draws: int = 9_999, seed: int = 0) -> float | None:
+    """Return the two-sided paired permutation p-value that the mean difference is 0; None where there is none.
+
+    Exact over all signs up to 12 pairs, above that from `draws` random signs (the observed ones counted among them).
+    """
+    values = np.asarray(differences, np.float64)
+    if values.size == 0:
+        return None
+    if values.size <= 12:
+        signs = np.array(list(product((1.0, -1.0), repeat=values.size)))
+        extra = 0
+    else:
+        signs = np.random.default_rng(seed).choice([1.0, -1.0], size=(draws, values.size))
+        extra = 1
+    observed = abs(values.sum())
+    as_large = int((np.abs(signs @ values) >= observed * (1 - 1e-12)).sum())
+    return (as_large + extra) / (len(signs) + extra)

@@ -1,0 +1,130 @@
+"""Which traces an analysis uses, and what it leaves out, by reason and number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from probe.outcome import Outcome
+    from probe.trace_store import Run, Trace
+
+
+class LeftOut:
+    """Counts what an analysis leaves out, so that nothing is skipped in silence."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, int] = {}
+
+    def add(self, reason: str, number: int = 1) -> None:
+        """Count `number` more traces that were left out for this reason."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + number
+
+    @property
+    def total(self) -> int:
+        """Number of traces left out, for whatever reason."""
+        return sum(self.reasons.values())
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one sentence a reason."""
+        return tuple(f"Left out: {number} × {reason}." for reason, number in self.reasons.items())
+
+
+def role(trace: Trace) -> str:
+    """Return the part that a trace plays in a comparison; one that says nothing is a baseline."""
+    return str(trace.facts.get("role") or "baseline")
+
+
+def fact(trace: Trace, name: str) -> Any:
+    """Return what the sample, or else the condition, says of `name`; None where neither does."""
+    value = trace.sample.facts.get(name)
+    return trace.facts.get(name) if value is None else value
+
+
+def length(trace: Trace) -> int:
+    """Return the prompt length that was asked for, in tokens; its own where nothing was asked for."""
+    value = fact(trace, "length")
+    return len(trace.sample) if value is None else int(value)
+
+
+def depth(trace: Trace) -> float | None:
+    """Return where the needle stands, from 0 (first) to 1 (last); None where the sample does not say."""
+    value = fact(trace, "needle_depth")
+    return None if value is None else float(value)
+
+
+def selected(
+    run: Run | Trace | Iterable[Trace], *, role: str | None = "baseline", half: str | None = None
+) -> list[Trace]:
+    """Return the traces of one role and one half of the samples, sorted, so that their order decides nothing."""
+    traces: Iterable[Trace]
+    if hasattr(run, "traces"):
+        traces = run.traces()
+    elif hasattr(run, "dataset"):
+        traces = [run]
+    else:
+        traces = run
+    chosen = [
+        trace
+        for trace in traces
+        if (role is None or (trace.facts.get("role") or "baseline") == role)
+        and (half in (None, "both") or fact(trace, "half") == half)
+    ]
+    return sorted(chosen, key=lambda trace: (trace.sample.name, trace.condition, trace.unit))
+
+
+def answered(traces: Iterable[Trace], left_out: LeftOut) -> list[tuple[Trace, Outcome]]:
+    """Return traces whose answer can be judged; the others are counted. NaN in the logits disqualifies an answer."""
+    kept = []
+    for trace in traces:
+        outcome = trace.outcome
+        if outcome is None:
+            left_out.add("no outcome recorded")
+        elif outcome.failed:
+            left_out.add("the unit failed")
+        elif any(math.isnan(value) for value in outcome.answer_log_probability):
+            left_out.add("the model's logits were not a number")
+        elif outcome.correct is None:
+            left_out.add("nothing was asked")
+        else:
+            kept.append((trace, outcome))
+    return kept
+
+
+def finite(value: float | None) -> bool:
+    """Return whether there is a number, and it is finite."""
+    return value is not None and math.isfinite(value)
+
+
+def largest_key(trace: Trace) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the largest probability and its key for each decoded row, `[layer head row]` each, from `top_keys`.
+
+    Any captured number of ranks serves, since rank 0 is the same in all. Raises MissingStatistic where there is none.
+    """
+    dataset: xr.Dataset = trace.dataset
+    keys = [str(name) for name in dataset.data_vars if str(name).startswith("top_keys") and str(name).endswith("_key")]
+    name = min(keys, key=lambda name: (dataset[name].sizes.get("rank", 1), name)) if keys else "top_keys_key"
+    arrays = []
+    for part in (name.removesuffix("_key"), name):
+        array = trace[part]
+        if "rank" in array.dims:
+            array = array.isel(rank=0)
+        arrays.append(array.transpose("layer", "head", "row").to_numpy())
+    return arrays[0], arrays[1]
+
+
+def intervention_text(facts: Mapping[str, Any]) -> str:
+    """Return an intervention in words, e.g. `ablate_heads (form zero, phase both)`; empty where there was none."""
+    intervention = facts.get("intervention")
+    if not isinstance(intervention, Mapping) or not intervention:
+        return ""
+    name, fields = next(iter(intervention.items()))
+    if not isinstance(fields, Mapping):
+        return str(name)
+    said = ", ".join(f"{key} {fields[key]}" for key in ("form", "phase") if fields.get(key))
+    return f"{name} ({said})" if said else str(name)
