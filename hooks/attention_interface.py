@@ -1,0 +1,139 @@
+"""Stand between a transformers model and its attention function, and leave the model as it was."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from probe.errors import NotReproducible
+
+# The loaded name stays part of ours, since transformers asks in places whether "flash" is in the name.
+_PREFIX = "probe_over_"
+
+# own function, module, query, key, value, mask, options -> output, weights
+Redirection = Callable[[Callable[..., Any], nn.Module, Tensor, Tensor, Tensor, "Tensor | None", dict[str, Any]], Any]
+
+_redirections: weakref.WeakKeyDictionary[nn.Module, Redirection] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def redirected(model: PreTrainedModel, to: Redirection) -> Iterator[None]:
+    """Within the block every attention of the model's text decoder goes through `to`, which gets the model's own.
+
+    The name of the attention in each configuration that the decoder's modules read is exchanged for one of ours, which
+    both of transformers' registries know; afterwards each has the very name it had.
+    """
+    decoder = text_decoder(model)
+    configs = _configs(model, decoder)
+    names = [config._attn_implementation for config in configs]
+    for module in decoder.modules():
+        _refuse_if_it_asks_for_the_name(module, name_of(model))
+    with ExitStack() as stack:
+        for module in decoder.modules():
+            _redirections[module] = to
+            stack.callback(_redirections.pop, module, None)
+        for config, name in zip(configs, names, strict=True):
+            # The property's setter would also overwrite the sub-configurations, which may differ.
+            stack.callback(setattr, config, "_attn_implementation_internal", name)
+            config._attn_implementation_internal = _registered(name)
+        yield
+
+
+def text_decoder(model: PreTrainedModel) -> nn.Module:
+    """The part of the model that reads text: attention elsewhere (a vision tower) is left alone."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) else model
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """The name under which messages speak of the model: where it came from, and its class."""
+    path = str(getattr(model.config, "_name_or_path", "") or "")
+    return f"{path} ({type(model).__name__})" if path else type(model).__name__
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **options: Any
+) -> Any:
+    own = _own_function(module)
+    to = _redirections.get(module)
+    if to is None:
+        return own(module, query, key, value, attention_mask, **options)
+    return to(own, module, query, key, value, attention_mask, options)
+
+
+def _registered(name: str | None) -> str | None:
+    """Our name for the attention `name`, known to both of transformers' registries."""
+    if name is None or name.startswith(_PREFIX):
+        return name
+    key = _PREFIX + name
+    AttentionInterface.register(key, _attend)
+    # A name that the mask registry does not know gets no mask, which silently makes attention bidirectional.
+    if name in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(key, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    return key
+
+
+def _own_function(module: nn.Module) -> Callable[..., Any]:
+    """The attention function that the module would have called as loaded."""
+    config: Any = module.config
+    switched = config._attn_implementation
+    name = switched.removeprefix(_PREFIX)
+    names = inspect.unwrap(type(module).forward).__globals__
+    if name == "eager":
+        function = names.get("eager_attention_forward")
+    else:
+        function = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS).get(name)
+    if function is None:
+        raise NotReproducible(f"{type(module).__name__}: its own attention function {name!r} could not be found")
+
+    def as_loaded(*args: Any, **kwargs: Any) -> Any:
+        # Flash attention reads the name again to choose its kernel.
+        config._attn_implementation_internal = name
+        try:
+            return function(*args, **kwargs)
+        finally:
+            config._attn_implementation_internal = switched
+
+    return as_loaded
+
+
+def _configs(model: PreTrainedModel, decoder: nn.Module) -> list[Any]:
+    found: dict[int, Any] = {}
+    waiting = [model.config, *(getattr(module, "config", None) for module in decoder.modules())]
+    while waiting:
+        config = waiting.pop()
+        if config is None or id(config) in found or not hasattr(config, "_attn_implementation_internal"):
+            continue
+        found[id(config)] = config
+    return list(found.values())
+
+
+def _refuse_if_it_asks_for_the_name(module: nn.Module, model_name: str) -> None:
+    if not _asks_for_the_name(inspect.unwrap(type(module).forward)):
+        return
+    # GPT-2 asks only to choose an upcasting variant of eager attention that its configuration has to switch on.
+    if getattr(module, "reorder_and_upcast_attn", None) is False:
+        return
+    raise NotReproducible(
+        f"{model_name}: {type(module).__name__} computes something else depending on the name of its attention "
+        "implementation, so that watching it would change it"
+    )
+
+
+@cache
+def _asks_for_the_name(forward: Callable[..., Any]) -> bool:
+    try:
+        source = inspect.getsource(forward)
+    except (OSError, TypeError):
+        return False
+    return re.search(r"_attn_implementation\s*(==|!=|in\b|not in\b)", source) is not None

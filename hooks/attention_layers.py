@@ -1,0 +1,71 @@
+"""The attention layers of a model as they show themselves in a forward of two tokens."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_switch import attached
+from probe.hooks.attention_tap import site, tap
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probe.errors import NotReproducible
+
+_known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, attention_layer]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class attention_layer:
+    """One layer that attends."""
+
+    module: weakref.ReferenceType[nn.Module]
+    """The attention module, held weakly."""
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key-value heads."""
+    head_dim: int
+    """Width of queries and keys."""
+    value_dim: int
+    """Width of values."""
+
+
+def attention_layers(model: PreTrainedModel) -> dict[int, attention_layer]:
+    """The model's attention layers by index, found by running two tokens through it once and then remembered.
+
+    Raises `NotReproducible` naming the model and the reason where its attention cannot be reached.
+    """
+    if model not in _known:
+        seen = _recorder()
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        try:
+            with torch.no_grad(), attached(model, seen, alone=True):
+                model(input_ids=tokens, use_cache=False)
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+            IndexError,
+            NotImplementedError,
+        ) as error:
+            raise NotReproducible(
+                f"{name_of(model)}: its forward fails when its attention is watched: {type(error).__name__}: {error}"
+            ) from error
+        _known[model] = seen.layers
+    return _known[model]
+
+
+class _recorder(tap):
+    def __init__(self) -> None:
+        self.layers: dict[int, attention_layer] = {}
+
+    def change_output(self, here: site, output: Tensor) -> Tensor:
+        self.layers[here.layer] = attention_layer(
+            weakref.ref(here.module), here.num_heads, here.num_kv_heads, here.head_dim, here.value_dim
+        )
+        return output

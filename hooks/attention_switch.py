@@ -1,0 +1,251 @@
+"""Let taps take part in a model's attention, and hand out its verified calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from probe.hooks.attention_interface import name_of, redirected, text_decoder
+from probe.hooks.attention_tap import site, tap
+from probe.hooks.forward_facts import Phase, forward_facts
+from probe.hooks.verification import mask_difference, output_difference
+from probe.kernels.call import Call
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probe.errors import NotReproducible
+
+_switches: weakref.WeakKeyDictionary[nn.Module, attention_switch] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def attached(model: PreTrainedModel, what: tap, *, alone: bool = False) -> Iterator[None]:
+    """Let `what` take part in every attention call of `model` within the block; afterwards the model is as before.
+
+    With `alone` every other tap rests meanwhile: this is how a reference run is made inside an ablation. Raises
+    `NotReproducible` where attention cannot be reached, by the latest when a forward ends without having called it.
+    """
+    switch = _switch_of(model)
+    with ExitStack() as stack:
+        if switch is None:
+            switch = attention_switch(model)
+            stack.enter_context(switch.installed())
+        stack.enter_context(switch.with_tap(what, alone))
+        yield
+
+
+@contextmanager
+def declared(model: PreTrainedModel, phase: Phase | None, tokens: Tensor | None) -> Iterator[None]:
+    """Tell the taps, within the block, which phase forwards are in and which token ids the sequence has."""
+    switch = _switch_of(model)
+    if switch is None:
+        yield
+        return
+    before = switch.phase, switch.tokens
+    switch.phase, switch.tokens = phase, tokens
+    try:
+        yield
+    finally:
+        switch.phase, switch.tokens = before
+
+
+def current_forward(model: PreTrainedModel) -> forward_facts | None:
+    """The forward of `model` that is running, for hooks on its layers; None where they shall rest."""
+    switch = _switch_of(model)
+    return None if switch is None or switch.alone is not None else switch.forward
+
+
+def _switch_of(model: PreTrainedModel) -> attention_switch | None:
+    return next((_switches[module] for module in text_decoder(model).modules() if module in _switches), None)
+
+
+class attention_switch:
+    """One model's attention, redirected: which taps take part, and the forward that is running."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.decoder, self.name = model, text_decoder(model), name_of(model)
+        self.taps: list[tap] = []
+        self.alone: tap | None = None
+        self.forward: forward_facts | None = None
+        self.root: nn.Module | None = None
+        self.phase: Phase | None = None
+        self.tokens: Tensor | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Redirect the decoder's attention here, and watch the model's forwards."""
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise NotReproducible(f"{self.name}: encoder-decoder models are not supported")
+        with ExitStack() as stack:
+            stack.enter_context(redirected(self.model, self.attend))
+            for module in self.decoder.modules():
+                _switches[module] = self
+                stack.callback(_switches.pop, module, None)
+            for module in self.model.modules():
+                if isinstance(module, PreTrainedModel):
+                    before = module.register_forward_pre_hook(self._begins, with_kwargs=True)
+                    after = module.register_forward_hook(self._ends, always_call=True)
+                    stack.callback(before.remove)
+                    stack.callback(after.remove)
+            yield
+
+    @contextmanager
+    def with_tap(self, what: tap, alone: bool) -> Iterator[None]:
+        """Add a tap for the length of the block."""
+        resting = self.alone
+        if alone:
+            self.alone = what
+        else:
+            self.taps.append(what)
+        try:
+            yield
+        finally:
+            self.alone = resting
+            if not alone:
+                self.taps.remove(what)
+
+    def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A model's forward runs through its inner models: the outermost one has the caller's mask.
+        if self.root is not None:
+            return
+        self.root = module
+        self.forward = forward_facts.of(
+            module, args, kwargs, model_name=self.name, phase=self.phase, tokens=self.tokens
+        )
+
+    def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module is not self.root:
+            return
+        facts, self.root, self.forward = self.forward, None, None
+        # Without an output the forward raised, and that error is the one to see.
+        if output is not None and facts is not None and not facts.layers_called:
+            raise NotReproducible(
+                f"{self.name}: its forward never called transformers' attention interface, so its attention "
+                "cannot be seen"
+            )
+
+    def attend(
+        self, own: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+        mask: Tensor | None, options: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """Run the model's own attention with the taps around it."""
+        facts = self.forward
+        if facts is None:
+            raise NotReproducible(f"{self.name}: an attention layer was called outside a forward of the model")
+        causal = options.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+        here = site(
+            _layer_index(module, self.decoder), module, facts, causal,
+            query.shape[1], key.shape[1], key.shape[-1], value.shape[-1],
+        )  # fmt: skip
+        facts.layers_called.add(here.layer)
+        taps = self.taps if self.alone is None else [self.alone]
+        for each in taps:
+            query = each.change_query(here, query)
+        output, weights = own(module, query, key, value, mask, **options)
+        if tuple(output.shape) != (query.shape[0], query.shape[2], query.shape[1], value.shape[-1]):
+            raise NotReproducible(
+                f"{self.name}, layer {here.layer}: its attention returned shape {tuple(output.shape)}, not batch × "
+                "query × head × channel"
+            )
+        observers = [each for each in taps if each.wants_calls]
+        if observers:
+            self._hand_out(observers, here, query, key, value, mask, output, options)
+        for each in taps:
+            output = each.change_output(here, output)
+        return output, weights
+
+    def _hand_out(
+        self, observers: list[tap], here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+        output: Tensor, options: dict[str, Any],
+    ) -> None:  # fmt: skip
+        facts = here.forward
+        if query.shape[2] != facts.num_queries or query.shape[0] != facts.num_samples:
+            self._refuse(
+                here, f"attention sees {query.shape[2]} queries where the forward has {facts.num_queries} tokens"
+            )
+        if options.get("position_bias") is not None:
+            self._refuse(here, "a position bias is added to its logits")
+        scale, window, sink = options.get("scaling"), options.get("sliding_window"), options.get("s_aux")
+        total = facts.num_past + facts.num_queries
+        # A sliding cache holds fewer keys than were seen; a static one has room for more.
+        first_key = max(total - key.shape[2], 0)
+        for sample in range(query.shape[0]):
+            start, stop = facts.ranges[sample]
+            rows = facts.queries_of(sample)
+            if rows[0] == rows[1]:
+                continue
+            columns = max(start - first_key, 0), min(stop - first_key, key.shape[2])
+            call = Call(
+                layer=here.layer,
+                query=query[sample, :, rows[0] : rows[1]].detach(),
+                key=key[sample, :, columns[0] : columns[1]].detach(),
+                value=value[sample, :, columns[0] : columns[1]].detach(),
+                scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
+                query_start=facts.num_past + rows[0] - start,
+                key_start=first_key + columns[0] - start,
+                causal=here.causal,
+                window=int(window) if window else None,
+                softcap=options.get("softcap"),
+                sink_logit=None if sink is None else sink.detach().reshape(-1),
+                phase=facts.phase or "prefill",
+            )
+            self._verify(here, sample, rows, columns, call, mask, output)
+            for part in _by_phase(call, facts, columns[0] + first_key):
+                for each in observers:
+                    each.call(sample, part)
+
+    def _verify(
+        self, here: site, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call,
+        mask: Tensor | None, output: Tensor,
+    ) -> None:  # fmt: skip
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            seen = (id(mask), sample, rows, columns, call.causal, call.window)
+            if seen not in here.forward.checked_masks:
+                reason = mask_difference(mask, sample=sample, rows=rows, columns=columns, call=call)
+                if reason is not None:
+                    self._refuse(here, reason)
+                here.forward.checked_masks[seen] = mask
+        difference, allowed = output_difference(call, output[sample, rows[0] : rows[1]])
+        if difference > allowed:
+            self._refuse(
+                here,
+                "the attention output cannot be reproduced from queries, keys and mask: largest difference "
+                f"{difference:.3g}, where {allowed:.3g} is allowed for {str(call.query.dtype).removeprefix('torch.')}",
+            )
+
+    def _refuse(self, here: site, reason: str) -> None:
+        raise NotReproducible(f"{self.name}, layer {here.layer}: {reason}")
+
+
+def _by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
+    if facts.tokens is not None:
+        call = dataclasses.replace(call, tokens=facts.tokens[offset : offset + call.num_keys])
+    if facts.phase is not None or not call.causal:
+        return [call]
+    if facts.num_past > 0 or call.num_queries == 1:
+        return [dataclasses.replace(call, phase="decode")]
+    last, keys = call.num_queries - 1, call.num_keys - 1
+    tokens = call.tokens
+    prompt = dataclasses.replace(
+        call, query=call.query[:, :last], key=call.key[:, :keys], value=call.value[:, :keys],
+        tokens=None if tokens is None else tokens[:keys],
+    )  # fmt: skip
+    return [
+        prompt,
+        dataclasses.replace(call, query=call.query[:, last:], query_start=call.query_start + last, phase="decode"),
+    ]
+
+
+def _layer_index(module: nn.Module, decoder: nn.Module) -> int:
+    index = getattr(module, "layer_idx", None)
+    if isinstance(index, int):
+        return index
+    # Encoders do not number their layers: the number in the module's path does.
+    path = next(name for name, each in decoder.named_modules() if each is module)
+    number = re.search(r"\d+", path)
+    return int(number.group()) if number else 0

@@ -1,0 +1,128 @@
+"""One sequence going through a model: the prompt in chunks, then token by token, with a way back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_switch import declared
+from probe.hooks.forward_facts import Phase
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from probe.errors import NotReproducible, UsageError
+
+OnLogits = Callable[[int, Float[Tensor, "token vocabulary"]], None]
+
+
+@dataclass(eq=False)
+class decoding_state:
+    """Where a sequence stands: its tokens so far and the cache of their keys and values."""
+
+    cache: DynamicCache
+    """transformers' cache; sliding layers keep only their window."""
+    tokens: Int[Tensor, "token"]
+    """Every token that went in, on the model's device."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that went in."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class decoding_mark:
+    """A point of a sequence that `rollback` returns to. It holds the windows of sliding layers, and no copies."""
+
+    num_tokens: int
+    """Tokens that had gone in."""
+    windows: tuple[tuple[Tensor | None, Tensor | None, bool] | None, ...]
+    """For each sliding layer its keys, its values and whether it was in use; None for the others."""
+
+
+def empty_state(model: PreTrainedModel) -> decoding_state:
+    """A sequence that has not begun."""
+    return decoding_state(DynamicCache(config=model.config), torch.zeros(0, dtype=torch.long, device=model.device))
+
+
+@torch.no_grad()
+def advance(
+    model: PreTrainedModel, state: decoding_state, tokens: Sequence[int], *, phase: Phase, all_logits: bool
+) -> Float[Tensor, "token vocabulary"]:
+    """Put tokens through the model after those of `state`; return the logits at each, or at the last one alone."""
+    new = torch.tensor(list(tokens), dtype=torch.long, device=model.device)
+    if len(new) == 0:
+        raise UsageError("no tokens were given to go through the model")
+    whole = torch.cat([state.tokens, new])
+    options = {} if all_logits or not _can_limit_logits(model) else {"logits_to_keep": 1}
+    with declared(model, phase, whole):
+        output = model(input_ids=new[None], past_key_values=state.cache, use_cache=True, **options)
+    state.tokens = whole
+    logits: Tensor = output.logits[0]
+    return logits if all_logits else logits[-1:]
+
+
+def advance_in_chunks(
+    model: PreTrainedModel,
+    state: decoding_state,
+    tokens: Sequence[int],
+    *,
+    chunk_tokens: int,
+    on_logits: OnLogits | None,
+) -> Float[Tensor, "vocabulary"] | None:
+    """Put a prompt through in chunks without a mask; return the logits at its last token (None for no tokens).
+
+    `on_logits(chunk_start, logits)` is called once a chunk, and no more than one chunk's logits are ever held.
+    """
+    if chunk_tokens < 1:
+        raise UsageError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
+    last = None
+    for start in range(0, len(tokens), chunk_tokens):
+        chunk = tokens[start : start + chunk_tokens]
+        begins = state.num_tokens
+        logits = advance(model, state, chunk, phase="prefill", all_logits=on_logits is not None)
+        if on_logits is not None:
+            on_logits(begins, logits)
+        last = logits[-1].clone()
+        del logits
+    return last
+
+
+def mark(model: PreTrainedModel, state: decoding_state) -> decoding_mark:
+    """Remember where the sequence stands; raises `NotReproducible` where a layer's cache has no way back."""
+    windows: list[tuple[Tensor | None, Tensor | None, bool] | None] = []
+    for index, layer in enumerate(state.cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            windows.append((layer.keys, layer.values, layer.is_initialized))
+        elif type(layer) in (DynamicLayer, DummyLayer):
+            windows.append(None)
+        else:
+            raise NotReproducible(
+                f"{name_of(model)}: the cache of layer {index} ({type(layer).__name__}) cannot be rolled back"
+            )
+    return decoding_mark(state.num_tokens, tuple(windows))
+
+
+def rollback(state: decoding_state, to: decoding_mark) -> None:
+    """Forget the tokens that went in after `to` was taken; what follows is bit-identical to their never having."""
+    surplus = state.num_tokens - to.num_tokens
+    if surplus < 0:
+        raise UsageError(f"the sequence holds {state.num_tokens} tokens, fewer than the {to.num_tokens} of the mark")
+    for layer, window in zip(state.cache.layers, to.windows, strict=True):
+        if window is not None:
+            layer.keys, layer.values, layer.is_initialized = window
+            layer.cumulative_length = to.num_tokens
+        elif to.num_tokens == 0:
+            layer.reset()
+        else:
+            layer.crop(-surplus)
+    state.tokens = state.tokens[: to.num_tokens]
+
+
+def _can_limit_logits(model: PreTrainedModel) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

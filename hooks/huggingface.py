@@ -1,0 +1,256 @@
+"""A transformers model whose attention calls can be watched and whose sequences can be stepped."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import transformers
+from jaxtyping import Float
+from probe.hooks import decoding
+from probe.hooks.attention_interface import name_of, text_decoder
+from probe.hooks.attention_layers import attention_layer, attention_layers
+from probe.hooks.attention_switch import attached
+from probe.hooks.attention_tap import tap
+from probe.hooks.decoding import OnLogits, decoding_mark, decoding_state
+from probe.hooks.find_model import find_model
+from probe.hooks.residual_stream import watched_residuals
+from probe.hooks.weights import tokenizer_sha256, weights_sha256
+from probe.kernels.call import Call
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probe.errors import UsageError
+
+OnCall = Callable[[int, Call], None]
+OnResidual = Callable[[int, int, Float[Tensor, "token channel"]], None]
+
+
+class HuggingFaceModel:
+    """A transformers model with the attention that it was loaded with, and what the toolkit asks of it."""
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: Any = None, *, name: str | None = None) -> None:
+        self.hf = hf
+        """The transformers model itself."""
+        self.tokenizer = tokenizer
+        """Its tokenizer, or None."""
+        self.name = name or name_of(hf)
+        """The name that it was asked for by."""
+
+    def __repr__(self) -> str:
+        return (
+            f"HuggingFaceModel({self.name!r}, {self.dtype}, {self.device}, attention {self.attention_implementation})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.hf.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        dtype: torch.dtype = self.hf.dtype
+        return dtype
+
+    @property
+    def attention_implementation(self) -> str:
+        """The attention that the model was loaded with, in transformers' words."""
+        return str(self.hf.config._attn_implementation)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, those without attention included."""
+        return int(self.hf.config.get_text_config().num_hidden_layers)
+
+    @cached_property
+    def attention_layers(self) -> dict[int, attention_layer]:
+        """The layers that attend, by index; raises `NotReproducible` where they cannot be reached."""
+        return attention_layers(self.hf)
+
+    @property
+    def num_heads(self) -> list[int]:
+        """Query heads of every layer; 0 for a layer that does not attend."""
+        return [self.attention_layers[i].num_heads if i in self.attention_layers else 0 for i in range(self.num_layers)]
+
+    @property
+    def num_kv_heads(self) -> list[int]:
+        """Key-value heads of every layer; 0 for a layer that does not attend."""
+        layers = self.attention_layers
+        return [layers[i].num_kv_heads if i in layers else 0 for i in range(self.num_layers)]
+
+    @property
+    def head_dim(self) -> list[int]:
+        """Width of queries and keys in every layer; 0 for a layer that does not attend."""
+        return [self.attention_layers[i].head_dim if i in self.attention_layers else 0 for i in range(self.num_layers)]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.hf.config.get_text_config().vocab_size)
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest sequence that the configuration permits, in tokens; None where it sets no limit."""
+        length = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+        return int(length) if length else None
+
+    @property
+    def hard_limit(self) -> bool:
+        """Whether a sequence beyond `max_length` cannot run: learned positions end there, RoPE merely degrades."""
+        length = self.max_length
+        if length is None:
+            return False
+        words = self.hf.get_input_embeddings()
+        # OPT's table has two rows more than it has positions.
+        return any(
+            isinstance(module, nn.Embedding) and module is not words and 0 <= module.num_embeddings - length <= 2
+            for module in text_decoder(self.hf).modules()
+        )
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the weights as they are at the first asking."""
+        return weights_sha256(self.hf)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the model is and what runs it, as JSON values."""
+        return {
+            "model": self.name,
+            "architecture": type(self.hf).__name__,
+            "revision": getattr(self.hf.config, "_commit_hash", None),
+            "weights_sha256": self.weights_sha256,
+            "tokenizer_sha256": None if self.tokenizer is None else tokenizer_sha256(self.tokenizer),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "attention_implementation": self.attention_implementation,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "transformers": transformers.__version__,
+            },
+        }
+
+    @contextmanager
+    def calls(self, on_call: OnCall | None, on_residual: OnResidual | None = None) -> Iterator[None]:
+        """Within the block every forward hands out its attention calls, and leaves its logits as they are.
+
+        `on_call(sample, call)` is called for each layer and each sample of the batch, padding sliced off, queries as
+        the interventions of the block made them. A forward that no phase was declared for (any but `prefill` and
+        `step`) on an empty cache gives two calls a layer: the prompt but its last token as prefill, the last as
+        decode. `on_residual(layer, sample, hidden)` gets the output of each decoder layer.
+
+        Every call is verified: a few rows are recomputed, the mask is compared (see `probe.hooks.verification`).
+        Raises `NotReproducible` naming the model, the layer and the reason.
+        """
+        self.attention_layers  # noqa: B018 (refuses, before anything runs, a model that cannot be watched)
+        with ExitStack() as stack:
+            stack.enter_context(attached(self.hf, _handing_out(on_call)))
+            if on_residual is not None:
+                modules = [layer.module() for layer in self.attention_layers.values()]
+                stack.enter_context(watched_residuals(self.hf, [each for each in modules if each], on_residual))
+            yield
+
+    def prefill(
+        self, tokens: Sequence[int], *, chunk_tokens: int = 2048, on_logits: OnLogits | None = None
+    ) -> decoding_state:
+        """Put a prompt through in chunks and return the state that `step` continues; no tokens give an empty state.
+
+        `on_logits(chunk_start, logits [token vocabulary])` is called for each chunk; no more is ever held. In a
+        chunk after the first, transformers makes a mask of chunk × cached tokens.
+        """
+        state = decoding.empty_state(self.hf)
+        decoding.advance_in_chunks(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
+        return state
+
+    def step(
+        self, state: decoding_state, tokens: Sequence[int], *, phase: Literal["prefill", "decode"] = "decode"
+    ) -> Float[Tensor, "token vocabulary"]:
+        """Put tokens through after those of `state`, which moves on; return the logits at each of them."""
+        return decoding.advance(self.hf, state, tokens, phase=phase, all_logits=True)
+
+    def mark(self, state: decoding_state) -> decoding_mark:
+        """Remember where `state` stands, to go back there; holds no copies, only sliding layers' windows."""
+        return decoding.mark(self.hf, state)
+
+    def rollback(self, state: decoding_state, to: decoding_mark) -> None:
+        """Take `state` back to where `mark` was taken; what follows is bit-identical to never having gone on."""
+        decoding.rollback(state, to)
+
+
+class _handing_out(tap):
+    def __init__(self, on_call: OnCall | None) -> None:
+        self.on_call = on_call
+        self.wants_calls = on_call is not None
+
+    def call(self, sample: int, call: Call) -> None:
+        if self.on_call is not None:
+            self.on_call(sample, call)
+
+
+def load(
+    name_or_model: str | PreTrainedModel | HuggingFaceModel,
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    attention_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> HuggingFaceModel:
+    """Load a model by specimen name, folder or hub id, or wrap a model object that is already there.
+
+    A loaded model keeps the dtype that it is stored in, goes to CUDA where there is one, and has no gradients. A given
+    object stays as it is, except that it is put into evaluation mode. Raises `NotAvailable` naming the model and what
+    was tried, `UsageError` for options that a given object cannot take.
+    """
+    if isinstance(name_or_model, HuggingFaceModel):
+        return name_or_model
+    if not isinstance(name_or_model, str):
+        return _wrapped(name_or_model, tokenizer, device, dtype, revision, attention_implementation)
+    options: dict[str, Any] = {"dtype": "auto" if dtype is None else _dtype(dtype)}
+    if revision is not None:
+        options["revision"] = revision
+    if attention_implementation is not None:
+        options["attn_implementation"] = attention_implementation
+    model, found = find_model(name_or_model, trust_remote_code=trust_remote_code, **options)
+    model.requires_grad_(False)
+    model.eval()
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return HuggingFaceModel(model, found if tokenizer is None else tokenizer, name=name_or_model)
+
+
+def _wrapped(
+    model: Any, tokenizer: Any, device: Any, dtype: Any, revision: str | None, attention_implementation: str | None
+) -> HuggingFaceModel:
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(
+            f"a model name or a transformers model is needed, not {type(model).__module__}.{type(model).__name__}"
+        )
+    for option, value in (
+        ("dtype", dtype),
+        ("revision", revision),
+        ("attention_implementation", attention_implementation),
+    ):
+        if value is not None:
+            raise UsageError(f"{option} cannot be chosen for a model object that is already there")
+    model.eval()
+    if device is not None:
+        model.to(device)
+    return HuggingFaceModel(model, tokenizer)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16, float16 or float64")
+    return found

@@ -1,0 +1,101 @@
+"""Whether a call is understood: its output recomputed for a few rows, and its mask compared with what it says."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from probe.kernels.call import Call
+from torch import Tensor
+
+# Cells of a mask that are compared at once; bounds the memory of the comparison to a few megabytes.
+_MASK_CELLS = 1 << 22
+
+
+def visible(
+    queries: Int[Tensor, "query"], keys: Int[Tensor, "key"], *, causal: bool, window: int | None
+) -> Bool[Tensor, "query key"]:
+    """True where the query at the one position sees the key at the other, as `Call` defines it."""
+    distance = queries[:, None] - keys[None, :]
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        seen = seen & (distance < window)
+        if not causal:
+            seen = seen & (distance > -window)
+    return seen
+
+
+def output_difference(call: Call, output: Float[Tensor, "query head value_channel"]) -> tuple[float, float]:
+    """Largest difference between `output` and the call's own attention at up to four rows, and what is allowed there.
+
+    The rows are the first, the last and two between them; they are recomputed in float32 (float64 for a float64
+    model), a key-value head at a time, at the cost of at most four more queries in every call. The allowance follows
+    the rounding of the logits and of the output in the model's dtype, so that in bfloat16 and float16 only a
+    difference above some percent of the largest value is seen; masks are compared exactly by `mask_difference`.
+    Values that are not finite are left out: whether a model computes NaN is not this function's question.
+    """
+    num_queries, num_keys = call.num_queries, call.num_keys
+    rows = torch.tensor(sorted({0, num_queries // 3, 2 * num_queries // 3, num_queries - 1}), device=call.query.device)
+    exact = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    keys = torch.arange(num_keys, device=rows.device) + call.key_start
+    hidden = ~visible(rows + call.query_start, keys, causal=call.causal, window=call.window)
+    group = call.num_heads // call.num_kv_heads
+    worst = torch.zeros(2, dtype=exact, device=rows.device)
+    for kv_head in range(call.num_kv_heads):
+        heads = slice(kv_head * group, (kv_head + 1) * group)
+        key, value = call.key[kv_head].to(exact), call.value[kv_head].to(exact)
+        query = call.query[heads, rows].to(exact) * call.scale
+        logits = query @ key.T
+        if call.softcap is not None:
+            logits = call.softcap * torch.tanh(logits / call.softcap)
+        logits = logits.masked_fill(hidden, -torch.inf)
+        if call.sink_logit is not None:
+            sink = call.sink_logit[heads].to(exact)[:, None, None].expand(group, len(rows), 1)
+            logits = torch.cat([logits, sink], dim=-1)
+        expected = logits.softmax(dim=-1)[..., :num_keys] @ value
+        found = output[rows][:, heads].to(exact).transpose(0, 1)
+        difference = (found - expected).abs()
+        difference = difference.masked_fill(~difference.isfinite(), 0).amax()
+        allowed = _allowance(query, key, value, logits, call.query.dtype)
+        candidate = torch.stack([difference, allowed])
+        worst = torch.where(difference - allowed > worst[0] - worst[1], candidate, worst)
+    return float(worst[0]), float(worst[1])
+
+
+def _allowance(query: Tensor, key: Tensor, value: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
+    single, own = torch.finfo(query.dtype).eps, torch.finfo(dtype).eps
+    finite = logits.masked_fill(~logits.isfinite(), 0).abs().amax()
+    # A logit is a sum of products that may cancel, so its rounding follows the norms, not its own size.
+    summed = query.norm(dim=-1).amax() * key.norm(dim=-1).amax()
+    logit_error = 8 * single * summed + (own * finite if own > single else 0)
+    allowed: Tensor = (2 * logit_error + max(4 * own, 64 * single)) * value.abs().amax()
+    return allowed.nan_to_num(nan=torch.inf)
+
+
+def mask_difference(
+    mask: Tensor, *, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call
+) -> str | None:
+    """Where a 4-D mask, boolean or additive, disagrees with `call`, in words; None where it agrees everywhere.
+
+    `rows` and `columns` are the ranges of the mask that hold the call's queries and keys. A few megabytes at a time.
+    """
+    part = mask[sample if mask.shape[0] > 1 else 0, :, rows[0] : rows[1]]
+    positions = torch.arange(part.shape[-1], device=mask.device) - columns[0] + call.key_start
+    inside = torch.zeros(part.shape[-1], dtype=torch.bool, device=mask.device)
+    inside[columns[0] : columns[1]] = True
+    step = max(1, _MASK_CELLS // max(part.shape[-1], 1))
+    for start in range(0, part.shape[1], step):
+        block = part[:, start : start + step]
+        queries = torch.arange(start, start + block.shape[1], device=mask.device) + call.query_start
+        expected = visible(queries, positions, causal=call.causal, window=call.window) & inside
+        if block.dtype == torch.bool:
+            agrees = block == expected
+        else:
+            agrees = torch.where(expected, block == 0, block <= torch.finfo(block.dtype).min / 4)
+        if not bool(agrees.all()):
+            _, query, key = (int(index) for index in torch.nonzero(~agrees)[0])
+            return (
+                f"its mask at query {int(queries[query])}, key {int(positions[key])} is "
+                f"{block[0, query, key].item()}, where {'a visible' if expected[query, key] else 'a hidden'} key "
+                f"was expected ({'causal' if call.causal else 'bidirectional'}, window {call.window})"
+            )
+    return None
