@@ -1,0 +1,1 @@
+"""Workloads: what the model is asked, as samples whose spans are made with the text."""
