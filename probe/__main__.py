@@ -1,0 +1,8 @@
+"""`python -m probe` is the command `probe`."""
+
+from __future__ import annotations
+
+from probe.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""How sure a finding is, in one line: interval, number of observations, control and test."""
+
+from __future__ import annotations
+
+import math
+
+from probe.finding import Comparison, Finding, Interval, Measurement
+
+
+def certainty(finding: Finding) -> str:
+    """Return what stands behind the claim: interval and its method, n, what was left out, the control, the test."""
+    measured = finding.measured
+    if measured.value is None or not math.isfinite(measured.value):
+        return f"Not measured ({_observations(measured)})."
+    parts = [f"{_interval(measured.interval)}, {_observations(measured)}"]
+    if finding.control is not None:
+        parts.append(f"control: {finding.control.name} {_value(finding.control)}")
+    if finding.comparison is not None:
+        parts.append(_test(finding.comparison))
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "no interval"
+    return f"{100 * interval.level:.3g} % interval {interval.low:.3g} to {interval.high:.3g} ({interval.method})"
+
+
+def _observations(measured: Measurement) -> str:
+    dropped = f", {measured.dropped} left out" if measured.dropped else ""
+    return f"n = {measured.n}{dropped}"
+
+
+def _value(measured: Measurement) -> str:
+    if measured.value is None or not math.isfinite(measured.value):
+        return f"not measured (n = {measured.n})"
+    unit = f" {measured.unit}" if measured.unit else ""
+    interval = f" {measured.interval}" if measured.interval is not None else ""
+    return f"{measured.value:.3g}{unit}{interval} (n = {measured.n})"
+
+
+def _test(comparison: Comparison) -> str:
+    parts = [comparison.name]
+    if comparison.difference is not None and math.isfinite(comparison.difference):
+        interval = f" {comparison.interval}" if comparison.interval is not None else ""
+        parts.append(f"difference {comparison.difference:+.3g}{interval}")
+    if comparison.p_value is not None and math.isfinite(comparison.p_value):
+        parts.append("p < 1e-6" if comparison.p_value < 1e-6 else f"p = {comparison.p_value:.2g}")
+    parts.append(f"n = {comparison.n}")
+    return f"{parts[0]}: {', '.join(parts[1:])}"

@@ -1,0 +1,189 @@
+"""The command `probe`: run a casebook, list what there is, show a finished run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import probe
+from probe.errors import NotAvailable, UsageError
+from probe.exits import exits, partial, stops
+
+# What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
+
+app = typer.Typer(
+    name="probe",
+    help="Find out why a language model fails on long context.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 usage, 3 no model, 4 partial, 5 corrupt, 6 in use, 70 our error."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader has gone (`probe list | head`); Python would complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"probe {probe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+) -> None:
+    """Find out why a language model fails on long context."""
+    context.obj = debug
+
+
+@app.command("run")
+def run_casebook(
+    context: typer.Context,
+    casebook: Annotated[str, typer.Argument(help="Name of a casebook (see `probe list casebooks`), or a YAML file.")],
+    model: Annotated[str | None, typer.Option(help="Specimen, hub id or folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 64,128,256.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Where the needle stands, from 0 to 1, e.g. 0,0.5,1.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most samples per length and depth.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything drawn.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    haystack: Annotated[Path | None, typer.Option(help="A text file of your own to hide the needle in.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the model run code of its own; it can do anything.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many units, how much memory, disk and time; run nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another run in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Play a casebook and write its report. The same command continues a run that was stopped."""
+    options: dict[str, Any] = {
+        "model": model,
+        "out": out,
+        "lengths": lengths,
+        "depths": depths,
+        "limit": limit,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "haystack": haystack,
+        "trust_remote_code": trust_remote_code,
+    }
+    again = _command(casebook, options)
+    with exits(debug=context.obj):
+        options["lengths"] = _whole_numbers("--lengths", lengths)
+        options["depths"] = _fractions("--depths", depths)
+        from rich.console import Console
+
+        from probe.terminal_progress import terminal_progress
+        from probe.terminal_summary import print_estimate, print_summary
+
+        progress = terminal_progress(Console(stderr=True), quiet=quiet or dry_run)
+        with stops(progress, again):
+            from probe.run import dry_run as estimate
+            from probe.run import run as play
+
+            if dry_run:
+                print_estimate(casebook, estimate(casebook, **options), as_json=as_json)
+                return
+            finished = play(casebook, **options, force=force, command=again, progress=progress)
+        from probe.summary import summary
+
+        brief = summary(finished)
+        print_summary(brief, as_json=as_json)
+        if brief["failed"]:
+            raise partial(len(brief["failed"]), again)
+
+
+@app.command("list")
+def list_rooms(
+    context: typer.Context,
+    room: Annotated[
+        str | None, typer.Argument(help="models, casebooks, analyses, statistics, interventions or workloads.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what there is to run, each in one sentence."""
+    with exits(debug=context.obj):
+        from probe.listing import listing
+        from probe.terminal_summary import print_listing
+
+        print_listing(listing(room), as_json=as_json)
+
+
+@app.command("show")
+def show_run(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what a finished run found."""
+    with exits(debug=context.obj):
+        if not (run / "run.json").is_file():
+            raise NotAvailable(f"no run in {run}: there is no run.json")
+        from probe import trace_store
+        from probe.summary import summary
+        from probe.terminal_summary import print_summary
+
+        opened = trace_store.open(run)
+        if not isinstance(opened, trace_store.Run):
+            raise UsageError(f"{run} holds a single trace, not a run")
+        print_summary(summary(opened), as_json=as_json)
+
+
+def _command(casebook: str, options: Mapping[str, Any]) -> str:
+    """Return the command line that starts this run, and continues it."""
+    words = ["probe", "run", casebook]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and 0 < int(part) < 10**9):
+            raise UsageError(f"{option}: expected whole numbers above 0 separated by commas, got {part!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _fractions(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    numbers = []
+    for part in text.split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise UsageError(f"{option}: expected numbers from 0 to 1 separated by commas, got {part.strip()!r}")
+        numbers.append(number)
+    return tuple(numbers)

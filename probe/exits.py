@@ -1,0 +1,96 @@
+"""How the command line leaves: each error as one message with its exit code, no traceback for what was foreseen."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shlex
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn, Protocol
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import probe
+from probe.errors import ProbeError, SomeUnitsFailed
+from probe.visible import visible
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; whatever cleans up after Ctrl-C cleans up after this too."""
+
+
+class _Counted(Protocol):
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    def stop(self) -> None: ...
+
+
+@contextlib.contextmanager
+def exits(*, debug: bool = False) -> Iterator[None]:
+    """Turn an error into one message and an exit code: a ProbeError's own, 4 for a full disk, 70 for the rest."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except ProbeError as error:
+        _leave(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _leave(f"the disk is full: {error.filename or error}; what was written stays readable", 4)
+        _unexpected(error, debug)
+    # Whatever was not foreseen is ours to be told of, never a traceback in a user's face.
+    except Exception as error:  # noqa: BLE001
+        _unexpected(error, debug)
+
+
+@contextlib.contextmanager
+def stops(progress: _Counted, again: str) -> Iterator[None]:
+    """Let Ctrl-C (exit 130) and SIGTERM (143) stop a run where it is, and print `again`, the command that goes on."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        progress.stop()
+        done = "nothing was read yet"
+        if progress.total:
+            done = f"{progress.done} of {progress.total} units are done and stay"
+        _leave(f"stopped; {done}. To go on:\n  {again}", 143 if isinstance(stop, Terminated) else 130)
+    finally:
+        progress.stop()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def partial(num_failed: int, again: str) -> SomeUnitsFailed:
+    """Return the error of a run that ended with failed units."""
+    units = "1 unit" if num_failed == 1 else f"{num_failed} units"
+    return SomeUnitsFailed(f"{units} failed; the report is partial. To try again:\n  {again}")
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    line = Text("probe: ", style="bold red").append(visible(message, keep="\n"), style="default")
+    Console(stderr=True).print(line, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _unexpected(error: Exception, debug: bool) -> NoReturn:
+    message = f"an error of probe's own: {type(error).__name__}: {error}"
+    if debug:
+        traceback.print_exception(error)
+        _leave(message, 70)
+    with tempfile.NamedTemporaryFile("w", prefix="probe-error-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(f"probe {probe.__version__}, Python {sys.version}\n{shlex.join(sys.argv)}\n\n")
+        traceback.print_exception(error, file=file)
+    _leave(f"{message}\nPlease report it, with {file.name}; `probe --debug …` shows the details at once.", 70)

@@ -1,0 +1,235 @@
+"""A run as one HTML file: the diagnosis in sentences, then each finding with its figures, then where it came from.
+
+It opens from disk and asks the network for nothing: plotly.js is inside, and a content security policy admits exactly
+the scripts that were written here, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+import probe
+from probe.certainty import certainty
+from probe.drawing import drawing
+from probe.finding import Finding, Suggestion
+from probe.headline import headline
+from probe.summary import failures, model_of, named
+from probe.visible import visible
+
+if TYPE_CHECKING:
+    from probe.trace_store import Run
+
+MOST_ROWS = 200
+"""Rows of a table that the page shows; findings.json has them all."""
+MOST_CHARACTERS = 500
+"""Characters of one text in a table."""
+
+_VERDICTS = {
+    "supported": "the data show it",
+    "refuted": "the data rule it out, against the margin stated",
+    "inconclusive": "the data do not settle it",
+}
+_LABELS = {
+    "model": "Model",
+    "revision": "Revision",
+    "weights_sha256": "Weights, SHA-256",
+    "tokenizer_sha256": "Tokenizer, SHA-256",
+    "dtype": "Number format",
+    "device": "Device",
+    "attention_implementation": "Attention implementation",
+    "trust_remote_code": "Code of the model's own was run",
+}
+
+
+def write_report(run: Run, path: str | Path) -> None:
+    """Write `report_html(run)` to `path`, whole or not at all."""
+    target = Path(path)
+    unfinished = target.with_name(target.name + ".part")
+    unfinished.write_text(report_html(run), encoding="utf-8", newline="\n")
+    os.replace(unfinished, target)
+
+
+def report_html(run: Run) -> str:
+    """Return the report of a run as one HTML document, from its record and findings. No torch, no network."""
+    findings = run.findings()
+    record = run.record
+    scripts = _scripts(any(finding.figures for finding in findings))
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": _shown, "visible": _visible, "number": _number, "measured": _measured}
+    return environment.get_template("report.html.j2").render(
+        title=f"{named(record.get('casebook'))}: {model_of(record)}",
+        casebook=named(record.get("casebook")),
+        model=model_of(record),
+        status=record.get("status", ""),
+        version=probe.__version__,
+        policy=_policy(scripts),
+        scripts=scripts,
+        figures=_embedded([drawing(figure) for finding in findings for figure in finding.figures]),
+        said=headline(findings),
+        by_claim={finding.claim: finding for finding in findings},
+        sections=list(_sections(findings)),
+        verdicts=_VERDICTS,
+        failures=failures(run),
+        non_finite=[_sentence(entry) for entry in record.get("non_finite") or []],
+        skipped=_skipped(record),
+        card=list(_flat(record.get("model_card") or {})),
+        provenance=list(_provenance(record)),
+        command=record.get("command") or f"probe run {named(record.get('casebook'))} --model {model_of(record)}",
+        certainty=certainty,
+        most_rows=MOST_ROWS,
+    )
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One finding with what the page needs to show it."""
+
+    finding: Finding
+    number: int
+    first_figure: int
+    snippets: list[tuple[Suggestion, str, str]]
+
+
+def _sections(findings: list[Finding]) -> Iterator[_Section]:
+    drawn = 0
+    for number, finding in enumerate(findings, start=1):
+        snippets = [(suggestion, _as_yaml(suggestion), _as_python(suggestion)) for suggestion in finding.suggests]
+        yield _Section(finding, number, drawn, snippets)
+        drawn += len(finding.figures)
+
+
+def _as_yaml(suggestion: Suggestion) -> str:
+    played = json.dumps({suggestion.intervention: suggestion.fields}, ensure_ascii=True)
+    return f"conditions:\n  suggested:\n    role: treatment\n    intervention: {played}"
+
+
+def _as_python(suggestion: Suggestion) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in suggestion.fields.items())
+    return f"with probe.{suggestion.intervention}({arguments})(model):\n    probe.trace(model, sample)"
+
+
+def _template(name: str) -> str:
+    return (files("probe") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _scripts(with_figures: bool) -> list[Markup]:
+    """Return the scripts of the page, in order, as text that an HTML parser gives back unchanged."""
+    own = _template("report.js")
+    if not with_figures:
+        return [Markup(own)]
+    from plotly.offline import get_plotlyjs
+
+    # A parser turns CR LF into LF before it hashes.
+    texts = [get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n"), own]
+    for text in texts:
+        if "</script" in text.lower() or "<!--" in text:
+            raise ValueError("a script of the page would end early in HTML")
+    return [Markup(text) for text in texts]
+
+
+def _policy(scripts: list[Markup]) -> str:
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _embedded(value: Any) -> Markup:
+    """Return JSON that cannot leave a script element: ASCII, and no <, > or & in it."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _shown(value: object) -> Markup:
+    """Escape text of whatever origin, hidden characters made visible, its direction kept to itself."""
+    text = visible(str(value), keep="\n")
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[:MOST_CHARACTERS]}… ({len(text)} characters)"
+    return Markup("<bdi>{}</bdi>").format(escape(text))
+
+
+def _visible(value: object, keep: str = "") -> str:
+    return visible(str(value), keep=keep)
+
+
+def _number(value: Any) -> Markup:
+    """Show a table's cell: numbers to four significant digits, nothing as a dash, anything else as text."""
+    if value is None:
+        return Markup("–")
+    if isinstance(value, bool):
+        return Markup("yes" if value else "no")
+    if isinstance(value, float):
+        return Markup(f"{value:.4g}" if math.isfinite(value) else "not finite")
+    return _shown(value if isinstance(value, str | int) else json.dumps(value))
+
+
+def _measured(value: Any) -> Markup:
+    """Show a measurement: value, unit, interval."""
+    if value is None:
+        return Markup("–")
+    if value.value is None or not math.isfinite(value.value):
+        return Markup("not measured")
+    unit = Markup(" {}").format(visible(value.unit)) if value.unit else Markup("")
+    interval = Markup("")
+    if value.interval is not None:
+        interval = Markup(' <span class="interval">{}</span>').format(str(value.interval))
+    return Markup("<b>{}</b>{}{}").format(f"{value.value:.3g}", unit, interval)
+
+
+def _sentence(entry: object) -> str:
+    if isinstance(entry, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {value}" for key, value in entry.items())
+    return str(entry)
+
+
+def _skipped(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    stages = record.get("stages")
+    if not isinstance(stages, Mapping):
+        return []
+    return [(str(n), str(s["skipped"])) for n, s in stages.items() if isinstance(s, Mapping) and s.get("skipped")]
+
+
+def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the numbers came from, row by row."""
+    provenance = record.get("provenance")
+    known = provenance if isinstance(provenance, Mapping) else {}
+    for key, label in _LABELS.items():
+        if known.get(key) is not None:
+            yield label, str(known[key])
+    yield from _flat({key: value for key, value in known.items() if key not in _LABELS})
+    casebook = record.get("casebook")
+    if isinstance(casebook, Mapping):
+        yield "Casebook", f"{casebook.get('name', '?')}: {casebook.get('question', '')}"
+        yield "Seed", str(casebook.get("seed", ""))
+        yield "Workload", json.dumps(casebook.get("workload"), ensure_ascii=False)
+    yield "longcontext-probe", probe.__version__
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        label = f"{before}{key}".replace("_", " ")
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{label} · ")
+        elif item is not None and item != "":
+            yield label, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)

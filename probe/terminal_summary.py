@@ -1,0 +1,86 @@
+"""What a run found, or what one would cost, on a terminal or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from probe.visible import visible
+
+_MARKS = {"supported": ("✓", "green"), "refuted": ("✗", "red"), "inconclusive": ("?", "yellow")}
+_MOST_FAILURES = 10
+
+
+def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print `summary(run)`: each finding in one sentence with its interval, what failed, where the report lies."""
+    if as_json:
+        print(json.dumps(brief, indent=2))
+        return
+    _line(f"{brief['casebook']} · {brief['model']}", style="bold")
+    for finding in brief["findings"]:
+        mark, style = _MARKS[finding["verdict"]]
+        _line(finding["claim"], lead=f"{mark} ", lead_style=style)
+        _line(f"  {finding['certainty']}", style="dim")
+    failed = brief["failed"]
+    if failed:
+        _line(f"! failed: {len(failed)}", style="bold red")
+        for failure in failed[:_MOST_FAILURES]:
+            _line(f"  {failure['unit']}: {failure['reason']}")
+        if len(failed) > _MOST_FAILURES:
+            _line(f"  and {len(failed) - _MOST_FAILURES} more")
+    if "report.html" in brief["files"]:
+        _line(brief["files"]["report.html"], lead="report: ", lead_style="bold", wrap=False)
+
+
+def print_estimate(casebook: str, estimate: Any, *, as_json: bool) -> None:
+    """Print what a dry run expects: units by stage, memory, disk and time."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(estimate), indent=2, default=str))
+        return
+    for stage in estimate.stages:
+        facts = dict(stage) if isinstance(stage, Mapping) else dataclasses.asdict(stage)
+        name = facts.pop("name", None) or facts.pop("stage", "?")
+        _line(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    _line(
+        f"{casebook}: {estimate.units} units, about {_seconds(estimate.seconds)}, "
+        f"peak memory about {_bytes(estimate.peak_memory_bytes)}, disk about {_bytes(estimate.disk_bytes)}"
+    )
+
+
+def print_listing(rooms: Mapping[str, Mapping[str, str]], *, as_json: bool) -> None:
+    """Print `listing()`: names and first sentences, room by room."""
+    if as_json:
+        print(json.dumps(rooms, indent=2))
+        return
+    width = max((len(name) for members in rooms.values() for name in members), default=0) + 2
+    for i, (room, members) in enumerate(rooms.items()):
+        _line(("\n" if i else "") + room, style="bold")
+        for name, sentence in members.items():
+            _line(sentence, lead="  " + name.ljust(width), lead_style="cyan")
+        if room == "models":
+            _line("  … and any Hugging Face model, by hub id or folder", style="dim")
+
+
+def _line(text: str, *, style: str = "default", lead: str = "", lead_style: str = "default", wrap: bool = True) -> None:
+    console = Console(highlight=False)
+    line = Text(visible(lead), style=lead_style).append(visible(text, keep="\n"), style=style)
+    console.print(line, soft_wrap=not (wrap and console.is_terminal))
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _seconds(number: float) -> str:
+    return (
+        f"{number:.0f} s" if number < 120 else f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
+    )
