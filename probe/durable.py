@@ -1,0 +1,102 @@
+"""Bytes that outlive a crash: written aside, forced to the disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from probe.errors import NotAvailable, StoreCorrupt, UsageError
+
+MAX_JSON_BYTES = 256 * 2**20
+"""A JSON file larger than this was not written by this toolkit and is refused."""
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one way to write a JSON value: keys sorted, no spaces; raises UsageError where it is not one."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"not a JSON value: {error}") from error
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Return the JSON value in `data`; raises StoreCorrupt naming the file where there is none."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StoreCorrupt(f"{name} is not JSON: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON value in a file; raises NotAvailable where the file is not there, StoreCorrupt where it is none."""
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), str(path))
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return a plain file's bytes; a link, a folder or a file above `limit` raises StoreCorrupt."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError as error:
+        raise NotAvailable(f"{path} is not there") from error
+    except OSError as error:
+        raise StoreCorrupt(f"{path} cannot be read, or is a link: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise StoreCorrupt(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise StoreCorrupt(f"{path} has more than the {limit} bytes that it may have")
+    return data
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file so that a crash at any moment leaves the old one or the new one whole."""
+    path = Path(path)
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot hold this: {error}") from error
+    # Half a surrogate pair, which a byte-level tokenizer can give, has no UTF-8 form.
+    write_bytes(path, text.encode(errors="backslashreplace") + b"\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk. Windows has no such call, and needs none."""
+    if os.name == "nt":
+        return
+    _sync(folder)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Force files to the disk, several at a time, so that the file system can write them in one go."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""A run: a folder of traces with the casebook that made them, and what was found."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from probe.commits import Commits
+from probe.damage import Damage, damage_of
+from probe.durable import read_json
+from probe.errors import StoreCorrupt
+from probe.finding import Finding
+from probe.manifest import check_format
+from probe.unit_files import SealedFiles
+from probe.unit_trace import Trace
+
+
+class Run:
+    """A run folder, read. What is committed when it is opened is what it shows."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open a run folder.
+
+        Raises NotAvailable where it has no `run.json`, StoreCorrupt where that or the commit record is not what was
+        written, or a newer version wrote it.
+        """
+        self.path = Path(path)
+        """The folder."""
+        record = read_json(self.path / "run.json")
+        if not isinstance(record, dict):
+            raise StoreCorrupt(f"{self.path / 'run.json'} is not the record of a run")
+        check_format(record.get("format"), str(self.path / "run.json"))
+        self.record: dict[str, Any] = record
+        """What `run.json` says: the casebook, the provenance, what each stage resolved."""
+        self._commits = Commits(self.path / "commits.jsonl")
+
+    @functools.cached_property
+    def units(self) -> dict[str, Mapping[str, Any]]:
+        """The record of each committed unit (`unit`, `stage`, `condition`, `role`, `sample`, `failed`), by unit."""
+        return dict(self._commits.units)
+
+    def traces(
+        self, condition: str | None = None, stage: str | None = None, role: str | None = None
+    ) -> Iterator[Trace]:
+        """Yield the traces, in the order in which they were captured, of one condition, stage and role or of all."""
+        wanted = {"condition": condition, "stage": stage, "role": role}
+        for unit, record in self.units.items():
+            if all(value is None or record.get(key) == value for key, value in wanted.items()):
+                yield self.trace(unit)
+
+    def trace(self, unit: str) -> Trace:
+        """Return one trace by its unit; raises KeyError where there is none."""
+        return Trace.open(self.path / "trace.zarr" / unit, self.units[unit])
+
+    def findings(self) -> list[Finding]:
+        """Return what was found; empty before the analyses ran."""
+        path = self.path / "findings.json"
+        if not path.exists():
+            return []
+        value = read_json(path)
+        try:
+            return [Finding.from_json(finding) for finding in value]
+        except (TypeError, ValueError) as error:
+            raise StoreCorrupt(f"{path} does not hold findings: {error}") from error
+
+    def verify(self) -> list[Damage]:
+        """Read every byte of every unit and return what is not as it was written; empty where all is well."""
+        found = []
+        if self._commits.torn:
+            found.append(Damage("", "commits.jsonl", "ends in a torn entry, which does not count"))
+        for unit, record in self.units.items():
+            folder = self.path / "trace.zarr" / unit
+            try:
+                files = SealedFiles(folder, str(record["manifest"]), check_sizes=False)
+                damage = damage_of(unit, folder, files.manifest)
+                if not damage:
+                    self.trace(unit)
+            except StoreCorrupt as error:
+                damage = [Damage(unit, "manifest.json", str(error))]
+            found += damage
+        return found
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {len(self)} traces)"
+
+    def _repr_html_(self) -> str:
+        status = html.escape(str(self.record.get("status", "")))
+        counts = Counter((str(r.get("stage") or ""), str(r.get("condition") or "")) for r in self.units.values())
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(stage)}</td>"
+            f"<td style='text-align:left'>{html.escape(condition)}</td><td>{number}</td></tr>"
+            for (stage, condition), number in counts.items()
+        )
+        claims = "".join(f"<li>{html.escape(finding.claim)}</li>" for finding in self.findings())
+        return (
+            f"<p><b>Run</b> {html.escape(str(self.path))} · {len(self)} traces{' · ' + status if status else ''}</p>"
+            f"<ul>{claims}</ul><table><tr><th>stage</th><th>condition</th><th>traces</th></tr>{rows}</table>"
+        )

@@ -1,0 +1,201 @@
+"""Where units are written: a run folder, or memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import zarr
+
+from probe.array import Array
+from probe.commits import UNIT_ID, Commits
+from probe.durable import canonical_json, sync_folder, write_json
+from probe.errors import StoreCorrupt, UsageError
+from probe.hold import hold
+from probe.sample import Sample
+from probe.unit_files import MemoryFiles, OpenFiles
+from probe.unit_trace import Trace
+from probe.unit_writer import UnitWriter
+
+__all__ = ["Array", "MemoryStore", "RunStore", "UnitWriter", "clear", "hold", "unit_id", "write_json"]
+
+CONTENTS: Final = ("run.json", "trace.json", "commits.jsonl", "findings.json", "report.html", "trace.zarr")
+"""All that a run folder holds, the lock aside."""
+
+
+class RunStore:
+    """Writes the units of one run folder, and says which are written.
+
+    The first `begin_unit` holds the folder until `close` (RunFolderInUse where another process does) and removes what
+    an earlier writer left half done.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open a run folder to write; raises StoreCorrupt where its commit record is damaged."""
+        self.path = Path(path)
+        """The run folder."""
+        self._units = self.path / "trace.zarr"
+        self._commits = Commits(self.path / "commits.jsonl")
+        self._held = contextlib.ExitStack()
+        self._free = weakref.finalize(self, self._held.close)
+        self._writing = False
+
+    def committed(self) -> dict[str, Mapping[str, Any]]:
+        """Return the record of each committed unit (`unit`, `stage`, `condition`, `role`, `sample`, `failed`), by unit."""
+        return dict(self._commits.units)
+
+    def begin_unit(
+        self,
+        unit: str,
+        *,
+        stage: str = "",
+        condition: str = "",
+        facts: Mapping[str, Any] | None = None,
+        sample: Sample,
+        provenance: Mapping[str, Any] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> UnitWriter:
+        """Begin a unit; `layers` names those that will be written, where they are not 0, 1, 2, …
+
+        Raises UsageError where the unit is committed already, or its name, facts or sample are not what can be stored.
+        """
+        self._hold()
+        if unit in self._commits.units:
+            raise UsageError(f"unit {unit!r} is committed already in {self.path}")
+        if not UNIT_ID.fullmatch(unit):
+            raise UsageError(f"{unit!r} cannot name a unit: small letters, digits, '.', '_' and '-', at most 121")
+        folder = self._units / unit
+        if folder.exists():
+            raise UsageError(f"unit {unit!r} is being written already in {self.path}")
+        # Before the folder is made, so that what cannot be stored leaves none behind.
+        about = {"stage": stage, "condition": condition, "facts": dict(facts or {}), "provenance": provenance or {}}
+        canonical_json([about, sample.to_json()])
+        return UnitWriter(
+            unit,
+            OpenFiles(folder),
+            self._commits.append,
+            stage=stage,
+            condition=condition,
+            facts=facts or {},
+            sample=sample,
+            provenance=provenance or {},
+            layers=layers,
+        )
+
+    def trace(self, unit: str) -> Trace:
+        """Return a committed unit, read back from the disk."""
+        if unit not in self._commits.units:
+            raise UsageError(f"there is no unit {unit!r} in {self.path}")
+        return Trace.open(self._units / unit, self._commits.units[unit])
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._free()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hold(self) -> None:
+        if self._writing:
+            return
+        if not self._free.alive:
+            raise UsageError(f"the store {self.path} is closed")
+        self._held.enter_context(hold(self.path))
+        # Another process may have written between the opening of this store and now.
+        self._commits = Commits(self.path / "commits.jsonl")
+        if self._units.is_symlink():
+            raise StoreCorrupt(f"{self._units} is a link; a run folder holds none")
+        for leftover in _uncommitted(self._units, self._commits):
+            shutil.rmtree(leftover)
+        if not (self._units / "zarr.json").is_file():
+            zarr.create_group(str(self._units), attributes={"holds": "one group for each unit"}, overwrite=False)
+            sync_folder(self._units)
+            sync_folder(self.path)
+        self._writing = True
+
+
+class MemoryStore:
+    """Keeps units in memory, written by the same writer, for notebooks."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, MemoryFiles] = {}
+        self._records: dict[str, Mapping[str, Any]] = {}
+
+    def committed(self) -> dict[str, Mapping[str, Any]]:
+        """Return the record of each committed unit, by unit."""
+        return dict(self._records)
+
+    def begin_unit(
+        self,
+        unit: str,
+        *,
+        stage: str = "",
+        condition: str = "",
+        facts: Mapping[str, Any] | None = None,
+        sample: Sample,
+        provenance: Mapping[str, Any] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> UnitWriter:
+        """Begin a unit, as `RunStore.begin_unit` does."""
+        if unit in self._records:
+            raise UsageError(f"unit {unit!r} is committed already")
+        files = MemoryFiles()
+
+        def committed(record: Mapping[str, Any]) -> None:
+            self._files[unit], self._records[unit] = files, dict(record)
+
+        return UnitWriter(
+            unit,
+            files,
+            committed,
+            stage=stage,
+            condition=condition,
+            facts=facts or {},
+            sample=sample,
+            provenance=provenance or {},
+            layers=layers,
+        )
+
+    def trace(self, unit: str) -> Trace:
+        """Return a committed unit."""
+        if unit not in self._records:
+            raise UsageError(f"there is no unit {unit!r} in memory")
+        return Trace(self._files[unit])
+
+    def traces(self) -> list[Trace]:
+        """Return every committed unit, in the order of their commits."""
+        return [self.trace(unit) for unit in self._records]
+
+
+def unit_id(prefix: str, identity: Mapping[str, Any]) -> str:
+    """Return a readable, unique name for a unit: the prefix, and a hash of the JSON values that make it what it is."""
+    slug = re.sub(r"[^a-z0-9._]+", "-", prefix.lower()).strip("-._")[:100].strip("-._") or "unit"
+    return f"{slug}-{hashlib.sha256(canonical_json(dict(identity)).encode()).hexdigest()[:12]}"
+
+
+def clear(path: Path | str) -> None:
+    """Remove a run from its folder, and nothing else that is in it; raises RunFolderInUse where a process holds it."""
+    with hold(path):
+        # The commit record first: from then on no unit counts as written.
+        for name in sorted(CONTENTS, key=lambda name: name != "commits.jsonl"):
+            target = Path(path, name)
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+
+def _uncommitted(units: Path, commits: Commits) -> Iterator[Path]:
+    for folder in sorted(units.iterdir()) if units.is_dir() else ():
+        if UNIT_ID.fullmatch(folder.name) and folder.name not in commits.units and folder.name != "zarr.json":
+            if folder.is_dir() and not folder.is_symlink():
+                yield folder

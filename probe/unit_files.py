@@ -1,0 +1,128 @@
+"""The files of a unit, as bytes by relative path: in memory, being written, or sealed by a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from probe.durable import read_bytes, sync_files, write_bytes
+from probe.errors import NotAvailable, StoreCorrupt
+from probe.manifest import Entry, Manifest, place
+
+
+class UnitFiles(Protocol):
+    """The files of one unit."""
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, None where the unit has no such file; StoreCorrupt where it is not what was written."""
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every file."""
+
+
+class MemoryFiles:
+    """Files in memory, for notebooks."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, None where there is none."""
+        return self._files.get(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Add a file or replace it."""
+        self._files[path] = data
+
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        self._files.pop(path, None)
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every file."""
+        yield from self._files
+
+
+class OpenFiles:
+    """Files of a unit that is being written; hashed on their way, so that what the disk does to them shows later."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """The unit's folder."""
+        self._entries: dict[str, Entry] = {}
+        folder.mkdir()
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, None where there is none; raises StoreCorrupt where they changed since."""
+        return None if path not in self._entries else _read_sealed(self.folder, path, self._entries[path])
+
+    def write(self, path: str, data: bytes) -> None:
+        """Add a file or replace it."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        self._entries[path] = Entry(len(data), hashlib.sha256(data).hexdigest())
+
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        if self._entries.pop(path, None) is not None:
+            (self.folder / path).unlink()
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every file."""
+        yield from self._entries
+
+    def seal(self) -> bytes:
+        """Force everything to the disk, write the manifest, and return it."""
+        folders = {self.folder / parent for path in self._entries for parent in Path(path).parents}
+        sync_files([*(self.folder / path for path in self._entries), *folders])
+        manifest = Manifest(self._entries).to_bytes()
+        write_bytes(self.folder / "manifest.json", manifest)
+        return manifest
+
+
+class SealedFiles:
+    """Files of a committed unit. Only what the manifest lists is there, and every read is held against its hash."""
+
+    def __init__(self, folder: Path, manifest_sha256: str, *, check_sizes: bool = True) -> None:
+        """Open the unit; raises StoreCorrupt where the manifest is not the one committed, or a file has another size."""
+        self.folder = folder
+        """The unit's folder."""
+        path = folder / "manifest.json"
+        if folder.is_symlink() or folder.parent.is_symlink():
+            raise StoreCorrupt(f"{folder} is a link, or stands behind one; a trace holds none")
+        try:
+            data = read_bytes(path, _MAX_MANIFEST_BYTES)
+        except NotAvailable as error:
+            raise StoreCorrupt(f"{path} is missing") from error
+        if hashlib.sha256(data).hexdigest() != manifest_sha256:
+            raise StoreCorrupt(f"{path} is not the manifest that was committed")
+        self.manifest = Manifest.from_bytes(data, str(path))
+        """What was written."""
+        if check_sizes and (wrong := self.manifest.missing(folder)):
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise StoreCorrupt(f"{folder}: {wrong[0]}{more}")
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, None where the manifest lists none; raises StoreCorrupt where they changed."""
+        entry = self.manifest.files.get(path)
+        return None if entry is None else _read_sealed(self.folder, path, entry)
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every file that the manifest lists."""
+        yield from self.manifest.files
+
+
+_MAX_MANIFEST_BYTES = 2**28
+
+
+def _read_sealed(folder: Path, path: str, entry: Entry) -> bytes:
+    try:
+        data = read_bytes(folder / path, entry.size)
+    except NotAvailable as error:
+        raise StoreCorrupt(f"{folder}: {place(path)} is missing ({path})") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise StoreCorrupt(f"{folder}: {place(path)} is not what was written: its hash differs ({path})")
+    return data

@@ -1,0 +1,197 @@
+"""Writes one unit: one sample under one condition, as it is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from probe.array import Array
+from probe.commits import UNIT_ID
+from probe.durable import canonical_json, sync_folder
+from probe.errors import UsageError
+from probe.layered_array import LayeredArray, write_whole
+from probe.manifest import FORMAT
+from probe.outcome import Outcome
+from probe.sample import Sample
+from probe.unit_files import MemoryFiles, OpenFiles
+from probe.zarr_view import ZarrView
+
+_COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
+
+
+class UnitWriter:
+    """A unit that is being written. It does not exist for any reader until `commit`; `abandon` removes it.
+
+    As a context manager it abandons what was not committed.
+    """
+
+    def __init__(
+        self,
+        unit: str,
+        files: OpenFiles | MemoryFiles,
+        committed: Callable[[Mapping[str, Any]], None],
+        *,
+        stage: str,
+        condition: str,
+        facts: Mapping[str, Any],
+        sample: Sample,
+        provenance: Mapping[str, Any],
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        if not UNIT_ID.fullmatch(unit):
+            raise UsageError(f"{unit!r} cannot name a unit: small letters, digits, '.', '_' and '-', at most 121")
+        self.unit = unit
+        """Id of the unit."""
+        self._about = {
+            "format": FORMAT,
+            "unit": unit,
+            "stage": stage,
+            "condition": condition,
+            "facts": dict(facts),
+            "provenance": dict(provenance),
+        }
+        canonical_json(self._about)
+        self._sample = sample
+        self._sample_json = canonical_json(sample.to_json())
+        self._files = files
+        self._view = ZarrView(files, read_only=False)
+        self._committed = committed
+        self._layers = None if layers is None else [int(layer) for layer in layers]
+        self._layered: dict[str, LayeredArray] = {}
+        self._whole: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+        self._coordinates: dict[str, np.ndarray[Any, Any]] = {}
+        self._counts: dict[str, dict[int, int]] = {name: {} for name in _COUNTS.values()}
+        self._open = True
+
+    def write_layer(self, layer: int, arrays: Mapping[str, Array]) -> None:
+        """Write one layer of some arrays; a layer's arrays may come in several calls, layers in any order.
+
+        Layers may differ in their number of heads and in channels, and an array may lack layers: it is filled up with
+        NaN, or -1. Raises UsageError where an array does not go with what was written before.
+        """
+        index = self._index(layer)
+        for name, array in arrays.items():
+            self._check(name, array, new=name not in self._layered)
+            if "layer" in array.dims:
+                raise UsageError(f"array {name!r} has a layer axis of its own; use `write`")
+            self._count(layer, index, name, array)
+            if name not in self._layered:
+                self._layered[name] = LayeredArray(self._view, name, array)
+            self._layered[name].put(index, array)
+
+    def write(self, arrays: Mapping[str, Array]) -> None:
+        """Write arrays whole: those without a layer axis, or with all their layers at once."""
+        for name, array in arrays.items():
+            self._check(name, array, new=True)
+            self._whole[name] = (array.dims, array.values.shape)
+            write_whole(self._view, name, array)
+
+    def commit(self, outcome: Outcome | None = None) -> None:
+        """Write what is left and put the unit on record; when this returns, it is on the disk.
+
+        Where it raises, the unit is abandoned.
+        """
+        if not self._open:
+            raise UsageError(f"unit {self.unit!r} is committed or abandoned already")
+        try:
+            self._commit(outcome)
+        finally:
+            self.abandon()
+
+    def _commit(self, outcome: Outcome | None) -> None:
+        self._finish_arrays()
+        labels = {dim: values.tolist() for dim, values in self._coordinates.items() if values.dtype.kind == "U"}
+        shown = {key: self._about[key] for key in ("format", "unit", "stage", "condition")}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {**shown, "labels": labels}}
+        self._files.write("zarr.json", canonical_json(group).encode())
+        about = {**self._about, "outcome": None if outcome is None else outcome.to_json()}
+        self._files.write("unit.json", canonical_json(about).encode())
+        self._files.write("sample.json", self._sample_json.encode())
+        record = {
+            "unit": self.unit,
+            "stage": self._about["stage"],
+            "condition": self._about["condition"],
+            "role": self._about["facts"].get("role"),
+            "sample": self._sample.name,
+            "failed": outcome.failed if outcome else None,
+        }
+        if isinstance(self._files, OpenFiles):
+            record["manifest"] = hashlib.sha256(self._files.seal()).hexdigest()
+            sync_folder(self._files.folder.parent)
+        self._committed(record)
+        self._open = False
+
+    def abandon(self) -> None:
+        """Remove the unit, if it was not committed."""
+        if self._open:
+            self._open = False
+            self._layered.clear()
+            if isinstance(self._files, OpenFiles):
+                shutil.rmtree(self._files.folder)
+
+    def __enter__(self) -> UnitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    def _index(self, layer: int) -> int:
+        if self._layers is None:
+            if layer < 0:
+                raise UsageError(f"there is no layer {layer}")
+            return layer
+        if layer not in self._layers:
+            raise UsageError(f"layer {layer} is not among the layers of unit {self.unit!r}: {self._layers}")
+        return self._layers.index(layer)
+
+    def _check(self, name: str, array: Array, *, new: bool) -> None:
+        if not self._open:
+            raise UsageError(f"unit {self.unit!r} is committed or abandoned already")
+        array.check(name)
+        if name in _COUNTS.values() or (new and (name in self._whole or name in self._layered)):
+            raise UsageError(f"array {name!r} of unit {self.unit!r} was written already, or is the writer's own")
+        for dim, labels in array.coordinates.items():
+            values = np.asarray(labels)
+            if dim in self._coordinates and not np.array_equal(self._coordinates[dim], values):
+                raise UsageError(f"array {name!r} has another coordinate for {dim!r} than an array before it")
+            self._coordinates[dim] = values
+
+    def _count(self, layer: int, index: int, name: str, array: Array) -> None:
+        for dim, size in zip(array.dims, array.values.shape, strict=True):
+            if dim in _COUNTS and self._counts[_COUNTS[dim]].setdefault(index, size) != size:
+                raise UsageError(
+                    f"array {name!r} has {size} along {dim!r} in layer {layer}, "
+                    f"an array before it {self._counts[_COUNTS[dim]][index]}"
+                )
+
+    def _finish_arrays(self) -> None:
+        num_layers = max((array.num_layers for array in self._layered.values()), default=0)
+        num_layers = num_layers if self._layers is None else len(self._layers)
+        sizes: dict[str, int] = {"layer": num_layers} if self._layered else {}
+        for array in self._layered.values():
+            for dim, size in zip(array.dims, array.shape, strict=True):
+                if dim in _COUNTS:
+                    sizes[dim] = max(size, sizes.get(dim, 0))
+        for array in self._layered.values():
+            array.finish(num_layers, sizes)
+        shapes = {name: (array.dims, array.shape) for name, array in self._layered.items()} | self._whole
+        for name, (dims, shape) in shapes.items():
+            for dim, size in zip(dims, shape, strict=True):
+                if sizes.setdefault(dim, size) != size:
+                    raise UsageError(f"array {name!r} has {size} along {dim!r}, another array {sizes[dim]}")
+        if self._layered:
+            layers = np.arange(num_layers) if self._layers is None else np.array(self._layers)
+            self._coordinates.setdefault("layer", layers)
+        for name, by_layer in self._counts.items():
+            if by_layer:
+                counts = np.array([by_layer.get(index, -1) for index in range(num_layers)], np.int32)
+                definition = "how many this layer has; what stands beyond is filling; -1 where nothing was written"
+                write_whole(self._view, name, Array(("layer",), counts, definition=definition))
+        for dim, values in self._coordinates.items():
+            if values.dtype.kind != "U":
+                write_whole(self._view, dim, Array((dim,), values))
