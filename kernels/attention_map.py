@@ -1,0 +1,135 @@
+"""The whole attention pattern of each head, as a coarse picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from probe.kernels.block import Block
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.tally import Tally
+from torch import Tensor
+
+from probe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class attention_map(Statistic):
+    """Over cells of equal blocks of queries and keys: the mean over a cell's queries of Σ_j p_ij, and its largest p_ij.
+
+    A block is the smallest power of two of positions with which the grid has at most `grid` rows and columns; rows and
+    columns reach up to the last position that was seen. A cell's mean is over the queries that were seen.
+    """
+
+    grid: int = 256
+    """Most rows and columns."""
+
+    kind = "scan"
+    arrays: ClassVar = {
+        "": ArrayFacts(("head", "query_block", "key_block"), "probability", merge="sum"),
+        "max": ArrayFacts(("head", "query_block", "key_block"), "probability", merge="max", meaning="largest p_ij"),
+    }
+    source = "this toolkit's own"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.grid <= 4096 or self.grid % 2:
+            raise UsageError(f"attention_map: grid is even and between 2 and 4,096, not {self.grid}")
+
+    def reference(self, dense: Dense) -> dict[str, Tensor]:
+        extent = 1 + int(max(dense.query_position[-1], dense.key_position[-1]))
+        tokens = 1
+        while tokens * self.grid < extent:
+            tokens *= 2
+        query_block, key_block = dense.query_position // tokens, dense.key_position // tokens
+        shape = (dense.call.num_heads, int(query_block[-1]) + 1, int(key_block[-1]) + 1)
+        mean, largest = dense.probability.new_zeros(shape), dense.probability.new_zeros(shape)
+        for q in sorted(set(query_block.tolist())):
+            rows = dense.probability[:, query_block == q]
+            for k in sorted(set(key_block.tolist())):
+                cell = rows[..., key_block == k]
+                mean[:, q, k] = cell.sum((1, 2)) / rows.shape[1]
+                largest[:, q, k] = cell.amax((1, 2))
+        return {"": mean, "max": largest}
+
+    def blocked(self, block: Block) -> dict[str, Tensor]:
+        """Return nothing: the cells depend on the length, so that the tally cuts the block."""
+        return {}
+
+    def tally(self) -> Tally:
+        """Return the grid."""
+        return _Grid(self)
+
+
+class _Grid(Tally):
+    """Sums and maxima of cells, and how many queries each row of cells has; doubles its blocks when it overflows."""
+
+    def __init__(self, statistic: attention_map) -> None:
+        super().__init__(statistic)
+        self.grid = statistic.grid
+        self.tokens = 1
+        self._sum = self._largest = torch.empty(0)
+        self._count = torch.zeros(self.grid, dtype=torch.int64)
+        self._query_stop = self._key_stop = 0
+
+    def add(self, parts: dict[str, Tensor], block: Block) -> None:
+        """Add a block; `parts` are empty, since the cells are made here."""
+        if not len(self._sum):
+            shape = (block.probability.shape[0], self.grid, self.grid)
+            self._sum = block.probability.new_zeros(shape)
+            self._largest = block.probability.new_zeros(shape)
+        while self.tokens * self.grid < max(block.query_stop, block.key_stop):
+            self._double()
+        if block.query_stop > self._query_stop:
+            # Blocks of keys come one after the other for the same queries, which count once.
+            first = max(block.query_start, self._query_stop) if self._query_stop else block.query_start
+            self._count += torch.bincount(torch.arange(first, block.query_stop) // self.tokens, minlength=self.grid)
+            self._query_stop = block.query_stop
+        self._key_stop = max(self._key_stop, block.key_stop)
+        for query, rows in self._cut(block.query_start, block.query_stop):
+            inside = block.probability[:, rows]
+            over_queries, largest = inside.sum(1), inside.amax(1)
+            first_cell = block.key_start // self.tokens
+            sums = self._cells(over_queries, block.key_start)
+            cells = slice(first_cell, first_cell + sums.shape[1])
+            self._sum[:, query, cells] += sums.sum(-1)
+            target = self._largest[:, query, cells]
+            torch.maximum(target, self._cells(largest, block.key_start).amax(-1), out=target)
+
+    def finish(self, key_start: int, key_stop: int) -> dict[str, Tensor]:
+        """Return the cells up to the last query and the last key."""
+        if not len(self._sum):
+            return {}
+        rows, columns = -(-self._query_stop // self.tokens), -(-self._key_stop // self.tokens)
+        mean = self._sum.cpu() / self._count.clamp_min(1)[None, :, None]
+        return {"": mean[:, :rows, :columns].contiguous(), "max": self._largest.cpu()[:, :rows, :columns].contiguous()}
+
+    def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
+        """Return the blocks' first positions."""
+        return np.arange(size) * self.tokens if axis in ("query_block", "key_block") else None
+
+    def _cut(self, start: int, stop: int) -> list[tuple[int, slice]]:
+        cells = range(start // self.tokens, (stop - 1) // self.tokens + 1)
+        return [
+            (cell, slice(max(cell * self.tokens, start) - start, min((cell + 1) * self.tokens, stop) - start))
+            for cell in cells
+        ]
+
+    def _cells(self, keys: Tensor, start: int) -> Tensor:
+        before = start % self.tokens
+        after = -(start + keys.shape[-1]) % self.tokens
+        return torch.nn.functional.pad(keys, (before, after)).view(len(keys), -1, self.tokens)
+
+    def _double(self) -> None:
+        half = self.grid // 2
+        pairs = (-1, half, 2, half, 2)
+        merged_sum = self._sum.view(pairs).sum((2, 4))
+        merged_largest = self._largest.view(pairs).amax((2, 4))
+        self._sum, self._largest = torch.zeros_like(self._sum), torch.zeros_like(self._largest)
+        self._sum[:, :half, :half] = merged_sum
+        self._largest[:, :half, :half] = merged_largest
+        count = self._count.view(half, 2).sum(1)
+        self._count = torch.cat([count, torch.zeros_like(count)])
+        self.tokens *= 2

@@ -1,0 +1,26 @@
+"""Length of each key vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from probe.kernels.call import Call
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class key_norm(Statistic):
+    """L2 norm of the key vector at each position, after rotation, one for each key-value head."""
+
+    kind = "key"
+    arrays: ClassVar = {"": ArrayFacts(("kv_head", "key"), "")}
+    source = "Guo et al. 2024 (2410.13835) and Gu et al. 2024 (2410.10781): norms at the sink token"
+
+    def reference(self, dense: Dense) -> dict[str, Tensor]:
+        return {"": dense.call.key.double().norm(dim=-1)}
+
+    def of_keys(self, call: Call, first: int) -> dict[str, Tensor]:
+        return {"": call.key[:, first:].float().norm(dim=-1)}

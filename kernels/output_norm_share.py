@@ -1,0 +1,60 @@
+"""How much of a head's output comes from each span."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from probe.kernels.block import Block
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
+from torch import Tensor
+
+CHUNK_KEYS = 8192
+"""Values that are turned into float32 at a time."""
+
+
+@dataclass(frozen=True)
+class output_norm_share(Statistic):
+    """‖Σ_{j in span} p_ij v_j‖ over ‖Σ_j p_ij v_j‖ of every decoding query i, for each of the sample's spans.
+
+    Above 1 where the span's part and the rest cancel; 0 where the whole output is 0. Before the output projection: it
+    says what moves, not what the model makes of it.
+    """
+
+    kind = "row"
+    arrays: ClassVar = {"": ArrayFacts(("head", "row", "span"), "ratio")}
+    source = (
+        "this toolkit's own; Gu et al. 2024 (2410.10781) and Guo et al. 2024 (2410.13835) weigh sinks by value norms"
+    )
+
+    def reference(self, dense: Dense) -> dict[str, Tensor]:
+        whole = (dense.probability @ dense.value).norm(dim=-1)
+        shares = []
+        for span in dense.spans:
+            inside = dense.inside(span)
+            part = (dense.probability[..., inside] @ dense.value[:, inside]).norm(dim=-1)
+            shares.append(torch.where(whole == 0, whole, part / whole))
+        return {"": torch.stack(shares, -1) if shares else whole.new_zeros(*whole.shape, 0)}
+
+    def blocked(self, block: Block) -> dict[str, Tensor]:
+        whole = _output(block, 0, block.probability.shape[-1]).norm(dim=-1)
+        share = whole.new_zeros(*whole.shape, len(block.spans))
+        for index, span in enumerate(block.spans):
+            keys = block.keys_between(span.start, span.stop)
+            part = _output(block, keys.start, keys.stop).norm(dim=-1)
+            share[..., index] = torch.where(whole == 0, whole, part / whole)
+        return {"": share}
+
+
+def _output(block: Block, start: int, stop: int) -> Tensor:
+    """Return Σ p v over a stretch of the block's keys, [head, query, value_channel]."""
+    head, query, _ = block.probability.shape
+    kv_head, _, width = block.value.shape
+    output = block.probability.new_zeros(kv_head, head // kv_head * query, width)
+    for first in range(start, stop, CHUNK_KEYS):
+        last = min(first + CHUNK_KEYS, stop)
+        probability = block.probability[..., first:last].reshape(kv_head, -1, last - first)
+        output += probability @ block.value[:, first:last].float()
+    return output.view(head, query, width)

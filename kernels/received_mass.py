@@ -1,0 +1,58 @@
+"""What each key receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from probe.kernels.block import Block
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
+from torch import Tensor
+
+from probe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class received_mass(Statistic):
+    """Σ_i p_ij over the queries at positions below `horizon` (all, where None), and how many of them can see key j.
+
+    Their quotient is Gu et al.'s importance of key j; they take horizon 64. Not comparable between keys without the
+    number of queries, since early keys are seen by more.
+    """
+
+    horizon: int | None = None
+    """Position of the first query that no longer counts."""
+
+    kind = "scan"
+    arrays: ClassVar = {
+        "": ArrayFacts(("head", "key"), "probability", merge="sum"),
+        "num_queries": ArrayFacts(("key",), "queries", merge="sum", meaning="number of those queries that see key j"),
+    }
+    source = "Gu et al. 2024 (2410.10781), the sink metric; Zhang et al. 2023 (2306.14048) sum the same columns"
+
+    def __post_init__(self) -> None:
+        if self.horizon is not None and self.horizon < 1:
+            raise UsageError(f"received_mass: horizon is at least 1, not {self.horizon}")
+
+    def reference(self, dense: Dense) -> dict[str, Tensor]:
+        counted = dense.query_position < (self.horizon or torch.inf)
+        return {"": dense.probability[:, counted].sum(1), "num_queries": dense.visible[counted].sum(0)}
+
+    def wants(self, query_start: int) -> bool:
+        """Return whether a query from this position on still counts."""
+        return self.horizon is None or query_start < self.horizon
+
+    def blocked(self, block: Block) -> dict[str, Tensor]:
+        stop = block.query_stop if self.horizon is None else min(block.query_stop, self.horizon)
+        key = block.key_position
+        first = torch.full_like(key, block.query_start)
+        last = torch.full_like(key, stop)
+        if block.causal:
+            first = torch.maximum(first, key)
+        if block.window is not None:
+            first = torch.maximum(first, key - block.window + 1)
+            last = torch.minimum(last, key + block.window)
+        received = block.probability[:, : stop - block.query_start].sum(1)
+        return {"": received, "num_queries": (last - first).clamp_min(0)}

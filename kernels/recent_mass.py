@@ -1,0 +1,39 @@
+"""Attention to the tokens just before the query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from probe.kernels.block import Block
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
+from torch import Tensor
+
+from probe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class recent_mass(Statistic):
+    """Σ_j p_ij over the last `recent` positions up to the query's own, that one included: 0 ≤ i − j < recent."""
+
+    recent: int = 64
+    """Number of positions."""
+
+    kind = "scan"
+    arrays: ClassVar = {"": ArrayFacts(("head", "query"), "probability")}
+    source = "this toolkit's own; Yan et al. 2024 (2410.12850) name the phenomenon"
+
+    def __post_init__(self) -> None:
+        if self.recent < 1:
+            raise UsageError(f"recent_mass: recent is at least 1, not {self.recent}")
+
+    def reference(self, dense: Dense) -> dict[str, Tensor]:
+        near = (dense.distance >= 0) & (dense.distance < self.recent)
+        return {"": (dense.probability * near).sum(-1)}
+
+    def blocked(self, block: Block) -> dict[str, Tensor]:
+        keys = block.keys_between(block.query_start - self.recent + 1, block.query_stop)
+        distance = block.query_position[:, None] - block.key_position[keys]
+        near = (distance >= 0) & (distance < self.recent)
+        return {"": (block.probability[..., keys] * near).sum(-1)}

@@ -1,0 +1,167 @@
+"""One pass over a layer's attention for all statistics that are asked for, with memory that grows like its length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from probe.kernels.call import Call
+from probe.kernels.pool import Pool
+from probe.kernels.result import Result
+from probe.kernels.series import Series
+from probe.kernels.statistic import Statistic, parse
+from probe.kernels.tally import Tally
+from probe.kernels.walk import Walk
+from torch import Tensor
+
+from probe.sample import Span
+
+AXES = {"scan": "query", "row": "row", "key": "key"}
+"""Axis along which each kind's arrays grow."""
+
+
+class Scan:
+    """Computes statistics of one layer and one sample, from consecutive calls: chunks of a prompt, decoded tokens.
+
+    The answer depends neither on how the queries came in calls nor on the block sizes (to float32 rounding). What is
+    not asked for is not computed: without a statistic of kind `scan`, no score of a prefill call is. Rows are the
+    queries of the calls whose phase is `decode`. NaN and infinity in the input come out as NaN.
+    """
+
+    def __init__(
+        self,
+        statistics: Sequence[str | Mapping[str, Any] | Statistic],
+        *,
+        spans: Sequence[Span] = (),
+        pool_tokens: int | None = None,
+        query_block: int | None = None,
+        key_block: int | None = None,
+    ) -> None:
+        asked = {statistic.key: statistic for statistic in map(parse, statistics)}
+        if wrong := [key for key, statistic in asked.items() if statistic.kind not in AXES]:
+            raise ValueError(f"not statistics of an attention call: {', '.join(wrong)}")
+        self.statistics = tuple(asked.values())
+        self._scan = [s for s in self.statistics if s.kind == "scan"]
+        self._rows = [s for s in self.statistics if s.kind == "row"]
+        self._keys = [s for s in self.statistics if s.kind == "key"]
+        self._walk = Walk(query_block, key_block, spans=tuple(spans))
+        self._row_walk = Walk(query_block, whole_rows=True, spans=tuple(spans))
+        self._pool = None if pool_tokens is None else Pool(pool_tokens)
+        self._series: dict[str, Series] = {}
+        self._tallies: dict[str, Tally] = {}
+        for s in self.statistics:
+            if AXES[s.kind] in next(iter(s.arrays.values())).axes:
+                self._series[s.key] = Series(s.arrays, AXES[s.kind], None if s.kind == "row" else self._pool)
+            else:
+                self._tallies[s.key] = s.tally()
+        self._num_rows = 0
+        self._query_stop: int | None = None
+        self._keys_seen: tuple[int, int] | None = None
+        self._tokens: Tensor | None = None
+        self._tokens_start = 0
+
+    def update(self, call: Call) -> None:
+        """Take the next call; raises `ValueError` where its queries do not follow those of the call before."""
+        with _exact(call.query.device):
+            self._note(call)
+            self._take_keys(call)
+            if self._scan:
+                self._take_all(call)
+            if self._rows and call.phase == "decode":
+                self._take_rows(call)
+
+    def finish(self) -> dict[str, Result]:
+        """Return every array by its name in a trace; an array to which no call contributed is left out."""
+        results: dict[str, Result] = {}
+        for statistic in self.statistics:
+            if statistic.key in self._series:
+                series = self._series[statistic.key]
+                arrays, start, tally = series.finish(), series.start or 0, None
+            else:
+                tally = self._tallies[statistic.key]
+                first, last = self._keys_seen or (0, 0)
+                arrays, start = tally.finish(first, last), first
+                if self._pool is not None and any(facts.axes[-1] == "key" for facts in statistic.arrays.values()):
+                    arrays = self._pool(arrays, statistic.arrays, start)
+            for suffix, values in arrays.items():
+                results[statistic.array_name(suffix)] = Result.of(
+                    statistic, suffix, values, start, pool=self._pool, spans=self._walk.spans, tally=tally
+                )
+        return results
+
+    def _note(self, call: Call) -> None:
+        if self._scan:
+            if self._query_stop not in (None, call.query_start):
+                raise ValueError(f"queries from {call.query_start} on do not follow those before {self._query_stop}")
+            self._query_stop = call.query_start + call.num_queries
+        first, stop = self._keys_seen or (call.key_start, 0)
+        self._keys_seen = min(first, call.key_start), max(stop, call.key_start + call.num_keys)
+        if call.tokens is None or not any(s.needs_tokens for s in self._scan):
+            self._tokens = None
+        elif self._tokens is None or call.key_start > self._tokens_start + len(self._tokens):
+            self._tokens, self._tokens_start = call.tokens, call.key_start
+        else:
+            # A sliding cache has dropped tokens that still stand before the keys that it holds.
+            self._tokens = torch.cat([self._tokens[: call.key_start - self._tokens_start], call.tokens])
+
+    def _take_keys(self, call: Call) -> None:
+        for statistic in self._keys:
+            series = self._series[statistic.key]
+            first = (call.key_start if series.stop is None else series.stop) - call.key_start
+            if first < call.num_keys:
+                series.append(statistic.of_keys(call, first), call.key_start + first)
+
+    def _take_all(self, call: Call) -> None:
+        for normaliser, blocks in self._walk.over(call, self._tokens, self._tokens_start):
+            wanted = [s for s in self._scan if s.wants(normaliser.query_start)]
+            if not wanted:
+                return
+            rows = {s.key: s.per_query(normaliser) for s in wanted if s.key in self._series}
+            reading = [s for s in wanted if s.reads_blocks]
+            for block in blocks if reading else ():
+                for statistic in reading:
+                    parts = statistic.blocked(block)
+                    if statistic.key in self._series:
+                        _merge(rows[statistic.key], parts, statistic)
+                    else:
+                        self._tallies[statistic.key].add(parts, block)
+            for key, arrays in rows.items():
+                self._series[key].append(arrays, normaliser.query_start)
+
+    def _take_rows(self, call: Call) -> None:
+        for _, blocks in self._row_walk.over(call):
+            for block in blocks:
+                for statistic in self._rows:
+                    self._series[statistic.key].append(statistic.blocked(block), self._num_rows)
+                self._num_rows += block.probability.shape[1]
+
+
+def _merge(held: dict[str, Tensor], parts: dict[str, Tensor], statistic: Statistic) -> None:
+    """Combine what two blocks of keys say of the same queries."""
+    main = next(iter(statistic.arrays))
+    higher = parts[main] > held[main] if main in held else None
+    for suffix, part in parts.items():
+        merge = statistic.arrays[suffix].merge
+        if suffix not in held:
+            held[suffix] = part
+        elif merge == "argmax":
+            assert higher is not None
+            held[suffix] = torch.where(higher, part, held[suffix])
+        elif merge == "max":
+            held[suffix] = torch.maximum(held[suffix], part)
+        else:
+            held[suffix] = held[suffix] + part
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Full float32 without gradients, whatever the model's own forward pass runs under."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

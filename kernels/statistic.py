@@ -1,0 +1,179 @@
+"""The contract of a statistic: what it is called, what arrays it gives, how they are defined, computed and merged."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from probe import discovery
+from probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from probe.kernels.block import Block
+    from probe.kernels.call import Call
+    from probe.kernels.dense import Dense
+    from probe.kernels.normaliser import Normaliser
+    from probe.kernels.tally import Tally
+
+Kind = Literal["scan", "row", "key", "residual", "token"]
+Merge = Literal["concatenate", "sum", "max", "argmax"]
+
+
+@dataclass(frozen=True)
+class ArrayFacts:
+    """What is known of one array of a statistic before anything is computed."""
+
+    axes: tuple[str, ...]
+    """Axes from the vocabulary; `layer` comes in front when the trace is written."""
+    unit: str
+    """Unit of the values; empty for a plain number."""
+    merge: Merge = "concatenate"
+    """How two samples' or chunks' parts combine. Along `query`, `token`, `row` and a `key_norm`'s `key` chunks are
+    concatenated, and what two blocks of keys give to one query is summed; `max` takes the larger, `argmax` the entry
+    that goes with the larger value of the statistic's first array."""
+    meaning: str = ""
+    """One phrase, where the statistic's definition does not say what this array of it is."""
+
+
+class Statistic:
+    """A quantity of one layer: a small frozen dataclass whose fields are its parameters.
+
+    A subclass has the name that requests and traces use, one file of that name in this folder, a docstring whose first
+    paragraph defines it, the class attributes below, and the one method that its kind asks for: `per_query` and/or
+    `blocked` (scan), `blocked` (row: its block holds whole rows), `of_keys` (key), `of_tokens` (residual, token); and
+    `reference` where it is computed from a call. Each gives a tensor for each suffix.
+    """
+
+    kind: ClassVar[Kind]
+    """What it is computed from: `scan` every query's attention, `row` that of the decoding queries, `key` the keys and
+    values, `residual` the residual stream, `token` the logits."""
+    arrays: ClassVar[Mapping[str, ArrayFacts]]
+    """Suffix of the array's name → its facts. The empty suffix comes first: that array is named by the key alone."""
+    source: ClassVar[str]
+    """Paper and section, or `this toolkit's own`."""
+
+    needs_tokens: ClassVar[bool] = False
+    """Whether its blocks must carry token ids."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name by which it is requested."""
+        return cls.__name__
+
+    @property
+    def key(self) -> str:
+        """Name in a trace: the statistic's, then each parameter that is not at its default, in alphabetical order."""
+        parts = [self.name()]
+        for field in sorted(fields(self), key=lambda field: field.name):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default:
+                values = value if isinstance(value, tuple) else (value,)
+                parts += [field.name, *(str(v).lower() for v in values)]
+        return "_".join(parts)
+
+    @property
+    def definition(self) -> str:
+        """The definition in words, with the parameters' values."""
+        words = " ".join((inspect.getdoc(type(self)) or "").split("\n\n")[0].split())
+        values = [f"{field.name} = {getattr(self, field.name)}" for field in fields(self)]  # type: ignore[arg-type]
+        return f"{words} ({', '.join(values)})" if values else words
+
+    def array_name(self, suffix: str) -> str:
+        """Return the name in a trace of the array with this suffix."""
+        return f"{self.key}_{suffix}" if suffix else self.key
+
+    def reference(self, dense: Dense) -> dict[str, Tensor]:
+        """Return each array by its definition, in float64, from a whole call."""
+        raise NotImplementedError
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether probabilities must be computed for it."""
+        return type(self).blocked is not Statistic.blocked
+
+    def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
+        """Return the coordinate of an axis of its own, e.g. the distances of `offset`; None where it has none."""
+        return None
+
+    def wants(self, query_start: int) -> bool:
+        """Return whether queries from this position on can still change the answer."""
+        return True
+
+    def per_query(self, normaliser: Normaliser) -> dict[str, Tensor]:
+        """Return what follows from the normaliser alone, [head, query]."""
+        return {}
+
+    def blocked(self, block: Block) -> dict[str, Tensor]:
+        """Return what a block of queries and keys contributes; the arrays' axes and merge law say how it is added."""
+        return {}
+
+    def of_keys(self, call: Call, first: int) -> dict[str, Tensor]:
+        """Return the values of the call's keys from index `first` on, [kv_head, key]."""
+        return {}
+
+    def of_tokens(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """Return the values of a chunk of tokens, [token]."""
+        return {}
+
+    def tally(self) -> Tally:
+        """Return the accumulator of whatever has no `query`, `token` or `row` axis."""
+        from probe.kernels.tally import Tally
+
+        return Tally(self)
+
+
+def names() -> list[str]:
+    """Return the names of all statistics, this toolkit's and those of installed packages."""
+    return [name for name in discovery.names("kernels") if _is_statistic(discovery.get("kernels", name))]
+
+
+def parse(request: Any) -> Statistic:
+    """Return the statistic that a request names: `"entropy"`, `{"received_mass": {"horizon": 64}}`, or one itself.
+
+    Raises `UsageError`, naming what exists, for an unknown name or parameter, or a value of the wrong type.
+    """
+    if isinstance(request, Statistic):
+        return request
+    if isinstance(request, str):
+        name, parameters = request, None
+    elif isinstance(request, Mapping) and len(request) == 1:
+        name, parameters = next(iter(request.items()))
+    else:
+        raise UsageError(f"a statistic is requested as a name or as {{name: {{parameter: value}}}}, not {request!r}")
+    statistic = _find(name)
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, Mapping):
+        raise UsageError(f"the parameters of {name} are a mapping, not {parameters!r}")
+    hints = get_type_hints(statistic)
+    known = [field.name for field in fields(statistic)]  # type: ignore[arg-type]
+    values = {}
+    for parameter, value in parameters.items():
+        if parameter not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"{name} has no parameter {parameter!r}; {has}")
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            values[parameter] = TypeAdapter(hints[parameter]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UsageError(f"{name}: {parameter} = {value!r}: {error.errors()[0]['msg']}") from None
+    return statistic(**values)
+
+
+@cache
+def _find(name: str) -> type[Statistic]:
+    statistic = discovery.get("kernels", name)
+    if not _is_statistic(statistic):
+        raise UsageError(f"there is no statistic {name!r}; there are {', '.join(names())}")
+    found: type[Statistic] = statistic
+    return found
+
+
+def _is_statistic(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Statistic) and value is not Statistic

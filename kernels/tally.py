@@ -1,0 +1,68 @@
+"""Arrays that every block adds to: totals, and what each key received."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from probe.kernels.block import Block
+    from probe.kernels.statistic import Statistic
+
+
+class Tally:
+    """Merges blocks' contributions to the arrays of a statistic that have no `query`, `token` or `row` axis.
+
+    An array whose last axis is `key` is aligned by position; another one grows where a later block is longer. Small
+    ones are summed in float64 where the device has it.
+    """
+
+    def __init__(self, statistic: Statistic) -> None:
+        self.facts = statistic.arrays
+        self._arrays: dict[str, Tensor] = {}
+        self._origin: int | None = None
+
+    def add(self, parts: dict[str, Tensor], block: Block) -> None:
+        """Add one block's contribution."""
+        self._origin = block.key_start if self._origin is None else self._origin
+        for suffix, part in parts.items():
+            along_keys = self.facts[suffix].axes[-1] == "key"
+            first = block.key_start - self._origin if along_keys else 0
+            held = self._room(suffix, part, first, along_keys)
+            target = held.narrow(-1, first, part.shape[-1])
+            if self.facts[suffix].merge == "max":
+                torch.maximum(target, part, out=target)
+            else:
+                target.add_(part)
+
+    def finish(self, key_start: int, key_stop: int) -> dict[str, Tensor]:
+        """Return the arrays by suffix; those with a key axis span the keys from `key_start` to `key_stop`."""
+        finished = {}
+        for suffix, held in self._arrays.items():
+            if self.facts[suffix].axes[-1] == "key":
+                assert self._origin is not None
+                before = self._origin - key_start
+                after = key_stop - self._origin - held.shape[-1]
+                held = torch.nn.functional.pad(held, (before, after))
+            finished[suffix] = (held.float() if held.is_floating_point() else held).cpu()
+        return finished
+
+    def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
+        """Return the coordinate of an axis that depends on what was added; None where there is none."""
+        return None
+
+    def _room(self, suffix: str, part: Tensor, first: int, along_keys: bool) -> Tensor:
+        needed = first + part.shape[-1]
+        held = self._arrays.get(suffix)
+        if held is None:
+            wide = part.is_floating_point() and not along_keys and part.device.type != "mps"
+            held = torch.zeros_like(part[..., :0], dtype=torch.float64 if wide else part.dtype)
+        if held.shape[-1] < needed:
+            # A decoded token adds one key: room for an eighth more spares a copy at each.
+            room = max(needed, held.shape[-1] * 9 // 8) if along_keys else needed
+            held = torch.nn.functional.pad(held, (0, room - held.shape[-1]))
+        self._arrays[suffix] = held
+        return held
