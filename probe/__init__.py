@@ -6,7 +6,9 @@ Public names arrive when they are first used, so that `import probe` stays light
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -48,3 +50,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
+
+
+class _Package(ModuleType):
+    """The package; its public names stay what they are when a module of the same name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system would put the module probe/run.py over the function probe.run.
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
