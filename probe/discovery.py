@@ -27,9 +27,9 @@ ROOMS: Final[dict[str, str]] = {
 def modules(room: str) -> dict[str, str]:
     """Return the members of a room by name, sorted: an importable `module` or `module:object`, a casebook's path.
 
-    A Python file is a member iff it defines a public object of its own name. Nothing is imported. Another package
-    adds members by entry points in the group `probe.<room>`; one that takes a name already taken is left out with a
-    warning that names it.
+    A Python file is a member iff it defines a public object of its own name: a function or a class in `analyses`, a
+    class elsewhere. Nothing is imported. Another package adds members by entry points in the group `probe.<room>`; one
+    that takes a name already taken is left out with a warning that names it.
     """
     if room not in ROOMS:
         raise UsageError(f"there is no room {room!r}; there are {', '.join(ROOMS)}")
@@ -82,7 +82,7 @@ def describe(room: str, name: str) -> str:
     source = _source(module)
     if source is None:
         return f"from {module}"
-    tree = ast.parse(source.read_bytes(), filename=str(source))
+    tree = _tree(source)
     wanted = attribute or name
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == wanted:
@@ -113,25 +113,26 @@ def _files(room: str) -> Iterator[Path]:
         if room == "casebooks":
             yield from sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("_"))
         else:
-            yield from sorted(path for path in folder.glob("*.py") if _defines_its_name(path))
+            yield from sorted(path for path in folder.glob("*.py") if _is_member(room, path))
 
 
 def _address(room: str, path: Path) -> str:
     return str(path) if room == "casebooks" else f"probe.{room}.{path.stem}"
 
 
-def _defines_its_name(path: Path) -> bool:
+def _is_member(room: str, path: Path) -> bool:
     if path.name.startswith("_"):
         return False
-    for node in ast.parse(path.read_bytes(), filename=str(path)).body:
-        match node:
-            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) if name == path.stem:
-                return True
-            case ast.AnnAssign(target=ast.Name(id=name)) if name == path.stem:
-                return True
-            case ast.Assign(targets=[ast.Name(id=name)]) if name == path.stem:
-                return True
-    return False
+    # Statistics, interventions and workloads have fields; a function beside them is what they share.
+    kinds = (ast.ClassDef, ast.FunctionDef) if room == "analyses" else (ast.ClassDef,)
+    return any(isinstance(node, kinds) and node.name == path.stem for node in _tree(path).body)
+
+
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} is not Python: {error}") from error
 
 
 def _owner(entry: EntryPoint) -> str:
