@@ -32,7 +32,7 @@ def parse_json(data: bytes, name: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON value in a file; raises NotAvailable where the file is not there, StoreCorrupt where it is none."""
+    """Return the JSON value in a file; raises NotAvailable where there is no file, StoreCorrupt where it is none."""
     return parse_json(read_bytes(path, MAX_JSON_BYTES), str(path))
 
 

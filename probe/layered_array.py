@@ -17,7 +17,7 @@ from probe.zarr_view import CHUNK_BYTES, ZarrView
 PADDED: Final = ("head", "kv_head", "channel")
 """Axes in which layers may differ: a layer that has fewer is filled up with NaN, or -1."""
 
-_GROUP_BYTES: Final = 4 * 2**20
+_GROUP_BYTES: Final = 2**20
 """Layers are put into one chunk up to this size, so that small arrays do not make a file a layer."""
 
 
@@ -62,7 +62,8 @@ class LayeredArray:
             size = array.values.shape[axis]
             if size != self._shape[axis] and dim not in PADDED:
                 raise UsageError(
-                    f"array {self.name!r}: layer index {index} has {size} along {dim!r}, those before {self._shape[axis]}"
+                    f"array {self.name!r}: layer index {index} has {size} along {dim!r}, "
+                    f"those before {self._shape[axis]}"
                 )
             self._shape[axis] = max(self._shape[axis], size)
         # A copy: the caller may fill its buffer anew before this chunk is whole.
@@ -92,7 +93,7 @@ class LayeredArray:
         else:
             block = np.full(whole, self._fill(), self._dtype)
             for index, layer in layers.items():
-                block[(index - start, *map(slice, layer.shape))] = layer
+                block[index - start][tuple(map(slice, layer.shape))] = layer
         if self._zarr is None:
             chunks = (self._layers_per_chunk, *_chunk_shape(whole[1:], self._dtype.itemsize * self._layers_per_chunk))
             self._zarr = create(self._view, self.name, self._first, ("layer", *self.dims), whole, chunks)
@@ -108,9 +109,9 @@ class LayeredArray:
         for axis in range(1, len(shape)):
             if shape[axis] > old[axis]:
                 # Chunks that only now come to be inside the array must be there, or they would look lost.
-                for index in range(old[0]):
+                for start in range(0, old[0], self._layers_per_chunk):
                     corner = [slice(None)] * len(shape)
-                    corner[0], corner[axis] = slice(index, index + 1), slice(old[axis], shape[axis])
+                    corner[0], corner[axis] = slice(start, start + self._layers_per_chunk), slice(old[axis], None)
                     self._zarr[tuple(corner)] = self._fill()
 
     def _fill(self) -> Any:

@@ -60,7 +60,7 @@ class Manifest:
         return cls(MappingProxyType(files))
 
     def missing(self, folder: Path) -> list[str]:
-        """Return what a look at sizes alone shows to be wrong with the folder; raises StoreCorrupt on any link in it."""
+        """Return what a look at sizes alone shows to be wrong with the folder; a link in it raises StoreCorrupt."""
         found = dict(_sizes(folder, ""))
         wrong = []
         for path, entry in self.files.items():

@@ -47,7 +47,7 @@ class RunStore:
         self._writing = False
 
     def committed(self) -> dict[str, Mapping[str, Any]]:
-        """Return the record of each committed unit (`unit`, `stage`, `condition`, `role`, `sample`, `failed`), by unit."""
+        """Return what each committed unit is (`unit`, `stage`, `condition`, `role`, `sample`, `failed`), by unit."""
         return dict(self._commits.units)
 
     def begin_unit(
@@ -196,6 +196,6 @@ def clear(path: Path | str) -> None:
 
 def _uncommitted(units: Path, commits: Commits) -> Iterator[Path]:
     for folder in sorted(units.iterdir()) if units.is_dir() else ():
-        if UNIT_ID.fullmatch(folder.name) and folder.name not in commits.units and folder.name != "zarr.json":
-            if folder.is_dir() and not folder.is_symlink():
-                yield folder
+        ours = UNIT_ID.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
+        if ours and folder.name not in commits.units:
+            yield folder

@@ -16,7 +16,7 @@ class UnitFiles(Protocol):
     """The files of one unit."""
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, None where the unit has no such file; StoreCorrupt where it is not what was written."""
+        """Return a file's bytes, None where there is none; raises StoreCorrupt where they are not what was written."""
 
     def paths(self) -> Iterator[str]:
         """Yield the path of every file."""
@@ -87,7 +87,11 @@ class SealedFiles:
     """Files of a committed unit. Only what the manifest lists is there, and every read is held against its hash."""
 
     def __init__(self, folder: Path, manifest_sha256: str, *, check_sizes: bool = True) -> None:
-        """Open the unit; raises StoreCorrupt where the manifest is not the one committed, or a file has another size."""
+        """Open the unit.
+
+        Raises StoreCorrupt where the manifest is not the one committed, the folder holds a link or, unless
+        `check_sizes` is False, a file is missing or has another size.
+        """
         self.folder = folder
         """The unit's folder."""
         path = folder / "manifest.json"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probe.commits import UNIT_ID, Commits
+from probe.commits import Commits
 from probe.damage import Damage, damage_of
 from probe.durable import MAX_JSON_BYTES, parse_json, read_json, sync_folder, write_json
 from probe.errors import MissingStatistic, ProbeError, StoreCorrupt, UsageError
@@ -76,7 +73,16 @@ class Trace:
     @functools.cached_property
     def dataset(self) -> xr.Dataset:
         """Every statistic, labelled; values are read when they are used."""
-        dataset = xr.open_zarr(ZarrView(self._files), consolidated=False, chunks=None, decode_cf=False, zarr_format=3)
+        # Uncached, or a run's traces would fill the memory one after the other.
+        dataset: xr.Dataset = xr.open_dataset(
+            ZarrView(self._files),
+            engine="zarr",
+            consolidated=False,
+            chunks=None,
+            cache=False,
+            decode_cf=False,
+            zarr_format=3,
+        )
         labels = dataset.attrs.pop("labels", {})
         return dataset.assign_coords({dim: np.array(values, dtype=str) for dim, values in labels.items()})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -47,7 +46,7 @@ class UnitWriter:
             raise UsageError(f"{unit!r} cannot name a unit: small letters, digits, '.', '_' and '-', at most 121")
         self.unit = unit
         """Id of the unit."""
-        self._about = {
+        self._about: dict[str, Any] = {
             "format": FORMAT,
             "unit": unit,
             "stage": stage,
