@@ -23,6 +23,9 @@ ROOMS: Final[dict[str, str]] = {
 }
 """What one member of each room is called."""
 
+_MARKS: Final = {"kernels": "Statistic", "hooks": "Intervention", "analyses": "analysis"}
+"""Class that a member derives from, or decorator that it bears; other files of a room are what its members share."""
+
 
 def modules(room: str) -> dict[str, str]:
     """Return the members of a room by name, sorted: an importable `module` or `module:object`, a casebook's path.
@@ -121,11 +124,22 @@ def _address(room: str, path: Path) -> str:
 
 
 def _is_member(room: str, path: Path) -> bool:
+    """Return whether a file holds a public object of its own name that is marked as its room's kind."""
     if path.name.startswith("_"):
         return False
-    # Statistics, interventions and workloads have fields; a function beside them is what they share.
-    kinds = (ast.ClassDef, ast.FunctionDef) if room == "analyses" else (ast.ClassDef,)
-    return any(isinstance(node, kinds) and node.name == path.stem for node in _tree(path).body)
+    mark = _MARKS.get(room)
+    for node in _tree(path).body:
+        match node:
+            case ast.ClassDef(name=name, bases=marks) | ast.FunctionDef(name=name, decorator_list=marks):
+                if name == path.stem and (mark is None or mark in map(_last_name, marks)):
+                    return True
+    return False
+
+
+def _last_name(node: ast.expr) -> str:
+    while isinstance(node, ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _tree(path: Path) -> ast.Module:

@@ -1,0 +1,300 @@
+"""A casebook: an experiment as a YAML file, read strictly, with its overrides."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+
+from probe import discovery, strict_yaml
+from probe.errors import CasebookError, UsageError
+from probe.strict_yaml import Document
+
+FORMAT = 1
+"""Version of the casebook's form."""
+
+Role = Literal["baseline", "needle_absent", "gold_only", "treatment", "control", "other"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FromFinding(_Strict):
+    """Play what an earlier stage's finding suggested."""
+
+    from_finding: str = Field(description="Name of the analysis whose suggestion is played.")
+    fields: dict[str, JsonValue] = Field(default_factory=dict, description="Fields that replace the suggestion's.")
+
+
+class MatchedControl(_Strict):
+    """Random heads matched to another condition's: as many, of the same layers, of like output norm, never those."""
+
+    matched_to: str = Field(description="Name of the condition (of this stage) whose heads are matched.")
+    draws: int = Field(default=20, ge=1, le=10_000, description="How many sets are drawn; each is played.")
+
+
+class Condition(_Strict):
+    """What is done to the model or to the prompt, and what part it plays in the comparison."""
+
+    role: Role = Field(default="other", description="What part the condition plays in the analyses.")
+    workload: dict[str, JsonValue] = Field(default_factory=dict, description="Workload fields that it replaces.")
+    intervention: FromFinding | MatchedControl | dict[str, dict[str, JsonValue]] | None = Field(
+        default=None,
+        description="An intervention by name with its fields, one that a finding suggested (from_finding), or a "
+        "matched random control (matched_to).",
+    )
+    capture: bool = Field(default=False, description="Whether attention is captured, or behaviour alone is read.")
+
+
+class Stage(_Strict):
+    """Conditions that are read, then the analyses of everything read so far."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
+    half: Literal["find", "test", "both"] = Field(default="both", description="Which half of the samples is read.")
+    lengths: Literal["all", "solved"] = Field(
+        default="all", description="`solved`: only lengths up to the effective length that an earlier finding gave."
+    )
+    conditions: dict[str, Condition]
+    capture: tuple[JsonValue, ...] = Field(
+        default=(), description="Statistics captured besides those that the analyses need."
+    )
+    analyses: tuple[JsonValue, ...] = Field(default=(), description="Analyses, by name or {name: {parameter: value}}.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tuple(v) if k in ("capture", "analyses") and isinstance(v, list) else v for k, v in value.items()}
+        return value
+
+
+class Casebook(_Strict):
+    """One experiment: a model, a workload, and stages of conditions with their analyses."""
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,60}$")
+    question: str = Field(description="What the casebook answers, in one sentence.")
+    model: str = Field(default="needle", description="Specimen name, hub id or folder.")
+    seed: int = Field(default=0, ge=0, description="Seed of everything drawn.")
+    workload: dict[str, dict[str, JsonValue]] = Field(
+        description="One workload by name, with its fields.", min_length=1, max_length=1
+    )
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_are_a_tuple(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("stages"), list):
+            return {**value, "stages": tuple(value["stages"])}
+        return value
+
+    @property
+    def workload_name(self) -> str:
+        """Name of the workload."""
+        return next(iter(self.workload))
+
+    def build_workload(self, replaced: Mapping[str, Any] | None = None) -> Any:
+        """Return the workload with its fields, `replaced` over them; raises UsageError naming a bad field."""
+        return build("workloads", self.workload_name, {**self.workload[self.workload_name], **(replaced or {})})
+
+
+@dataclass(frozen=True)
+class Override:
+    """Fields that the command line or a caller sets over a casebook's."""
+
+    model: str | None = None
+    seed: int | None = None
+    lengths: tuple[int, ...] | None = None
+    depths: tuple[float, ...] | None = None
+    samples: int | None = None
+    """Samples per cell (`--limit`): never more than the casebook's."""
+    haystack: str | None = None
+
+    def apply(self, casebook: Casebook) -> Casebook:
+        """Return the casebook with these fields; raises UsageError where the workload has no such field."""
+        name = casebook.workload_name
+        workload = dict(casebook.workload[name])
+        known = {f.name for f in fields(discovery.get("workloads", name))}
+        for key in ("lengths", "depths", "samples", "haystack"):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if key not in known:
+                raise UsageError(f"the workload {name!r} has no field {key!r}")
+            if key == "samples" and isinstance(workload.get(key), int):
+                value = min(value, workload[key])
+            workload[key] = list(value) if isinstance(value, tuple) else value
+        update: dict[str, Any] = {"workload": {name: workload}}
+        if self.model is not None:
+            update["model"] = self.model
+        if self.seed is not None:
+            update["seed"] = self.seed
+        changed = casebook.model_copy(update=update)
+        changed.build_workload()
+        return changed
+
+
+def load(casebook: str | Path) -> Casebook:
+    """Read a casebook by name (one that ships, or a plugin's) or path; CasebookError with file, line and column."""
+    path = find(casebook)
+    document = strict_yaml.parse(path.read_bytes(), str(casebook) if Path(casebook).is_file() else path.name)
+    return check(document)
+
+
+def find(casebook: str | Path) -> Path:
+    """Return the file of a casebook; raises UsageError naming those that ship where there is none."""
+    path = Path(casebook)
+    if path.is_file():
+        return path
+    shipped = discovery.names("casebooks")
+    if str(casebook) in shipped:
+        return Path(discovery.get("casebooks", str(casebook)))
+    close = difflib.get_close_matches(str(casebook), shipped, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {sorted(shipped)}, or give a file"
+    raise UsageError(f"no casebook {str(casebook)!r}: {hint}")
+
+
+def check(document: Document) -> Casebook:
+    """Turn a parsed text into a casebook; raises CasebookError with file, line, column and what was expected."""
+    try:
+        casebook = Casebook.model_validate(document.value)
+    except ValidationError as error:
+        raise _pointed(document, error) from None
+    name = casebook.workload_name
+    _known(document, ("workload", name), "workloads", name)
+    _build(document, ("workload", name), "workloads", name, casebook.workload[name])
+    seen: set[str] = set()
+    for i, stage in enumerate(casebook.stages):
+        where: strict_yaml.Path = ("stages", i)
+        if stage.name in {s.name for s in casebook.stages[:i]}:
+            raise document.error((*where, "name"), f"two stages are named {stage.name!r}")
+        for label, condition in stage.conditions.items():
+            _check_condition(document, (*where, "conditions", label), casebook, stage, condition, seen)
+        for j, request in enumerate(stage.capture):
+            statistic, parameters = _named(document, (*where, "capture", j), request)
+            _known(document, (*where, "capture", j), "kernels", statistic)
+            del parameters
+        for j, request in enumerate(stage.analyses):
+            analysis, parameters = _named(document, (*where, "analyses", j), request)
+            _known(document, (*where, "analyses", j), "analyses", analysis)
+            allowed = list(inspect.signature(discovery.get("analyses", analysis)).parameters)[1:]
+            for key in parameters:
+                if key not in allowed:
+                    raise document.error(
+                        (*where, "analyses", j, analysis, key), f"{analysis} has no parameter {key!r}; it has {allowed}"
+                    )
+            seen.add(analysis)
+    return casebook
+
+
+def named(request: JsonValue) -> tuple[str, dict[str, Any]]:
+    """Split `name` or `{name: {parameter: value}}` into name and parameters."""
+    if isinstance(request, str):
+        return request, {}
+    if isinstance(request, dict) and len(request) == 1:
+        name, parameters = next(iter(request.items()))
+        if parameters is None or isinstance(parameters, dict):
+            return name, dict(parameters or {})
+    raise UsageError(f"expected a name or {{name: {{parameter: value}}}}, got {request!r}")
+
+
+def build(room: str, name: str, values: Mapping[str, Any]) -> Any:
+    """Build a room's dataclass from JSON values, converted and checked; UsageError names the field."""
+    document = Document(dict(values), name)
+    return _build(document, (), room, name, values)
+
+
+def _build(document: Document, path: strict_yaml.Path, room: str, name: str, values: Mapping[str, Any]) -> Any:
+    kind = discovery.get(room, name)
+    known = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in known:
+            raise document.error((*path, key), f"{name} has no field {key!r}; it has {known}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise _pointed(document, error, path) from None
+    except UsageError as error:
+        raise document.error(path, str(error)) from None
+
+
+def _check_condition(
+    document: Document,
+    path: strict_yaml.Path,
+    casebook: Casebook,
+    stage: Stage,
+    condition: Condition,
+    findings: set[str],
+) -> None:
+    name = casebook.workload_name
+    if condition.workload:
+        merged = {**casebook.workload[name], **condition.workload}
+        _build(document, (*path, "workload"), "workloads", name, merged)
+    intervention = condition.intervention
+    if isinstance(intervention, FromFinding):
+        if intervention.from_finding not in findings:
+            raise document.error(
+                (*path, "intervention", "from_finding"),
+                f"no earlier stage runs the analysis {intervention.from_finding!r}; those are {sorted(findings)}",
+            )
+    elif isinstance(intervention, MatchedControl):
+        if intervention.matched_to not in stage.conditions:
+            raise document.error(
+                (*path, "intervention", "matched_to"),
+                f"this stage has no condition {intervention.matched_to!r}; it has {sorted(stage.conditions)}",
+            )
+    elif intervention is not None:
+        if len(intervention) != 1:
+            raise document.error((*path, "intervention"), "expected one intervention, by name")
+        kind, values = next(iter(intervention.items()))
+        _known(document, (*path, "intervention", kind), "hooks", kind)
+        _build(document, (*path, "intervention", kind), "hooks", kind, values)
+
+
+def _named(document: Document, path: strict_yaml.Path, request: JsonValue) -> tuple[str, dict[str, Any]]:
+    try:
+        return named(request)
+    except UsageError as error:
+        raise document.error(path, str(error)) from None
+
+
+def _known(document: Document, path: strict_yaml.Path, room: str, name: str) -> None:
+    names = discovery.names(room)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {sorted(names)}"
+        raise document.error(path, f"unknown {discovery.ROOMS[room]} {name!r}: {hint}")
+
+
+def _pointed(document: Document, error: ValidationError, prefix: strict_yaml.Path = ()) -> CasebookError:
+    """Turn pydantic's first complaint into one that names file, line and column."""
+    problems = error.errors(include_url=False)
+    # A union reports every member; the complaint that went deepest is about what was meant.
+    first = max(problems, key=lambda problem: (problem["type"] == "extra_forbidden", len(problem["loc"])))
+    location = tuple(part for part in first["loc"] if (*prefix, part) or part)
+    path: strict_yaml.Path = prefix
+    for part in location:
+        if (*path, part) in document.places or part == location[-1]:
+            path = (*path, part)
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_expected(path)}"
+    elif "input" in first and not isinstance(first["input"], dict | list | tuple):
+        message = f"{message}, got {first['input']!r}"
+    return document.error(path, message)
+
+
+def _expected(path: strict_yaml.Path) -> str:
+    """Say which keys would have been right beside the last of `path`."""
+    kind: type[BaseModel] = Casebook
+    if len(path) >= 3 and path[0] == "stages":
+        kind = Condition if len(path) >= 5 and path[2] == "conditions" else Stage
+    keys = list(kind.model_fields)
+    close = difflib.get_close_matches(str(path[-1]), keys, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {keys}"

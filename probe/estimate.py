@@ -1,0 +1,127 @@
+"""What a run would take: units, memory, disk and time, from two short reads."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from probe import capture, plan
+from probe.casebook import Casebook, Condition, MatchedControl, Stage
+from probe.errors import UsageError
+from probe.hooks.huggingface import HuggingFaceModel
+from probe.sample import Sample
+
+_SCAN_BYTES: Final = 96 << 20
+"""Scores of the blocks that a scan holds, as measured."""
+_UNIT_BYTES: Final = 12_000
+"""Metadata and manifest of a unit, as measured."""
+_LONGEST_TRIAL: Final = 2048
+"""Most tokens of a trial read, where the casebook's lengths allow the choice."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage would read."""
+
+    name: str
+    """Name of the stage."""
+    units: int
+    """Units that it reads; an upper bound where `at_most`."""
+    at_most: bool
+    """Whether an earlier finding decides how many there really are."""
+    seconds: float
+    """Time, extrapolated."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would take. Time and disk are extrapolated from two reads, memory is computed."""
+
+    units: int
+    """Units in all, at most."""
+    peak_memory_bytes: int
+    """Resident memory at the longest prompt, weights included."""
+    disk_bytes: int
+    """Size of the run folder, without plotly's 5 MB in the report."""
+    seconds: float
+    """Time in all."""
+    stages: list[StageEstimate]
+    """Stage by stage."""
+
+
+def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
+    """Return what playing `book` on `model` would take; reads two of its samples to know."""
+    samples = list(plan.halved(book.build_workload().build(model.tokenizer)))
+    if not samples:
+        raise UsageError("the workload makes no sample")
+    requests = [r for stage in book.stages for r in plan.requests_of(stage)]
+    lengths = sorted({len(sample) for sample in samples})
+    short = next(s for s in samples if len(s) == lengths[0])
+    longer = max((s for s in samples if len(s) <= max(_LONGEST_TRIAL, lengths[0])), key=len)
+    capture.trace(model, short, statistics=[])
+    watched = _fit(model, (short, longer), requests)
+    alone = _fit(model, (short, longer), [])
+    stages = []
+    disk = 0.0
+    for stage in book.stages:
+        units, seconds = 0, 0.0
+        for condition in stage.conditions.values():
+            chosen = _chosen(book, stage, condition, samples, model)
+            times = _times(condition)
+            each, per_token = (watched if condition.capture else alone)
+            units += times * len(chosen)
+            seconds += times * sum(each(len(s)) for s in chosen)
+            disk += times * sum(_UNIT_BYTES + 6 * len(s) + (per_token * len(s) if condition.capture else 0) for s in chosen)
+        stages.append(StageEstimate(stage.name, units, stage.lengths == "solved", seconds))
+    return DryRun(
+        units=sum(stage.units for stage in stages),
+        peak_memory_bytes=_peak(model, max(lengths), watched[1]),
+        disk_bytes=int(disk),
+        seconds=sum(stage.seconds for stage in stages),
+        stages=stages,
+    )
+
+
+def _fit(model: HuggingFaceModel, samples: Sequence[Sample], requests: list[Any]) -> tuple[Any, float]:
+    """Time two reads; return seconds as b·n + c·n² of the prompt length, and stored bytes per token."""
+    points = []
+    stored = 0.0
+    for sample in samples:
+        begun = time.perf_counter()
+        trace = capture.trace(model, sample, statistics=requests)
+        points.append((len(sample), time.perf_counter() - begun))
+        stored = trace.dataset.nbytes / len(sample)
+    (n, t), (m, u) = points
+    curve = max(0.0, (u / m - t / n) / (m - n)) if m != n else 0.0
+    slope = max(0.0, u / m - curve * m)
+
+    def seconds(length: int) -> float:
+        return slope * length + curve * length * length
+
+    return seconds, stored
+
+
+def _chosen(
+    book: Casebook, stage: Stage, condition: Condition, samples: list[Sample], model: HuggingFaceModel
+) -> list[Sample]:
+    if condition.workload:
+        samples = list(plan.halved(book.build_workload(condition.workload).build(model.tokenizer)))
+    return [s for s in samples if stage.half in ("both", s.facts["half"])]
+
+
+def _times(condition: Condition) -> int:
+    return condition.intervention.draws if isinstance(condition.intervention, MatchedControl) else 1
+
+
+def _peak(model: HuggingFaceModel, length: int, stored_per_token: float) -> int:
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    width = model.dtype.itemsize
+    cache = sum(2 * kv * dim * length * width for kv, dim in zip(model.num_kv_heads, model.head_dim, strict=True))
+    logits = min(length, capture.CHUNK_TOKENS) * model.vocab_size * (width + 4)
+    return int(now + cache + logits + _SCAN_BYTES + stored_per_token * length)
+
+
+__all__ = ["DryRun", "StageEstimate", "estimate"]

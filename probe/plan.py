@@ -1,0 +1,148 @@
+"""From a casebook's stage to the units that are read: conditions resolved, samples chosen, controls drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from probe import discovery
+from probe.casebook import Casebook, Condition, FromFinding, MatchedControl, Stage, build, named
+from probe.errors import UsageError
+from probe.finding import Finding
+from probe.sample import Sample
+
+Heads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A condition with everything resolved: what a unit of it does."""
+
+    name: str
+    """Name of the condition in the casebook."""
+    role: str
+    """What part it plays in the analyses."""
+    capture: bool
+    """Whether attention is captured."""
+    workload: Mapping[str, Any]
+    """Workload fields replaced."""
+    intervention: Mapping[str, Mapping[str, Any]] | None = None
+    """The intervention by name with its fields, heads and all, as JSON values."""
+    draw: int | None = None
+    """Which draw of a random control this is."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a trace says of its condition."""
+        return {
+            "role": self.role,
+            "workload": dict(self.workload),
+            "intervention": self.intervention,
+            "draw": self.draw,
+        }
+
+
+class CannotPlay(UsageError):
+    """A stage's condition rests on a finding that found nothing; the message says which."""
+
+
+def halved(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Mark each sample as one to find with or one to test with, by the parity of its seed."""
+    for sample in samples:
+        half = "test" if int(sample.facts.get("seed", 0)) % 2 else "find"
+        yield dataclasses.replace(sample, facts={**sample.facts, "half": half})
+
+
+def samples_of(casebook: Casebook, stage: Stage, played: Played, tokenizer: Any, solved: int | None) -> list[Sample]:
+    """Return the samples that a condition of a stage reads; `solved` is the effective length found, if any."""
+    samples = halved(casebook.build_workload(played.workload).build(tokenizer))
+    chosen = [s for s in samples if stage.half in ("both", s.facts["half"])]
+    if stage.lengths == "solved":
+        if solved is None:
+            raise CannotPlay(f"stage {stage.name!r} reads the solved lengths, and no length was solved")
+        chosen = [s for s in chosen if int(s.facts["length"]) <= solved]
+    return chosen
+
+
+def resolve(
+    stage: Stage,
+    findings: Mapping[str, Finding],
+    draw_matched: Callable[[Heads, int], Sequence[Heads]],
+) -> list[Played]:
+    """Resolve a stage's conditions in the casebook's order; raises CannotPlay naming what is missing.
+
+    `draw_matched(heads, draws)` gives the random control's sets of heads.
+    """
+    resolved: dict[str, list[Played]] = {}
+    pending = dict(stage.conditions)
+    while pending:
+        ready = [name for name, c in pending.items() if _needs(c) not in pending]
+        if not ready:
+            raise UsageError(f"stage {stage.name!r}: conditions match one another in a circle: {sorted(pending)}")
+        for name in ready:
+            resolved[name] = _resolve(name, pending.pop(name), findings, resolved, draw_matched)
+    return [played for name in stage.conditions for played in resolved[name]]
+
+
+def _needs(condition: Condition) -> str | None:
+    intervention = condition.intervention
+    return intervention.matched_to if isinstance(intervention, MatchedControl) else None
+
+
+def _resolve(
+    name: str,
+    condition: Condition,
+    findings: Mapping[str, Finding],
+    resolved: Mapping[str, list[Played]],
+    draw_matched: Callable[[Heads, int], Sequence[Heads]],
+) -> list[Played]:
+    plain = Played(name, condition.role, condition.capture, condition.workload)
+    intervention = condition.intervention
+    if intervention is None:
+        return [plain]
+    if isinstance(intervention, FromFinding):
+        finding = findings.get(intervention.from_finding)
+        if finding is None or not finding.suggests:
+            raise CannotPlay(f"{name!r} plays what {intervention.from_finding!r} suggests, and it suggested nothing")
+        suggestion = finding.suggests[0]
+        values = {**suggestion.fields, **intervention.fields}
+        return [dataclasses.replace(plain, intervention={suggestion.intervention: values})]
+    if isinstance(intervention, MatchedControl):
+        matched = resolved[intervention.matched_to][0]
+        if not matched.intervention:
+            raise UsageError(f"{name!r} is matched to {matched.name!r}, which has no intervention")
+        kind, values = next(iter(matched.intervention.items()))
+        if "heads" not in values:
+            raise UsageError(f"{name!r} is matched to {matched.name!r}, whose {kind} names no heads")
+        heads = tuple((int(layer), int(head)) for layer, head in values["heads"])
+        return [
+            dataclasses.replace(
+                plain,
+                intervention={kind: {**values, "heads": [list(pair) for pair in drawn]}},
+                draw=i,
+            )
+            for i, drawn in enumerate(draw_matched(heads, intervention.draws))
+        ]
+    return [dataclasses.replace(plain, intervention=intervention)]
+
+
+def requests_of(stage: Stage) -> list[dict[str, Any]]:
+    """Return the statistics that a stage captures: what its analyses need, and what it asks for besides."""
+    requests: dict[str, dict[str, Any]] = {}
+    for request in stage.analyses:
+        name, parameters = named(request)
+        for statistic, needed in discovery.get("analyses", name).needs(**parameters).items():
+            requests[f"{statistic} {sorted(needed.items())}"] = {statistic: dict(needed)}
+    for request in stage.capture:
+        statistic, extra = named(request)
+        requests[f"{statistic} {sorted(extra.items())}"] = {statistic: extra}
+    return list(requests.values())
+
+
+def intervention_of(played: Played) -> Any | None:
+    """Build the intervention of a resolved condition, or None."""
+    if not played.intervention:
+        return None
+    kind, values = next(iter(played.intervention.items()))
+    return build("hooks", kind, values)

@@ -1,0 +1,366 @@
+"""Play a casebook: read every unit that is not there yet, analyse what was read, write findings and report."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import probe
+from probe import capture, discovery, plan, store
+from probe.casebook import Casebook, Override, Stage, load, named
+from probe.errors import NotReproducible, RunFolderInUse, UsageError
+from probe.estimate import DryRun, estimate
+from probe.finding import Finding
+from probe.plan import CannotPlay, Played
+from probe.report import write_report
+from probe.sample import Sample
+from probe.trace_store import Run
+
+if TYPE_CHECKING:
+    from probe.hooks.huggingface import HuggingFaceModel
+
+FORMAT = 1
+"""Version of run.json's form."""
+
+
+class Progress(Protocol):
+    """What a run tells of how far it is."""
+
+    def start(self, total: int) -> None:
+        """`total` more units are to be read."""
+
+    def advance(self, what: str) -> None:
+        """One unit is done; `what` names it."""
+
+    def message(self, text: str) -> None:
+        """Something that a person should know."""
+
+    def stop(self) -> None:
+        """Nothing more comes."""
+
+
+class Silent:
+    """A progress that says nothing."""
+
+    def start(self, total: int) -> None:
+        """Say nothing."""
+
+    def advance(self, what: str) -> None:
+        """Say nothing."""
+
+    def message(self, text: str) -> None:
+        """Say nothing."""
+
+    def stop(self) -> None:
+        """Say nothing."""
+
+
+def run(
+    casebook: str | Path | Casebook = "first-look",
+    *,
+    model: Any = None,
+    out: str | Path | None = None,
+    lengths: tuple[int, ...] | None = None,
+    depths: tuple[float, ...] | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    haystack: str | Path | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Play `casebook` on `model` and return the run, with its findings and its report on disk.
+
+    `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave. `limit` is the number of
+    samples per cell. A folder that holds this very run is continued; one that holds another is refused unless `force`.
+    Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
+    captured, RunFolderInUse for a folder that is taken.
+    """
+    book, loaded = prepare(
+        casebook,
+        model=model,
+        lengths=lengths,
+        depths=depths,
+        limit=limit,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        haystack=haystack,
+        trust_remote_code=trust_remote_code,
+    )
+    folder = Path(out) if out is not None else default_folder(book, loaded)
+    player = Player(book, loaded, folder, progress or Silent(), command=command)
+    with store.hold(folder):
+        player.claim(force=force)
+        try:
+            player.play()
+        finally:
+            player.progress.stop()
+    return Run(folder)
+
+
+def default_folder(book: Casebook, model: HuggingFaceModel) -> Path:
+    """Return the folder of a run whose caller names none: `runs/<casebook>-<model>`."""
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", Path(model.name).name if Path(model.name).is_dir() else model.name)
+    return Path("runs") / f"{book.name}-{name.strip('-.') or 'model'}"
+
+
+def prepare(
+    casebook: str | Path | Casebook,
+    *,
+    model: Any = None,
+    lengths: tuple[int, ...] | None = None,
+    depths: tuple[float, ...] | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    haystack: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Casebook, HuggingFaceModel]:
+    """Read the casebook with what is set over it, load its model, and check that the one can run the other."""
+    given = casebook if isinstance(casebook, Casebook) else load(casebook)
+    named_model = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
+    if model is not None and named_model is None:
+        named_model = str(getattr(model, "name", type(model).__name__))
+    book = Override(
+        model=named_model,
+        seed=seed,
+        lengths=lengths,
+        depths=depths,
+        samples=limit,
+        haystack=None if haystack is None else str(haystack),
+    ).apply(given)
+    loaded = capture.load(
+        book.model if model is None or isinstance(model, str | Path) else model,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    check_lengths(book, loaded)
+    return book, loaded
+
+
+def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
+    """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
+    if model.tokenizer is None:
+        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: give one with probe.load(…, tokenizer=…)")
+    lengths = book.workload[book.workload_name].get("lengths")
+    longest = max((int(n) for n in lengths), default=0) if isinstance(lengths, list) else 0
+    if model.hard_limit and model.max_length is not None and longest > model.max_length:
+        raise UsageError(
+            f"{model.name} has {model.max_length} learned positions and cannot run {longest} tokens; "
+            f"ask for lengths up to {model.max_length} (--lengths)"
+        )
+
+
+@dataclass
+class Player:
+    """Plays one casebook with one model into one folder."""
+
+    book: Casebook
+    model: HuggingFaceModel
+    folder: Path
+    progress: Progress
+    command: str | None = None
+    findings: dict[str, Finding] = field(default_factory=dict)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    stages: dict[str, Any] = field(default_factory=dict)
+    _norms: Any = None
+
+    def identity(self) -> dict[str, str]:
+        """Return what must be the same for two runs to be one."""
+        provenance = self.model.provenance()
+        book = json.dumps(self.book.model_dump(mode="json"), sort_keys=True)
+        identity = {"casebook": hashlib.sha256(book.encode()).hexdigest()}
+        for key in ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
+            identity[key] = str(provenance.get(key))
+        identity["attention_implementation"] = str(provenance.get("attention_implementation"))
+        for package in ("longcontext-probe", "torch", "transformers"):
+            identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
+        haystack = self.book.workload[self.book.workload_name].get("haystack")
+        if isinstance(haystack, str) and Path(haystack).is_file():
+            identity["haystack"] = hashlib.sha256(Path(haystack).read_bytes()).hexdigest()
+        return identity
+
+    def claim(self, *, force: bool) -> None:
+        """Make the folder this run's: new, or continued; raises RunFolderInUse where it holds another run."""
+        record = self.folder / "run.json"
+        identity = self.identity()
+        if record.is_file():
+            before = json.loads(record.read_text("utf-8")).get("identity", {})
+            changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
+            if changed and not force:
+                raise RunFolderInUse(
+                    f"{self.folder} holds another run, which differs in {', '.join(changed)}; "
+                    "give another folder with --out, or --force to replace it"
+                )
+            if changed or force:
+                store.clear(self.folder)
+        elif self.folder.is_dir() and any(p.name != ".lock" for p in self.folder.iterdir()):
+            raise RunFolderInUse(f"{self.folder} is not empty and holds no run; give another folder with --out")
+        self._record("running")
+
+    def play(self) -> None:
+        """Play every stage, then write findings and report."""
+        status = "stopped"
+        with store.RunStore(self.folder) as self.store:
+            try:
+                for stage in self.book.stages:
+                    self._play_stage(stage)
+                    self._analyse(stage)
+                status = "partial" if self.failed else "complete"
+            finally:
+                self._record(status)
+        write_report(Run(self.folder), self.folder / "report.html")
+
+    def _play_stage(self, stage: Stage) -> None:
+        try:
+            played = plan.resolve(stage, self.findings, lambda heads, draws: self._matched(heads, draws))
+            work = {i: self._samples(stage, p) for i, p in enumerate(played)}
+        except CannotPlay as reason:
+            self.stages[stage.name] = {"skipped": str(reason)}
+            self.progress.message(f"stage {stage.name}: not played: {reason}")
+            return
+        self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}
+        self._record("running")
+        requests = plan.requests_of(stage)
+        committed = self.store.committed()
+        self.progress.start(sum(len(samples) for samples in work.values()))
+        for i, condition in enumerate(played):
+            intervention = plan.intervention_of(condition)
+            pending = []
+            for sample in work[i]:
+                unit = self._unit(stage, condition, sample, requests)
+                if unit in committed:
+                    if why := committed[unit]["failed"]:
+                        self._note_failure(unit, condition, sample, why)
+                    self.progress.advance(f"{condition.name} {sample.name}: there already")
+                else:
+                    pending.append((unit, sample))
+            if not pending:
+                continue
+            with intervention(self.model) if intervention is not None else contextlib.nullcontext():
+                for unit, sample in pending:
+                    self._read(unit, stage, condition, sample, requests if condition.capture else [])
+
+    def _read(
+        self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]
+    ) -> None:
+        writer = self.store.begin_unit(
+            unit,
+            stage=stage.name,
+            condition=condition.name,
+            facts=condition.facts(),
+            sample=sample,
+            provenance=self.model.provenance() | {"seed": self.book.seed, "casebook": self.book.name},
+        )
+        try:
+            outcome = capture.read(self.model, sample, requests, writer)
+        except NotReproducible:
+            writer.abandon()
+            raise
+        # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
+        except Exception as error:
+            writer.abandon()
+            self._fail(unit, condition, sample, f"{type(error).__name__}: {error}")
+            return
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.commit(outcome)
+        if outcome.failed:
+            self._fail(unit, condition, sample, outcome.failed)
+        else:
+            self.progress.advance(f"{condition.name} {sample.name}")
+
+    def _fail(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
+        self._note_failure(unit, condition, sample, why)
+        self.progress.advance(f"{condition.name} {sample.name}: failed")
+
+    def _note_failure(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
+        self.failed.append({"unit": unit, "condition": condition.name, "sample": sample.name, "why": why})
+        self.progress.message(f"{condition.name} {sample.name} failed: {why}")
+
+    def _samples(self, stage: Stage, played: Played) -> list[Sample]:
+        solved = None
+        if "effective_length" in self.findings:
+            value = self.findings["effective_length"].measured.value
+            solved = None if value is None else int(value)
+        return plan.samples_of(self.book, stage, played, self.model.tokenizer, solved)
+
+    def _matched(self, heads: plan.Heads, draws: int) -> list[plan.Heads]:
+        from probe.hooks.head_output_norm import head_output_norm
+        from probe.hooks.matched_heads import matched_heads
+
+        if self._norms is None:
+            prompts = plan.halved(self.book.build_workload().build(self.model.tokenizer))
+            found = [s for s in prompts if s.facts["half"] == "find"]
+            shortest = min(int(s.facts["length"]) for s in found)
+            self._norms = head_output_norm(
+                self.model, [s.tokens for s in found if int(s.facts["length"]) == shortest][:8]
+            )
+        return matched_heads(heads, self._norms, exclude=self._never_control(heads), draws=draws, seed=self.book.seed)
+
+    def _never_control(self, heads: plan.Heads) -> plan.Heads:
+        """Return the heads that no control may hold: those removed, and every one that a finding suggests."""
+        suggested = [s.fields["heads"] for f in self.findings.values() for s in f.suggests if "heads" in s.fields]
+        pairs = {(int(layer), int(head)) for group in suggested for layer, head in group}
+        return tuple(sorted({*heads, *pairs}))
+
+    def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
+        identity = {
+            "run": self.identity() | {"casebook": ""},
+            "stage": stage.name,
+            "condition": {"name": condition.name, **condition.facts()},
+            "sample": sample.to_json(),
+            "requests": requests if condition.capture else [],
+        }
+        draw = "" if condition.draw is None else f"-{condition.draw}"
+        return store.unit_id(f"{condition.name}{draw}-{sample.name}", identity)
+
+    def _analyse(self, stage: Stage) -> None:
+        traces = Run(self.folder)
+        for request in stage.analyses:
+            name, parameters = named(request)
+            self.findings[name] = discovery.get("analyses", name)(traces, **parameters)
+        store.write_json(self.folder / "findings.json", [f.to_json() for f in self.findings.values()])
+
+    def _record(self, status: str) -> None:
+        store.write_json(
+            self.folder / "run.json",
+            {
+                "format": FORMAT,
+                "status": status,
+                "identity": self.identity(),
+                "casebook": self.book.model_dump(mode="json"),
+                "provenance": self.model.provenance() | {"python": platform.python_version()},
+                "model_card": self.model.card(),
+                "command": self.command,
+                "stages": self.stages,
+                "failed": self.failed,
+            },
+        )
+
+
+def dry_run(casebook: str | Path | Casebook = "first-look", *, out: str | Path | None = None, **options: Any) -> DryRun:
+    """Return what `run` with these options would take, without reading more than two of its samples.
+
+    Raises what `run` raises before it reads anything.
+    """
+    del out
+    book, loaded = prepare(casebook, **options)
+    return estimate(book, loaded)
+
+
+__all__ = ["Player", "Progress", "Silent", "dry_run", "prepare", "run"]

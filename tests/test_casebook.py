@@ -1,0 +1,112 @@
+"""A casebook says what is wrong with it, and where; what it plays is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from probe import discovery
+from probe.casebook import Casebook, Override, find, load
+from probe.errors import CasebookError, UsageError
+
+GOOD = """\
+format: 1
+name: small
+question: Does it?
+workload:
+  needle:
+    lengths: [64]
+    depths: [0.5]
+    samples: 1
+stages:
+  - name: read
+    conditions:
+      baseline: {role: baseline, capture: true}
+    analyses:
+      - retrieval_heads: {threshold: 0.2}
+  - name: ablate
+    conditions:
+      removed: {role: treatment, intervention: {from_finding: retrieval_heads}}
+      others: {role: control, intervention: {matched_to: removed, draws: 3}}
+      named: {intervention: {ablate_heads: {heads: [[2, 5]], form: zero}}}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "book.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_casebook_is_read(tmp_path: Path) -> None:
+    book = load(written(tmp_path, GOOD))
+    assert book.name == "small"
+    assert [stage.name for stage in book.stages] == ["read", "ablate"]
+    assert book.build_workload().lengths == (64,)
+
+
+@pytest.mark.parametrize("name", discovery.names("casebooks"))
+def test_every_casebook_that_ships_is_valid(name: str) -> None:
+    assert load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "place", "what"),
+    [
+        ("question:", "qestion:", "3:1", "did you mean 'question'"),
+        ("question: Does it?\n", "", "1:1", "question: Field required"),
+        ("lengths: [64]", "lenghts: [64]", "6:5", "needle has no field 'lenghts'"),
+        ("lengths: [64]", "lengths: [many]", "6:15", "many"),
+        ("lengths: [64]", "lengths: 64", "6:5", "64"),
+        ("samples: 1", "samples: 1\n    samples: 2", "9:5", "stands twice"),
+        ("samples: 1", "samples: one", "8:5", "one"),
+        ("  needle:", "  haystack:", "5:3", "unknown workload 'haystack'"),
+        ("role: baseline", "rolle: baseline", "12:18", "did you mean 'role'"),
+        ("role: baseline", "role: king", "12:18", "king"),
+        ("capture: true", "capture: no", "12:34", "got 'no'"),
+        ("retrieval_heads: {threshold", "retrieval_head: {threshold", "14:9", "did you mean 'retrieval_heads'"),
+        ("{threshold: 0.2}", "{treshold: 0.2}", "14:27", "no parameter 'treshold'"),
+        ("from_finding: retrieval_heads", "from_finding: attention_sinks", "17:47", "no earlier stage runs"),
+        ("matched_to: removed", "matched_to: removd", "18:44", "no condition 'removd'"),
+        ("draws: 3", "draws: 0", "18:64", "greater than or equal to 1"),
+        ("ablate_heads:", "ablate_head:", "19:30", "did you mean 'ablate_heads'"),
+        ("form: zero", "form: nil", "19:61", "nil"),
+        ("name: ablate", "name: read", "15:5", "two stages are named 'read'"),
+        ("format: 1", "format: 2", "1:1", "got 2"),
+        ("question: Does it?", "question: &q Does it?", "3:11", "aliases"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(
+    tmp_path: Path, before: str, after: str, place: str, what: str
+) -> None:
+    assert GOOD.count(before) >= 1
+    path = written(tmp_path, GOOD.replace(before, after, 1))
+    with pytest.raises(CasebookError) as error:
+        load(path)
+    assert f"{path}:{place}: " in str(error.value)
+    assert what in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_an_unknown_casebook_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'first-look'"):
+        find("first-lok")
+
+
+def test_overrides_stand_over_the_casebook(tmp_path: Path) -> None:
+    book = load(written(tmp_path, GOOD.replace("samples: 1", "samples: 4")))
+    changed = Override(model="other", seed=7, lengths=(64, 128), depths=(0.0,), samples=2).apply(book)
+    workload = changed.build_workload()
+    assert (changed.model, changed.seed) == ("other", 7)
+    assert (workload.lengths, workload.depths, workload.samples) == ((64, 128), (0.0,), 2)
+
+
+def test_a_limit_never_raises_the_number_of_samples(tmp_path: Path) -> None:
+    book = load(written(tmp_path, GOOD))
+    assert Override(samples=100).apply(book).build_workload().samples == 1
+
+
+def test_a_casebook_survives_its_own_json(tmp_path: Path) -> None:
+    book = load(written(tmp_path, GOOD))
+    assert Casebook.model_validate_json(book.model_dump_json()) == book
