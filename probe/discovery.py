@@ -30,9 +30,9 @@ _MARKS: Final = {"kernels": "Statistic", "hooks": "Intervention", "analyses": "a
 def modules(room: str) -> dict[str, str]:
     """Return the members of a room by name, sorted: an importable `module` or `module:object`, a casebook's path.
 
-    A Python file is a member iff it defines a public object of its own name: a function or a class in `analyses`, a
-    class elsewhere. Nothing is imported. Another package adds members by entry points in the group `probe.<room>`; one
-    that takes a name already taken is left out with a warning that names it.
+    A Python file is a member iff it defines a public class or function of its own name that is marked as its room's
+    kind. Nothing is imported. Another package adds members by entry points in the group `probe.<room>`; one that takes
+    a name already taken is left out with a warning that names it.
     """
     if room not in ROOMS:
         raise UsageError(f"there is no room {room!r}; there are {', '.join(ROOMS)}")
