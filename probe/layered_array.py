@@ -12,7 +12,8 @@ from zarr.codecs import BytesCodec, ZstdCodec
 
 from probe.array import Array
 from probe.errors import UsageError
-from probe.zarr_view import CHUNK_BYTES, ZarrView
+from probe.stored_shape import CHUNK_BYTES
+from probe.zarr_view import ZarrView
 
 PADDED: Final = ("head", "kv_head", "channel")
 """Axes in which layers may differ: a layer that has fewer is filled up with NaN, or -1."""

@@ -7,16 +7,18 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probe.commits import Commits
 from probe.damage import Damage, damage_of
 from probe.durable import read_json
 from probe.errors import StoreCorrupt
-from probe.finding import Finding
 from probe.manifest import check_format
 from probe.unit_files import SealedFiles
 from probe.unit_trace import Trace
+
+if TYPE_CHECKING:
+    from probe.finding import Finding
 
 
 class Run:
@@ -58,6 +60,8 @@ class Run:
 
     def findings(self) -> list[Finding]:
         """Return what was found; empty before the analyses ran."""
+        from probe.finding import Finding
+
         path = self.path / "findings.json"
         if not path.exists():
             return []

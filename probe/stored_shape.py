@@ -1,0 +1,78 @@
+"""What an array on disk may claim to be: no more than its chunks hold, in the one encoding that is written."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any, Final
+
+from probe.durable import parse_json
+from probe.errors import StoreCorrupt
+from probe.unit_files import UnitFiles
+
+CHUNK_BYTES: Final = 16 * 2**20
+"""No chunk is larger than this, uncompressed: what one read may cost in memory."""
+
+CODECS: Final[list[dict[str, Any]]] = [
+    {"name": "bytes", "configuration": {"endian": "little"}},
+    # zarr's own default has no checksum, and then a flipped bit is a wrong number.
+    {"name": "zstd", "configuration": {"level": 1, "checksum": True}},
+]
+"""How every chunk is encoded; a chunk in any other encoding was not written by this toolkit and is refused."""
+
+_ITEM_BYTES: Final = (
+    {"bool": 1}
+    | {f"{kind}{8 * n}": n for kind in ("int", "uint") for n in (1, 2, 4, 8)}
+    | {f"float{8 * n}": n for n in (2, 4, 8)}
+)
+
+
+def check_arrays(files: UnitFiles, name: str) -> None:
+    """Raise StoreCorrupt unless each array's shape is what its chunks on disk hold, chunk for chunk.
+
+    So a shape that claims more than is there allocates nothing, and a missing chunk cannot read as a fill value.
+    """
+    paths = set(files.paths())
+    chunks: dict[str, set[str]] = {}
+    for path in paths:
+        array, separator, _ = path.partition("/c/")
+        if separator:
+            chunks.setdefault(array, set()).add(path)
+    for path in sorted(paths):
+        array, separator, last = path.rpartition("/")
+        if last == "zarr.json" and separator:
+            _check_array(parse_json(files.read(path) or b"", f"{name}/{path}"), array, chunks.pop(array, set()), name)
+    if chunks:
+        raise StoreCorrupt(f"{name}: there are chunks of {min(chunks)!r}, but no such array")
+
+
+def _check_array(value: Any, array: str, chunks: set[str], name: str) -> None:
+    where = f"{name}: array {array}"
+    try:
+        shape, chunk_shape = value["shape"], value["chunk_grid"]["configuration"]["chunk_shape"]
+        item_bytes, codecs = _ITEM_BYTES[value["data_type"]], value["codecs"]
+        known = value["zarr_format"] == 3 and value["node_type"] == "array" and value["chunk_grid"]["name"] == "regular"
+        known = known and value["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+        known = known and not value.get("storage_transformers")
+    except (KeyError, TypeError) as error:
+        raise StoreCorrupt(f"{where} is not described as this toolkit describes one: {error!r}") from error
+    sizes = [*shape, *chunk_shape] if isinstance(shape, list) and isinstance(chunk_shape, list) else [None]
+    if not known or any(type(size) is not int or size < 0 for size in sizes) or len(shape) != len(chunk_shape):
+        raise StoreCorrupt(f"{where} is not described as this toolkit describes one")
+    if [_codec(codec, item_bytes) for codec in codecs] != [_codec(codec, item_bytes) for codec in CODECS]:
+        raise StoreCorrupt(f"{where} is encoded as this toolkit encodes nothing")
+    if math.prod(chunk_shape) * item_bytes > CHUNK_BYTES or 0 in chunk_shape:
+        raise StoreCorrupt(f"{where} has chunks of {chunk_shape}, more than {CHUNK_BYTES} bytes or none at all")
+    counts = [-(-size // step) for size, step in zip(shape, chunk_shape, strict=True)]
+    # The number first: a shape of 10^12 would make as many names.
+    expected = math.prod(counts)
+    if expected == len(chunks):
+        names = {f"{array}/c/" + "/".join(map(str, index)) for index in product(*map(range, counts))}
+        if names == chunks:
+            return
+    raise StoreCorrupt(f"{where} of shape {shape} has {expected} chunks, but those of the manifest are {len(chunks)}")
+
+
+def _codec(codec: Any, item_bytes: int) -> Any:
+    # The order of bytes does not apply to single bytes, and zarr leaves it out.
+    return "bytes" if item_bytes == 1 and isinstance(codec, dict) and codec.get("name") == "bytes" else codec
