@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from probe.visible import visible
+
+if TYPE_CHECKING:
+    from probe.estimate import DryRun
 
 _MARKS = {"supported": ("✓", "green"), "refuted": ("✗", "red"), "inconclusive": ("?", "yellow")}
 _MOST_FAILURES = 10
@@ -37,18 +40,17 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
         _line(brief["files"]["report.html"], lead="report: ", lead_style="bold", wrap=False)
 
 
-def print_estimate(casebook: str, estimate: Any, *, as_json: bool) -> None:
+def print_estimate(casebook: str, expected: DryRun, *, as_json: bool) -> None:
     """Print what a dry run expects: units by stage, memory, disk and time."""
     if as_json:
-        print(json.dumps(dataclasses.asdict(estimate), indent=2, default=str))
+        print(json.dumps(dataclasses.asdict(expected), indent=2))
         return
-    for stage in estimate.stages:
-        facts = dict(stage) if isinstance(stage, Mapping) else dataclasses.asdict(stage)
-        name = facts.pop("name", None) or facts.pop("stage", "?")
-        _line(f"  {name}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    for stage in expected.stages:
+        most = "at most " if stage.at_most else ""
+        _line(f"  {stage.name}: {most}{stage.units} units, about {_seconds(stage.seconds)}")
     _line(
-        f"{casebook}: {estimate.units} units, about {_seconds(estimate.seconds)}, "
-        f"peak memory about {_bytes(estimate.peak_memory_bytes)}, disk about {_bytes(estimate.disk_bytes)}"
+        f"{casebook}: {expected.units} units, about {_seconds(expected.seconds)}, "
+        f"peak memory about {_bytes(expected.peak_memory_bytes)}, disk about {_bytes(expected.disk_bytes)}"
     )
 
 

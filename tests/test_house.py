@@ -23,7 +23,7 @@ MAPPED = ("kernels", "hooks", "analyses", "casebooks", "dashboard")
 STREET = ("kernels", "hooks", "analyses", "dashboard", "probe/workloads")
 
 COMPOSITION = {
-    "__main__", "capture", "casebook", "cli", "estimate", "exits", "listing", "plan", "report", "run", "run_folder",
+    "__main__", "capture", "casebook", "cli", "estimate", "exits", "listing", "plan", "report", "run",
     "summary", "terminal_progress", "terminal_summary",
 }  # fmt: skip
 """Files of probe/ that may import everything, and that nobody else imports. Every other file there is vocabulary."""
