@@ -25,12 +25,11 @@ class Failure:
 
 
 def failures(run: Run) -> list[Failure]:
-    """Return the units that failed, from the run's record and from what its traces say of themselves."""
+    """Return the units that failed: what the run's record says of its last try, and what is committed as failed."""
     found = {str(entry["unit"]): str(entry["why"]) for entry in run.record.get("failed", [])}
-    for trace in run.traces():
-        outcome = trace.outcome
-        if outcome is not None and outcome.failed:
-            found.setdefault(trace.unit, outcome.failed)
+    for unit, about in run.units.items():
+        if about.get("failed"):
+            found.setdefault(unit, str(about["failed"]))
     return [Failure(unit, reason) for unit, reason in found.items()]
 
 

@@ -12,14 +12,12 @@ import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from probe import chart
 from probe.finding import Comparison, Figure, Finding, Interval, Measurement, Suggestion
-from probe.outcome import Outcome
 from probe.report import report_html, write_report
 from probe.visible import visible
 
@@ -45,14 +43,10 @@ class FakeRun:
         self.path = Path("runs/first-look-needle")
         self.record = record
         self._findings = findings
-        self._failed = failed or {}
+        self.units = {unit: {"failed": reason} for unit, reason in (failed or {}).items()}
 
     def findings(self) -> list[Finding]:
         return self._findings
-
-    def traces(self, **_: Any) -> Iterator[Any]:
-        for unit, reason in self._failed.items():
-            yield SimpleNamespace(unit=unit, outcome=Outcome(failed=reason))
 
 
 RECORD: dict[str, Any] = {
