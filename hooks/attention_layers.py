@@ -54,7 +54,8 @@ def attention_layers(model: PreTrainedModel) -> dict[int, attention_layer]:
             NotImplementedError,
         ) as error:
             raise NotReproducible(
-                f"{name_of(model)}: its forward fails when its attention is watched: {type(error).__name__}: {error}"
+                f"{name_of(model)}: a forward of two tokens with its attention watched failed: "
+                f"{type(error).__name__}: {error}"
             ) from error
         _known[model] = seen.layers
     return _known[model]

@@ -142,6 +142,8 @@ class attention_switch:
             _layer_index(module, self.decoder), module, facts, causal,
             query.shape[1], key.shape[1], key.shape[-1], value.shape[-1],
         )  # fmt: skip
+        if here.layer in facts.layers_called:
+            self._refuse(here, "it attends more than once in one forward, so no one matrix is its attention")
         facts.layers_called.add(here.layer)
         taps = self.taps if self.alone is None else [self.alone]
         for each in taps:

@@ -60,8 +60,13 @@ def advance(
         raise UsageError("no tokens were given to go through the model")
     whole = torch.cat([state.tokens, new])
     options = {} if all_logits or not _can_limit_logits(model) else {"logits_to_keep": 1}
-    with declared(model, phase, whole):
-        output = model(input_ids=new[None], past_key_values=state.cache, use_cache=True, **options)
+    try:
+        with declared(model, phase, whole):
+            output = model(input_ids=new[None], past_key_values=state.cache, use_cache=True, **options)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if state.num_tokens > 0:
+            raise
+        raise NotReproducible(f"{name_of(model)}: it does not run on a key-value cache: {error}") from error
     state.tokens = whole
     logits: Tensor = output.logits[0]
     return logits if all_logits else logits[-1:]

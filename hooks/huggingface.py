@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -135,6 +137,14 @@ class HuggingFaceModel:
                 "transformers": transformers.__version__,
             },
         }
+
+    def card(self) -> dict[str, Any]:
+        """What the model's folder says of how the model was made (its `specimen.json`); empty where it says nothing."""
+        path = Path(str(getattr(self.hf.config, "_name_or_path", ""))) / "specimen.json"
+        if not path.is_file():
+            return {}
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return said if isinstance(said, dict) else {}
 
     @contextmanager
     def calls(self, on_call: OnCall | None, on_residual: OnResidual | None = None) -> Iterator[None]:

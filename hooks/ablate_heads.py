@@ -1,0 +1,122 @@
+"""Take attention heads away, in the three forms that papers use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_layers import attention_layers
+from probe.hooks.attention_switch import attached
+from probe.hooks.attention_tap import site, tap
+from probe.hooks.intervention import Intervention
+from probe.hooks.mean_head_output import mean_head_output
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from probe.errors import UsageError
+
+Form = Literal["zero", "mean", "uniform"]
+AblatedPhase = Literal["both", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class ablate_heads(Intervention):
+    """Remove what the named heads contribute: `with ablate_heads([(2, 5)])(model):`.
+
+    Each form is another question, so a report says which: a zeroed head adds nothing, a mean-ablated one adds what it
+    adds on average and nothing that depends on this text, a uniform one still averages its values but without choosing
+    among them. `decode` acts on the queries from the prompt's last token on: the tokens that `step` puts through; in a
+    plain forward or `generate`, the last token of each sample on an empty cache, and every token on a cache that holds
+    some. `prefill` acts on all others. What is removed stays the model's own in keys and values: only the heads'
+    queries (uniform) or outputs (zero, mean) change.
+
+    The masking of Wu et al. (2024, arXiv 2404.15574, the authors' code) is form `uniform` with phase `decode`.
+    Raises `UsageError` naming the model's shape for heads that it does not have.
+    """
+
+    heads: Sequence[tuple[int, int]]
+    """Pairs of layer and query head, from 0; a layer is named as the model counts its layers."""
+    form: Form = "zero"
+    """`zero`: the head's output, before the output projection, is 0. `mean`: it is the head's mean output over
+    `reference`. `uniform`: its query is 0, so that it averages the values it may see uniformly."""
+    phase: AblatedPhase = "both"
+    """Whether it acts on the prompt (`prefill`), from the prompt's last token on (`decode`), or on both."""
+    reference: Sequence[Sequence[int]] | None = None
+    """Token ids of the prompts that `mean` averages over, every position counting alike, on the model without any
+    intervention; computed on entering."""
+
+    def __post_init__(self) -> None:
+        try:
+            heads = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in self.heads))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"ablate_heads: heads are pairs of layer and head, not {self.heads!r}") from error
+        object.__setattr__(self, "heads", heads)
+        for name, kinds in (("form", Form), ("phase", AblatedPhase)):
+            if getattr(self, name) not in get_args(kinds):
+                raise UsageError(
+                    f"ablate_heads: {name} is {getattr(self, name)!r}; expected {', '.join(get_args(kinds))}"
+                )
+        if self.reference is not None:
+            reference = tuple(tuple(int(token) for token in tokens) for tokens in self.reference)
+            object.__setattr__(self, "reference", reference)
+        if self.form == "mean" and not any(self.reference or ()):
+            raise UsageError("ablate_heads: form 'mean' needs reference prompts to average over")
+
+    def __call__(self, model: Any) -> AbstractContextManager[None]:
+        """Return the block within which the heads of `model` are ablated."""
+        return self._applied(getattr(model, "hf", model))
+
+    @contextmanager
+    def _applied(self, model: PreTrainedModel) -> Iterator[None]:
+        shape = {layer: found.num_heads for layer, found in attention_layers(model).items()}
+        for layer, head in self.heads:
+            if not 0 <= head < shape.get(layer, 0):
+                raise UsageError(f"ablate_heads: {name_of(model)} has no head ({layer}, {head}); {_in_words(shape)}")
+        wanted = sorted({layer for layer, _ in self.heads})
+        means = mean_head_output(model, self.reference or ()) if self.form == "mean" and wanted else {}
+        chosen = {
+            layer: torch.tensor([(layer, head) in self.heads for head in range(shape[layer])], device=model.device)
+            for layer in wanted
+        }
+        with attached(model, _ablation(self.form, self.phase, chosen, means)):
+            yield
+
+
+class _ablation(tap):
+    def __init__(
+        self,
+        form: Form,
+        phase: AblatedPhase,
+        chosen: Mapping[int, Bool[Tensor, "head"]],
+        means: Mapping[int, Float[Tensor, "head value_channel"]],
+    ) -> None:
+        self.form, self.phase, self.chosen, self.means = form, phase, chosen, means
+
+    def change_query(self, here: site, query: Float[Tensor, "batch head query channel"]) -> Tensor:
+        if self.form != "uniform" or here.layer not in self.chosen:
+            return query
+        return query.masked_fill(self._where(here).transpose(1, 2), 0)
+
+    def change_output(self, here: site, output: Float[Tensor, "batch query head value_channel"]) -> Tensor:
+        if self.form == "uniform" or here.layer not in self.chosen:
+            return output
+        if self.form == "zero":
+            return output.masked_fill(self._where(here), 0)
+        return torch.where(self._where(here), self.means[here.layer].to(output), output)
+
+    def _where(self, here: site) -> Bool[Tensor, "batch query head 1"]:
+        chosen = self.chosen[here.layer]
+        decode = here.decode_rows().to(chosen.device)
+        rows = {"both": torch.ones_like(decode), "prefill": ~decode, "decode": decode}[self.phase]
+        return (rows[:, :, None] & chosen)[..., None]
+
+
+def _in_words(shape: Mapping[int, int]) -> str:
+    if len(set(shape.values())) == 1 and list(shape) == list(range(len(shape))):
+        return f"it has {len(shape)} layers of {shape[0]} heads"
+    return "it has " + ", ".join(f"{count} heads in layer {layer}" for layer, count in sorted(shape.items()))
