@@ -90,7 +90,8 @@ def report_html(run: Run) -> str:
         failures=failures(run),
         non_finite=[_sentence(entry) for entry in record.get("non_finite") or []],
         skipped=_skipped(record),
-        card=list(_flat(record.get("model_card") or {})),
+        card=_card(record),
+        specimen=bool((record.get("model_card") or {}).get("engineered")),
         provenance=list(_provenance(record)),
         command=record.get("command") or f"probe run {named(record.get('casebook'))} --model {model_of(record)}",
         certainty=certainty,
@@ -210,6 +211,14 @@ def _skipped(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(str(n), str(s["skipped"])) for n, s in stages.items() if isinstance(s, Mapping) and s.get("skipped")]
 
 
+def _card(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the model's card says of it, without the figures that it was published with."""
+    card = record.get("model_card")
+    if not isinstance(card, Mapping):
+        return []
+    return [(k, v) for k, v in _flat({k: v for k, v in card.items() if not isinstance(v, Mapping)}) if len(v) < 300]
+
+
 def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what the numbers came from, row by row."""
     provenance = record.get("provenance")
@@ -232,4 +241,12 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
         if isinstance(item, Mapping):
             yield from _flat(item, f"{label} · ")
         elif item is not None and item != "":
-            yield label, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            yield label, _plain(item)
+
+
+def _plain(item: object) -> str:
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, list | tuple) and all(isinstance(part, str | int | float) for part in item):
+        return ", ".join(str(part) for part in item)
+    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)

@@ -70,7 +70,7 @@ RECORD: dict[str, Any] = {
         "versions": {"torch": "2.13.0+cpu", "transformers": "5.23.0"},
         "python": "3.11.7",
     },
-    "model_card": {"phenomenon": "engineered", "trained_length": 256},
+    "model_card": {"engineered": True, "phenomena": ["retrieval heads"], "trained_length": 256, "figures": {"x": 1}},
     "command": "probe run first-look",
     "stages": {},
     "failed": [],
@@ -282,9 +282,25 @@ def test_non_finite_values_are_named_by_layer_and_position() -> None:
 def test_the_report_ends_with_what_the_numbers_come_from() -> None:
     text = "".join(page(finding()).text)
     end = text[text.index("Where these numbers come from") :]
-    for expected in ("needle", "9f" * 32, "1c" * 32, "float32", "cpu", "sdpa", "5.23.0", "engineered", "Seed"):
+    for expected in (
+        "needle",
+        "9f" * 32,
+        "1c" * 32,
+        "float32",
+        "cpu",
+        "sdpa",
+        "5.23.0",
+        "engineered",
+        "retrieval heads",
+        "Seed",
+    ):
         assert expected in end
     assert "probe run first-look" in end
+
+
+def test_a_specimen_is_called_one_before_anything_else_is_read_into_it() -> None:
+    assert "needle is a specimen." in "".join(page(finding()).text)
+    assert "specimen" not in "".join(page(finding(), record=RECORD | {"model_card": {}}).text)
 
 
 def test_a_suggestion_comes_with_what_plays_it() -> None:
