@@ -46,7 +46,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise StoreCorrupt(f"{path} cannot be read, or is a link: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
         try:
-            data = file.read(limit + 1)
+            # Asked for as many bytes as may be, Python would reserve them all.
+            data = file.read(min(os.fstat(descriptor).st_size, limit) + 1)
         except OSError as error:
             raise StoreCorrupt(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > limit:

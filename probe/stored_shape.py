@@ -59,7 +59,9 @@ def _check_array(value: Any, array: str, chunks: set[str], name: str) -> None:
     sizes = [*shape, *chunk_shape] if isinstance(shape, list) and isinstance(chunk_shape, list) else [None]
     if not known or any(type(size) is not int or size < 0 for size in sizes) or len(shape) != len(chunk_shape):
         raise StoreCorrupt(f"{where} is not described as this toolkit describes one")
-    if [_codec(codec, item_bytes) for codec in codecs] != [_codec(codec, item_bytes) for codec in CODECS]:
+    if not isinstance(codecs, list) or [_codec(codec, item_bytes) for codec in codecs] != [
+        _codec(codec, item_bytes) for codec in CODECS
+    ]:
         raise StoreCorrupt(f"{where} is encoded as this toolkit encodes nothing")
     if math.prod(chunk_shape) * item_bytes > CHUNK_BYTES or 0 in chunk_shape:
         raise StoreCorrupt(f"{where} has chunks of {chunk_shape}, more than {CHUNK_BYTES} bytes or none at all")

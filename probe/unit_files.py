@@ -127,6 +127,8 @@ def _read_sealed(folder: Path, path: str, entry: Entry) -> bytes:
         data = read_bytes(folder / path, entry.size)
     except NotAvailable as error:
         raise StoreCorrupt(f"{folder}: {place(path)} is missing ({path})") from error
+    except StoreCorrupt as error:
+        raise StoreCorrupt(f"{folder}: {place(path)} is not what was written: {error}") from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise StoreCorrupt(f"{folder}: {place(path)} is not what was written: its hash differs ({path})")
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +72,16 @@ def sample() -> Sample:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Written:
-    """A run of two committed units."""
-    run = tmp_path / "run"
+def written(tmp_path: Path, written_once: Written) -> Written:
+    """A run of two committed units, to do with as one likes."""
+    shutil.copytree(written_once.path, tmp_path / "run")
+    return Written(tmp_path / "run", written_once.units, written_once.values)
+
+
+@pytest.fixture(scope="session")
+def written_once(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The run that `written` is a copy of; nobody changes this one."""
+    run = tmp_path_factory.mktemp("written") / "run"
     made = Written(run, ("baseline-a", "control-b"))
     with RunStore(run) as store:
         for seed, unit in enumerate(made.units):
