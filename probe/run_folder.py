@@ -16,6 +16,7 @@ from probe.errors import StoreCorrupt
 from probe.manifest import check_format
 from probe.unit_files import SealedFiles
 from probe.unit_trace import Trace
+from probe.visible import visible
 
 if TYPE_CHECKING:
     from probe.finding import Finding
@@ -95,15 +96,19 @@ class Run:
         return f"Run({str(self.path)!r}, {len(self)} traces)"
 
     def _repr_html_(self) -> str:
-        status = html.escape(str(self.record.get("status", "")))
+        status = _text(str(self.record.get("status", "")))
         counts = Counter((str(r.get("stage") or ""), str(r.get("condition") or "")) for r in self.units.values())
         rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(stage)}</td>"
-            f"<td style='text-align:left'>{html.escape(condition)}</td><td>{number}</td></tr>"
+            f"<tr><td style='text-align:left'>{_text(stage)}</td>"
+            f"<td style='text-align:left'>{_text(condition)}</td><td>{number}</td></tr>"
             for (stage, condition), number in counts.items()
         )
-        claims = "".join(f"<li>{html.escape(finding.claim)}</li>" for finding in self.findings())
+        claims = "".join(f"<li>{_text(finding.claim)}</li>" for finding in self.findings())
         return (
-            f"<p><b>Run</b> {html.escape(str(self.path))} · {len(self)} traces{' · ' + status if status else ''}</p>"
+            f"<p><b>Run</b> {_text(str(self.path))} · {len(self)} traces{' · ' + status if status else ''}</p>"
             f"<ul>{claims}</ul><table><tr><th>stage</th><th>condition</th><th>traces</th></tr>{rows}</table>"
         )
+
+
+def _text(text: str) -> str:
+    return html.escape(visible(text))
