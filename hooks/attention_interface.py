@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,7 +59,8 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
 def name_of(model: PreTrainedModel) -> str:
     """The name under which messages speak of the model: where it came from, and its class."""
     path = str(getattr(model.config, "_name_or_path", "") or "")
-    return f"{path} ({type(model).__name__})" if path else type(model).__name__
+    name = Path(path).name if Path(path).is_dir() else path
+    return f"{name} ({type(model).__name__})" if name else type(model).__name__
 
 
 def _attend(
@@ -122,7 +124,9 @@ def _refuse_if_it_asks_for_the_name(module: nn.Module, model_name: str) -> None:
     if not _asks_for_the_name(inspect.unwrap(type(module).forward)):
         return
     # GPT-2 asks only to choose an upcasting variant of eager attention that its configuration has to switch on.
-    if getattr(module, "reorder_and_upcast_attn", None) is False:
+    upcasts = getattr(module, "reorder_and_upcast_attn", None)
+    config: Any = module.config
+    if upcasts is False or (upcasts and config._attn_implementation != "eager"):
         return
     raise NotReproducible(
         f"{model_name}: {type(module).__name__} computes something else depending on the name of its attention "

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from probe.errors import NotAvailable
 
@@ -33,12 +39,14 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     known = specimens()
     folder = known.get(name) or (Path(name) if Path(name).is_dir() else None)
     where: Mapping[str, Any] = {"pretrained_model_name_or_path": name if folder is None else str(folder)}
-    settings = {**where, "trust_remote_code": trust_remote_code, "local_files_only": folder is not None}
+    local = folder is not None or not _hub_has_an_address()
+    settings = {**where, "trust_remote_code": trust_remote_code, "local_files_only": local}
     if folder is not None and not (folder / "config.json").is_file():
         raise NotAvailable(f"{name}: the folder {folder} holds no config.json, so no model")
     revision = {"revision": options["revision"]} if options.get("revision") else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(**settings, **options)
+        with nullcontext() if folder is None else _without_progress_bar():
+            model = AutoModelForCausalLM.from_pretrained(**settings, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise NotAvailable(_explain(name, folder, known, error)) from error
     try:
@@ -46,6 +54,28 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
         tokenizer = None
     return model, tokenizer
+
+
+def _hub_has_an_address() -> bool:
+    """Whether a download is worth trying: without a name server each one would be retried for half a minute."""
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def _explain(name: str, folder: Path | None, known: Mapping[str, Path], error: Exception) -> str:

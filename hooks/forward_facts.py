@@ -77,18 +77,8 @@ class forward_facts:
             inputs = given.get("inputs_embeds")
         if inputs is None:
             raise NotReproducible(f"{model_name}: a forward without input_ids or inputs_embeds is not understood")
-        mask = given.get("attention_mask")
-        kept = None
-        if mask is not None:
-            if not isinstance(mask, Tensor) or mask.ndim != 2:
-                shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-                raise NotReproducible(
-                    f"{model_name}: a custom attention mask ({shape}) is not understood; pass a 2-D one"
-                )
-            kept = mask.detach() != 0
-            if bool(kept.all()):
-                kept = None if kept.shape[1] >= inputs.shape[1] else kept
         num_past = _tokens_seen(given.get("past_key_values"))
+        kept = _kept(given.get("attention_mask"), num_past + inputs.shape[1], model_name)
         if tokens is None and num_past == 0 and inputs.shape[0] == 1 and inputs.ndim == 2:
             tokens = inputs[0].detach()
         return cls(model_name, inputs.shape[0], inputs.shape[1], num_past, kept, phase, tokens)
@@ -116,6 +106,16 @@ class forward_facts:
             for sample in range(self.num_samples):
                 rows[sample, : max(self.queries_of(sample)[1] - 1, 0)] = False
         return rows
+
+
+def _kept(mask: Any, num_tokens: int, model_name: str) -> Bool[Tensor, "batch key"] | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise NotReproducible(f"{model_name}: a custom attention mask ({shape}) is not understood; pass a 2-D one")
+    kept = mask.detach() != 0
+    return None if kept.shape[1] == num_tokens and bool(kept.all()) else kept
 
 
 def _contiguous(row: Bool[Tensor, "key"], model_name: str, sample: int) -> tuple[int, int]:

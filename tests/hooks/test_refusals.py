@@ -1,0 +1,175 @@
+"""A model whose attention cannot be reproduced is refused by name, with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from probe.hooks.huggingface import load
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
+
+from probe.errors import NotReproducible, UsageError
+
+SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "name", "reason"),
+    [
+        ("bloom", {"n_layer": 2, "n_head": 4}, "BloomForCausalLM", "never called"),
+        ("falcon", {}, "FalconForCausalLM", "depending on the name"),
+        ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "GPTJForCausalLM", "never called"),
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "MptForCausalLM", "never called"),
+        ("mamba", {"state_size": 4}, "MambaForCausalLM", "never called"),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "GPT2LMHeadModel", "depending on the name"),
+        ("diffllama", {"num_key_value_heads": 2, "intermediate_size": 48}, "DiffLlamaForCausalLM", "more than once"),
+    ],
+)
+def test_a_model_that_the_interface_does_not_reach_is_refused(
+    kind: str, fields: dict[str, Any], name: str, reason: str
+) -> None:
+    config = AutoConfig.for_model(kind, **{**SIZES, **fields})
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(NotReproducible, match=f"{name}.*{reason}"), load(hf).calls(None):
+        pass
+    assert hf.config._attn_implementation == "eager"
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    hf = T5ForConditionalGeneration(T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
+    with pytest.raises(NotReproducible, match=r"T5ForConditionalGeneration: encoder-decoder"), load(hf).calls(None):
+        pass
+
+
+def test_chunked_attention_is_refused_as_soon_as_it_differs(tokens: Any) -> None:
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        **SIZES, num_key_value_heads=2, intermediate_size=48, intermediate_size_mlp=48, head_dim=8, num_local_experts=2,
+        num_experts_per_tok=1, attention_chunk_size=8, layer_types=["chunked_attention", "full_attention"],
+    )  # fmt: skip
+    model = load(Llama4ForCausalLM(config).eval())
+    with torch.no_grad(), model.calls(lambda sample, call: None):
+        model.hf(input_ids=tokens(1, 8))
+        with pytest.raises(NotReproducible, match="Llama4ForCausalLM, layer 0: its mask at query 8, key 0"):
+            model.hf(input_ids=tokens(1, 9))
+
+
+def alibi(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    distance = torch.arange(key.shape[2])[None, :] - torch.arange(query.shape[2])[:, None]
+    return OWN(module, query, key, value, mask + 0.1 * distance, **options)
+
+
+def unscaled(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    return OWN(module, query, key, value, mask, **{**options, "scaling": 1.0})
+
+
+def bidirectional(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    return OWN(module, query, key, value, None, **options)
+
+
+def tiled(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    # The right shape and the wrong heads: groups tiled where they should be interleaved.
+    order = torch.arange(4).view(2, 2).T.flatten()
+    output, weights = OWN(module, query[:, order], key, value, mask, **options)
+    return output[:, :, order], weights
+
+
+def capped(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    logits = torch.tanh(query @ key.transpose(2, 3) * options["scaling"])
+    return ((logits + mask).softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+
+
+OWN = modeling_llama.eager_attention_forward
+
+
+@pytest.mark.parametrize("planted", [alibi, unscaled, bidirectional, tiled, capped])
+@pytest.mark.parametrize("length", [5, 60])
+def test_attention_that_is_not_as_it_says_is_caught_by_recomputing_rows(
+    make: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch, planted: Any, length: int
+) -> None:
+    model = load(make("llama-gqa", "eager"))
+    model.attention_layers  # noqa: B018
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", planted)
+    with (
+        torch.no_grad(),
+        model.calls(lambda sample, call: None),
+        pytest.raises(NotReproducible, match=r"LlamaForCausalLM, layer 0: the attention output .* largest difference"),
+    ):
+        model.hf(input_ids=tokens(1, length))
+
+
+def with_bias(mask: Tensor) -> Tensor:
+    return torch.where(mask == 0, 0.01, mask)
+
+
+def with_a_hidden_key(mask: Tensor) -> Tensor:
+    changed = mask.clone()
+    changed[:, :, 20, 3] = torch.finfo(mask.dtype).min
+    return changed
+
+
+def with_a_visible_future(mask: Tensor) -> Tensor:
+    changed = mask.clone()
+    changed[:, :, 20, 23] = 0
+    return changed
+
+
+@pytest.mark.parametrize("planted", [with_bias, with_a_hidden_key, with_a_visible_future])
+def test_a_mask_that_differs_in_one_place_is_refused_though_no_checked_row_shows_it(
+    make: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch, planted: Any
+) -> None:
+    model = load(make("llama-gqa", "eager"))
+    own = modeling_llama.create_causal_mask
+    model.attention_layers  # noqa: B018
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", lambda **options: planted(own(**options)))
+    with (
+        torch.no_grad(),
+        model.calls(lambda sample, call: None),
+        pytest.raises(NotReproducible, match="LlamaForCausalLM, layer 0: its mask at query"),
+    ):
+        model.hf(input_ids=tokens(1, 60))
+
+
+def holes() -> Tensor:
+    mask = torch.ones(1, 9, dtype=torch.long)
+    mask[0, 4] = 0
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (holes(), "mask of sample 0 has holes: 8 tokens are kept between positions 0 and 8"),
+        (torch.zeros(1, 9, dtype=torch.long), "sample 0 of the batch is padding alone"),
+        (torch.zeros(1, 1, 9, 9), r"a custom attention mask \(\(1, 1, 9, 9\)\)"),
+    ],
+)
+def test_a_mask_that_is_not_padding_is_refused(make: Any, tokens: Any, mask: Tensor, reason: str) -> None:
+    model = load(make("llama-gqa"))
+    with (
+        torch.no_grad(),
+        model.calls(lambda sample, call: None),
+        pytest.raises(NotReproducible, match=f"LlamaForCausalLM: .*{reason}"),
+    ):
+        model.hf(input_ids=tokens(1, 9), attention_mask=mask)
+
+
+def test_packed_sequences_are_refused(make: Any, tokens: Any) -> None:
+    model = load(make("llama-gqa"))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with torch.no_grad(), model.calls(lambda sample, call: None), pytest.raises(NotReproducible, match="its mask at"):
+        model.hf(input_ids=tokens(1, 9), position_ids=positions, use_cache=False)
+
+
+def test_what_is_no_transformers_model_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"not torch.nn.modules.linear.Linear"):
+        load(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
