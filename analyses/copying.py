@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from probe.selection import LeftOut, largest_key
 
 if TYPE_CHECKING:
-    from probe.trace_store import Trace
-
     from probe.outcome import Outcome
     from probe.sample import Sample
+    from probe.trace_store import Trace
 
 Counting = Literal["set", "occurrences"]
 SuccessRule = Literal["outcome", "recall"]

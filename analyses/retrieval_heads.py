@@ -350,7 +350,7 @@ def _curve(heads: _Heads, threshold: float) -> Figure:
     def above(scores: Floats) -> Floats:
         ordered = np.sort(scores, axis=-1)
         counts = [np.asarray(ordered.shape[-1] - np.searchsorted(row, thresholds, side="right")) for row in ordered]
-        return np.asarray(counts, np.float64) / ordered.shape[-1]
+        return np.asarray(np.asarray(counts) / ordered.shape[-1], np.float64)
 
     hover = {"mode": "lines", "hovertemplate": "above %{x:.2f}: %{y:.1%} of heads<extra></extra>"}
     share = above(heads.mean[heads.exists][None])[0]

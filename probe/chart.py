@@ -25,6 +25,7 @@ MASS = [[0.0, "#f5f8fb"], [0.25, "#c9dff0"], [0.5, "#7fb4d9"], [0.75, "#2f80bd"]
 SUCCESS = [[0.0, "#a63a0b"], [0.25, "#e08a52"], [0.5, "#f4ecd9"], [0.75, "#7fb4d9"], [1.0, "#0b4f8a"]]
 """Colour scale from failure (orange) to success (blue)."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
 MOST_CELLS = 256
 """Rows and columns that a heatmap draws at most; more are pooled before."""
 

@@ -97,12 +97,21 @@ def mean_ends(
     flat = array.reshape(num_clusters, -1)
     low, high = percentiles(weights @ flat, level)
     if bounds is not None:
-        # All n agree, so values elsewhere have probability below 1 - q; the mean moves furthest with them at a bound.
-        q = ((1 - level) / 2) ** (1 / num_clusters)
-        agree, value = np.ptp(flat, axis=0) == 0, flat[0]
-        low = np.where(agree, value - (1 - q) * (value - bounds[0]), low)
-        high = np.where(agree, value + (1 - q) * (bounds[1] - value), high)
+        agree = np.ptp(flat, axis=0) == 0
+        exact_low, exact_high = all_agree(flat[0], num_clusters, bounds, level)
+        low, high = np.where(agree, exact_low, low), np.where(agree, exact_high, high)
     return low.reshape(array.shape[1:]), high.reshape(array.shape[1:])
+
+
+def all_agree(value: ArrayLike, n: int, bounds: tuple[float, float], level: float = 0.95) -> tuple[Floats, Floats]:
+    """Return both ends for the mean of a bounded quantity of which all `n` observations equal `value`.
+
+    Other values then have probability below 1 - q, and move the mean furthest where they lie at a bound. For 0 of [0,
+    1], and for 1, that is Clopper-Pearson's interval.
+    """
+    middle = np.asarray(value, np.float64)
+    q = ((1 - level) / 2) ** (1 / n)
+    return middle - (1 - q) * (middle - bounds[0]), middle + (1 - q) * (bounds[1] - middle)
 
 
 def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> float | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from probe.outcome import Outcome
     from probe.trace_store import Run, Trace
 
@@ -66,7 +65,7 @@ def selected(
     if hasattr(run, "traces"):
         traces = run.traces()
     elif hasattr(run, "dataset"):
-        traces = [run]
+        traces = [cast("Trace", run)]
     else:
         traces = run
     chosen = [
@@ -75,7 +74,13 @@ def selected(
         if (role is None or (trace.facts.get("role") or "baseline") == role)
         and (half in (None, "both") or fact(trace, "half") == half)
     ]
-    return sorted(chosen, key=lambda trace: (trace.sample.name, trace.condition, trace.unit))
+    chosen.sort(key=lambda trace: (trace.sample.name, trace.condition, trace.unit))
+    # A stage that reads the baseline again adds no prompt.
+    once = {
+        (trace.sample.name, trace.sample.tokens, trace.condition, trace.facts.get("draw")): trace
+        for trace in chosen[::-1]
+    }
+    return [*once.values()][::-1]
 
 
 def answered(traces: Iterable[Trace], left_out: LeftOut) -> list[tuple[Trace, Outcome]]:
@@ -96,9 +101,31 @@ def answered(traces: Iterable[Trace], left_out: LeftOut) -> list[tuple[Trace, Ou
     return kept
 
 
+def holding(traces: Iterable[Trace], statistic: str, left_out: LeftOut) -> list[Trace]:
+    """Return the traces that hold a statistic, the others counted; raises MissingStatistic where none of them does."""
+    traces = list(traces)
+    kept = [trace for trace in traces if statistic in trace]
+    if traces and not kept:
+        # The store's own error says what the trace has and how to capture the rest.
+        traces[0][statistic]
+    if len(kept) < len(traces):
+        left_out.add(f"{statistic} was not captured", len(traces) - len(kept))
+    return kept
+
+
 def finite(value: float | None) -> bool:
     """Return whether there is a number, and it is finite."""
     return value is not None and math.isfinite(value)
+
+
+def has_top_keys(trace: Trace) -> bool:
+    """Return whether `top_keys` was captured, with any number of ranks."""
+    return bool(_top_keys(trace))
+
+
+def _top_keys(trace: Trace) -> list[str]:
+    names = [str(name) for name in trace.dataset.data_vars]
+    return [name for name in names if re.fullmatch(r"top_keys(_k_\d+)?", name)]
 
 
 def largest_key(trace: Trace) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -106,11 +133,11 @@ def largest_key(trace: Trace) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any
 
     Any captured number of ranks serves, since rank 0 is the same in all. Raises MissingStatistic where there is none.
     """
-    dataset: xr.Dataset = trace.dataset
-    keys = [str(name) for name in dataset.data_vars if str(name).startswith("top_keys") and str(name).endswith("_key")]
-    name = min(keys, key=lambda name: (dataset[name].sizes.get("rank", 1), name)) if keys else "top_keys_key"
+    captured = _top_keys(trace)
+    # With one rank it is smaller to read; a trace with none raises the store's own error.
+    name = min(captured, key=lambda name: (trace.dataset[name].sizes.get("rank", 1), name)) if captured else "top_keys"
     arrays = []
-    for part in (name.removesuffix("_key"), name):
+    for part in (f"{name}_probability", name):
         array = trace[part]
         if "rank" in array.dims:
             array = array.isel(rank=0)

@@ -1,0 +1,330 @@
+"""Whether heads park their attention on the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from probe.analyses.sink_figures import sink_figures, uniform_importance
+from pydantic import JsonValue
+
+from probe.analysis import Needs, analysis
+from probe.errors import UsageError
+from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
+from probe.intervals import FEWEST_PROMPTS, by_cluster, cluster_bootstrap, mean_ends
+from probe.selection import LeftOut, holding, selected
+
+if TYPE_CHECKING:
+    from probe.trace_store import Run, Trace
+
+Floats = NDArray[np.float64]
+
+QUESTION = "Do heads park their attention on the first token?"
+SOURCE = "Gu et al. 2024, When Attention Sink Emerges in Language Models, arXiv 2410.10781, section 3.1"
+_NUM_SINK = 4
+_NUM_RECENT = 64
+
+
+def _needs(*, horizon: int = 64, **_: Any) -> Needs:
+    return {"received_mass": {"horizon": horizon}, "sink_mass": {}, "recent_mass": {}, "value_norm": {}}
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One prompt's numbers; those beside the metric are None where they were not captured for each token."""
+
+    prompt: str
+    unit: str
+    alpha: Floats
+    """Importance of each key, `[layer head key]`, keys up to half the horizon."""
+    first: Floats | None
+    """Mass on the first four keys, mean over the queries after them, `[layer head]`."""
+    first_uniform: float
+    recent: Floats | None
+    """Mass on the last 64 keys, for queries whose last 64 do not reach the first four, `[layer head]`."""
+    first_there: Floats | None
+    """Mass on the first four keys for those same queries, `[layer head]`."""
+    drain: Floats | None
+    """Value norm of the first token over the median of the others, mean over key-value heads, `[layer]`."""
+
+
+@analysis(question=QUESTION, source=SOURCE, needs=_needs)
+def attention_sinks(
+    run: Run | Trace | Iterable[Trace],
+    *,
+    epsilon: float = 0.3,
+    horizon: int = 64,
+    margin: float = 1.0,
+    seed: int = 0,
+) -> Finding:
+    """Measure the share of heads for which the first token is a sink: it takes above `epsilon` of the attention.
+
+    A key's importance is its mean probability over the queries from itself to the `horizon`-th (T = 64 in the paper);
+    the metric is the share, in percent, of prompts, layers and heads in which the first key's is above `epsilon`
+    (Gu et al. 2024, section 3.1). Queries that a sliding window keeps from the key count, with probability 0. Refuted
+    means that the interval lies below `margin` percent. Prompts shorter than the horizon are left out and counted.
+
+    It depends on the horizon and on whether the tokenizer puts a special token first; it does not say that a sink harms
+    or helps. Raises MissingStatistic where `received_mass` with this horizon was not captured.
+    """
+    if not 0 < epsilon < 1:
+        raise UsageError(f"epsilon {epsilon}: expected a share between 0 and 1")
+    if horizon < 2 * _NUM_SINK:
+        raise UsageError(f"horizon {horizon}: expected at least {2 * _NUM_SINK} queries")
+    left_out = LeftOut()
+    readings = list(_readings(selected(run), horizon, left_out))
+    parameters: dict[str, JsonValue] = {"epsilon": epsilon, "horizon": horizon, "margin": margin, "seed": seed}
+    said: dict[str, Any] = {
+        "analysis": "attention_sinks",
+        "question": QUESTION,
+        "definition": f"Share of prompts, layers and heads in which the first key's mean probability over the first "
+        f"{horizon} queries is above {epsilon:g}.",
+        "source": SOURCE,
+        "parameters": parameters,
+        "evidence": tuple(reading.unit for reading in readings),
+    }
+    if not readings:
+        return Finding(
+            **said,
+            claim=f"No prompt reaches {horizon} tokens, so no sink could be measured.",
+            verdict="inconclusive",
+            measured=Measurement(name="heads with a sink", value=None, unit="%", n=0, dropped=left_out.total),
+            notes=left_out.notes(),
+        )
+    return _finding(said, readings, left_out, epsilon, horizon, margin, seed)
+
+
+def _readings(traces: list[Trace], horizon: int, left_out: LeftOut) -> Iterator[_Reading]:
+    name = f"received_mass_horizon_{horizon}"
+    usable = []
+    for trace in traces:
+        if trace.outcome is not None and trace.outcome.failed:
+            left_out.add("the unit failed")
+        elif len(trace.sample) < horizon:
+            left_out.add(f"the prompt is shorter than the horizon of {horizon} tokens")
+        else:
+            usable.append(trace)
+    for trace in holding(usable, name, left_out):
+        array = trace[name]
+        if "key" not in array.dims:
+            left_out.add("received mass was pooled over blocks, so that the first key's own is lost")
+            continue
+        mass = array.isel(key=slice(0, horizon // 2)).transpose("layer", "head", "key").to_numpy().astype(np.float64)
+        if not np.isfinite(mass).all():
+            left_out.add("attention was not finite")
+            continue
+        yield _beside(trace, mass / (horizon - np.arange(mass.shape[-1])))
+
+
+def _beside(trace: Trace, alpha: Floats) -> _Reading:
+    """Return a prompt's reading: the importance, and what stands beside it where it was captured."""
+    first = recent = first_there = drain = None
+    first_uniform = float("nan")
+    if "sink_mass" in trace:
+        sink, position = _over_queries(trace, "sink_mass")
+        after = position >= _NUM_SINK
+        if after.any():
+            first = sink[..., after].mean(axis=-1)
+            first_uniform = float(np.mean(_NUM_SINK / (position[after] + 1)))
+        apart = position >= _NUM_SINK + _NUM_RECENT - 1
+        if "recent_mass" in trace and apart.any():
+            near, _ = _over_queries(trace, "recent_mass")
+            if near.shape == sink.shape:
+                recent, first_there = near[..., apart].mean(axis=-1), sink[..., apart].mean(axis=-1)
+    if "value_norm" in trace and "key" in trace["value_norm"].dims:
+        norm = trace["value_norm"].transpose("layer", "kv_head", "key").to_numpy().astype(np.float64)
+        if norm.shape[-1] > _NUM_SINK:
+            drain = (norm[..., 0] / np.median(norm[..., _NUM_SINK:], axis=-1)).mean(axis=-1)
+    kept = [None if value is None or not np.isfinite(value).all() else value for value in (first, recent, first_there)]
+    return _Reading(
+        trace.sample.name,
+        trace.unit,
+        alpha,
+        kept[0],
+        first_uniform,
+        kept[1] if kept[2] is not None else None,
+        kept[2] if kept[1] is not None else None,
+        None if drain is None or not np.isfinite(drain).all() else drain,
+    )
+
+
+def _over_queries(trace: Trace, name: str) -> tuple[Floats, NDArray[np.int64]]:
+    """Return a statistic `[layer head query]` and each entry's position (of pooled entries, the block's first)."""
+    array = trace[name]
+    axis = "query" if "query" in array.dims else "query_block"
+    values = array.transpose("layer", "head", axis).to_numpy().astype(np.float64)
+    position = array[axis].to_numpy() if axis in array.coords else np.arange(values.shape[-1])
+    return values, np.asarray(position, np.int64)
+
+
+def _finding(
+    said: dict[str, Any],
+    readings: list[_Reading],
+    left_out: LeftOut,
+    epsilon: float,
+    horizon: int,
+    margin: float,
+    seed: int,
+) -> Finding:
+    prompts = [reading.prompt for reading in readings]
+    alpha = by_cluster([reading.alpha for reading in readings], prompts)
+    uniform = uniform_importance(horizon)
+
+    def share(name: str, hits: list[float], dropped: int = 0) -> Measurement:
+        interval = cluster_bootstrap(hits, prompts, seed=seed)
+        mean = 100 * float(by_cluster(hits, prompts).mean())
+        return Measurement(
+            name=name, value=mean, unit="%", interval=_percentages(interval), n=len(alpha), dropped=dropped
+        )
+
+    measured = share(
+        "heads whose first token is a sink",
+        [float((r.alpha[..., 0] > epsilon).mean()) for r in readings],
+        left_out.total,
+    )
+    expected = 100.0 * float(uniform[0] > epsilon)
+    control = Measurement(
+        name="heads, were attention uniform over what they see", value=expected, unit="%", n=len(alpha)
+    )
+    details = [
+        share(
+            f"heads with a sink on token {k} (counted from 0)",
+            [float((r.alpha[..., k] > epsilon).mean()) for r in readings],
+        )
+        for k in range(1, _NUM_SINK)
+    ]
+    elsewhere = [float((r.alpha[..., _NUM_SINK:].max(axis=-1) > epsilon).mean()) for r in readings]
+    details.append(share(f"heads with a sink among tokens {_NUM_SINK} to {horizon // 2 - 1}", elsewhere))
+    mean = alpha.mean(axis=0)[..., 0]
+    low, high = mean_ends(alpha[..., 0], bounds=None, seed=seed)
+    top = np.unravel_index(int(mean.argmax()), mean.shape)
+    strongest = (int(top[0]), int(top[1]))
+    details.append(
+        Measurement(
+            name=f"importance of the first token in head {strongest}, the largest",
+            value=float(mean[top]),
+            interval=Interval(low=float(low[top]), high=float(high[top]), method="bootstrap over prompts")
+            if len(alpha) > 1
+            else None,
+            n=len(alpha),
+        )
+    )
+    details.append(
+        Measurement(name="importance of the first token, were attention uniform", value=float(uniform[0]), n=0)
+    )
+    details += _masses(readings, seed)
+    verdict: Verdict = "inconclusive"
+    interval = measured.interval
+    if interval is not None and len(alpha) >= FEWEST_PROMPTS:
+        if interval.low > expected:
+            verdict = "supported"
+        elif interval.high <= max(margin, expected):
+            verdict = "refuted"
+    num_heads = mean.size
+    order = np.argsort(-mean, axis=None, kind="stable")[:256]
+    where = [tuple(int(i) for i in np.unravel_index(int(index), mean.shape)) for index in order]
+    hit = (alpha[..., 0] > epsilon).mean(axis=0)
+    return Finding(
+        **said,
+        claim=_claim(measured, mean, strongest, low, high, epsilon, expected, verdict),
+        verdict=verdict,
+        measured=measured,
+        control=control,
+        comparison=Comparison(
+            name="share of heads above that of uniform causal attention",
+            difference=None if measured.value is None else measured.value - expected,
+            interval=None
+            if interval is None
+            else interval.model_copy(update={"low": interval.low - expected, "high": interval.high - expected}),
+            n=len(alpha),
+        ),
+        details=tuple(details),
+        columns=("layer", "head", "importance_of_first_token", "low", "high", "share_of_prompts_above"),
+        table=tuple((*at, *(float(f"{a[at]:.4g}") for a in (mean, low, high, hit))) for at in where),
+        figures=tuple(sink_figures(alpha, _drains(readings), epsilon, horizon, seed)),
+        notes=(
+            *left_out.notes(),
+            f"Used: {len(alpha)} prompts, {num_heads} heads; the interval is over prompts and has no width where each "
+            "prompt gives as many heads.",
+            f"Refuted means: at most {margin:g} % of heads, with 95 % certainty; supported: more than under uniform "
+            f"attention, where the first token's importance is {uniform[0]:.3f}.",
+            "The metric hangs on the horizon and on what stands first: without a special token at the beginning the "
+            "sink may be another.",
+            "Value norm of the first token over the median of the others: this toolkit's own ratio.",
+        ),
+    )
+
+
+def _masses(readings: list[_Reading], seed: int) -> Iterator[Measurement]:
+    """Yield attention with and without the sink, and the first token's value norm, where they were captured."""
+
+    def mean(name: str, values: list[tuple[str, float]], unit: str = "%") -> Measurement:
+        prompts, numbers = [prompt for prompt, _ in values], [number for _, number in values]
+        interval = cluster_bootstrap(numbers, prompts, seed=seed)
+        value = float(by_cluster(numbers, prompts).mean())
+        return Measurement(name=name, value=value, unit=unit, interval=interval, n=len(set(prompts)))
+
+    first = [(r.prompt, 100 * float(r.first.mean())) for r in readings if r.first is not None]
+    if first:
+        yield mean(f"attention on the first {_NUM_SINK} tokens", first)
+        uniform = [(r.prompt, 100 * r.first_uniform) for r in readings if r.first is not None]
+        yield mean(f"attention on the first {_NUM_SINK} tokens, were it uniform", uniform)
+    apart = [r for r in readings if r.recent is not None and r.first_there is not None]
+    if apart:
+        recent = [(r.prompt, 100 * float(r.recent.mean())) for r in apart if r.recent is not None]
+        yield mean(f"attention on the last {_NUM_RECENT} tokens, of all", recent)
+        without = [
+            (r.prompt, 100 * float(np.mean(r.recent / np.maximum(1 - r.first_there, 1e-6))))
+            for r in apart
+            if r.recent is not None and r.first_there is not None
+        ]
+        yield mean(f"attention on the last {_NUM_RECENT} tokens, of what the first {_NUM_SINK} leave", without)
+    drain = [(r.prompt, float(r.drain.mean())) for r in readings if r.drain is not None]
+    if drain:
+        yield mean("value norm of the first token over the median of the others", drain, unit="")
+
+
+def _drains(readings: list[_Reading]) -> Floats | None:
+    """Return the value norms' ratio by prompt, `[prompt layer]`; None where no prompt has it."""
+    drains = [(r.prompt, r.drain) for r in readings if r.drain is not None]
+    return by_cluster([drain for _, drain in drains], [prompt for prompt, _ in drains]) if drains else None
+
+
+def _percentages(interval: Interval | None) -> Interval | None:
+    return (
+        None
+        if interval is None
+        else interval.model_copy(update={"low": 100 * interval.low, "high": 100 * interval.high})
+    )
+
+
+def _claim(
+    measured: Measurement,
+    mean: Floats,
+    strongest: tuple[int, int],
+    low: Floats,
+    high: Floats,
+    epsilon: float,
+    expected: float,
+    verdict: Verdict,
+) -> str:
+    n = f"n = {measured.n} prompt{'s' if measured.n > 1 else ''}"
+    ends = f" [{low[strongest]:.2f}, {high[strongest]:.2f}]" if measured.n > 1 else ""
+    share = f"{measured.value:.1f} %"
+    if measured.interval is not None:
+        share += f" [{measured.interval.low:.1f}, {measured.interval.high:.1f}]"
+    most = f"the largest share that a head gives it is {100 * mean[strongest]:.0f} %"
+    if ends:
+        most += f" [{100 * low[strongest]:.0f}, {100 * high[strongest]:.0f}]"
+    if verdict == "refuted":
+        return (
+            f"The first token is no sink: {share} of heads give it above {epsilon:.0%} of their attention, and {most} "
+            f"({n})."
+        )
+    return (
+        f"{share} of heads give the first token above {epsilon:.0%} of their attention, against {expected:.0f} % under "
+        f"uniform attention; {most}, in head {strongest} ({n})."
+    )

@@ -1,0 +1,378 @@
+"""What removing the found heads does that removing others like them does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from probe.analyses.ablation_figures import Condition, ablation_figures
+from pydantic import JsonValue
+
+from probe.analysis import analysis
+from probe.errors import UsageError
+from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
+from probe.intervals import FEWEST_PROMPTS, all_agree, clopper_pearson, mcnemar_exact, percentiles, resamples, sign_flip
+from probe.selection import LeftOut, answered, finite, intervention_text, selected
+
+if TYPE_CHECKING:
+    from probe.outcome import Outcome
+    from probe.trace_store import Run, Trace
+
+Floats = NDArray[np.float64]
+
+QUESTION = "Does removing these heads break the answer, where removing others like them does not?"
+SOURCE = (
+    "Masking retrieval heads against random heads: Wu et al. 2024, arXiv 2404.15574, section 4; matched draws, paired "
+    "tests and held-out samples: this toolkit's own"
+)
+_COLUMNS = ("condition", "draw", "num_prompts", "accuracy", "accuracy_low", "accuracy_high", "answer_loss", "text_loss")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the model did to every prompt that all conditions share, `[prompt]`; of the control `[prompt draw]`.
+
+    NaN where it was not measured; the control's draws may miss prompts.
+    """
+
+    prompts: tuple[str, ...]
+    draws: tuple[int, ...]
+    treatment: dict[str, Floats]
+    control: dict[str, Floats]
+    baseline: dict[str, Floats] | None
+    heads: str
+    how: str
+
+
+@analysis(question=QUESTION, source=SOURCE)
+def head_ablation(
+    run: Run | Trace | Iterable[Trace],
+    *,
+    treatment: str | None = None,
+    margin: float = 10.0,
+    half: Literal["find", "test", "both"] | None = None,
+    seed: int = 0,
+) -> Finding:
+    """Compare prompts answered with the found heads removed, with as many others removed (random draws), and with none.
+
+    Paired by sample: the treatment's right answers against each sample's mean over the control's draws (paired
+    sign-flip permutation test; interval by resampling prompts and draws), and against the untouched model (exact
+    McNemar test). The treatment is also ranked among the draws. Supported: the interval lies below 0, p < 0.05, and
+    hardly a draw (one in twenty at most) does as much. Refuted: the interval lies within `margin` percentage points of
+    0. `treatment` names the condition, where there are several.
+
+    Answer loss tells how far the right answer fell, text loss whether the model broke altogether. Heads must be found
+    on other samples than these (see `retrieval_heads(half=...)`). That the answer breaks says that the heads are
+    needed, not that they are enough.
+    """
+    left_out = LeftOut()
+    traces = selected(run, role="treatment", half=half)
+    names = sorted({trace.condition for trace in traces})
+    if treatment is not None and treatment not in names:
+        raise UsageError(f"no treatment {treatment!r}; there are {names}")
+    chosen = treatment or (names[0] if names else None)
+    parameters: dict[str, JsonValue] = {"treatment": treatment, "margin": margin, "half": half, "seed": seed}
+    reading = None
+    evidence: tuple[str, ...] = ()
+    if chosen is not None:
+        treated = answered([trace for trace in traces if trace.condition == chosen], left_out)
+        controls = answered(selected(run, role="control", half=half), left_out)
+        untouched = answered(selected(run, role="baseline", half=half), left_out)
+        reading = _read(treated, controls, untouched)
+        if reading is not None:
+            used = [*treated, *controls, *untouched]
+            evidence = tuple(trace.unit for trace, _ in used if trace.sample.name in reading.prompts)
+    said: dict[str, Any] = {
+        "analysis": "head_ablation",
+        "question": QUESTION,
+        "definition": "Share of prompts answered right with the found heads removed, less that with as many others of "
+        "the same layers removed (mean over random draws), paired by sample.",
+        "source": SOURCE,
+        "parameters": parameters,
+        "evidence": evidence,
+    }
+    if reading is None:
+        return Finding(
+            **said,
+            claim="No prompt was answered both with the found heads removed and with others removed.",
+            verdict="inconclusive",
+            measured=Measurement(name=_MEASURED, value=None, unit="%", n=0, dropped=left_out.total),
+            notes=(*left_out.notes(), "It needs traces with the roles treatment and control."),
+        )
+    return _finding(said, reading, left_out, margin, seed, [name for name in names if name != chosen])
+
+
+_MEASURED = "right answers with the found heads removed"
+_QUANTITIES = ("accuracy", "answer_loss", "text_loss")
+
+
+def _values(outcome: Outcome) -> dict[str, float]:
+    loss, text = outcome.answer_loss, outcome.text_loss
+    return {
+        "accuracy": 100.0 * bool(outcome.correct),
+        "answer_loss": float(loss) if finite(loss) and loss is not None else np.nan,
+        "text_loss": float(text) if finite(text) and text is not None else np.nan,
+    }
+
+
+def _read(
+    treated: list[tuple[Trace, Outcome]],
+    controls: list[tuple[Trace, Outcome]],
+    untouched: list[tuple[Trace, Outcome]],
+) -> _Read | None:
+    by_prompt = {trace.sample.name: _values(outcome) for trace, outcome in treated}
+    drawn: dict[tuple[str, int], dict[str, float]] = {}
+    for trace, outcome in controls:
+        drawn[trace.sample.name, int(trace.facts.get("draw") or 0)] = _values(outcome)
+    prompts = tuple(sorted(set(by_prompt) & {prompt for prompt, _ in drawn}))
+    if not prompts:
+        return None
+    draws = tuple(sorted({draw for prompt, draw in drawn if prompt in prompts}))
+    nothing = dict.fromkeys(_QUANTITIES, np.nan)
+    before = {trace.sample.name: _values(outcome) for trace, outcome in untouched}
+    facts = treated[0][0].facts
+    return _Read(
+        prompts=prompts,
+        draws=draws,
+        treatment={key: np.array([by_prompt[prompt][key] for prompt in prompts]) for key in _QUANTITIES},
+        control={
+            key: np.array([[drawn.get((prompt, draw), nothing)[key] for draw in draws] for prompt in prompts])
+            for key in _QUANTITIES
+        },
+        baseline={key: np.array([before.get(prompt, nothing)[key] for prompt in prompts]) for key in _QUANTITIES}
+        if before
+        else None,
+        heads=_heads(facts),
+        how=intervention_text(facts),
+    )
+
+
+def _heads(facts: Any) -> str:
+    """Return the removed heads in words."""
+    intervention = facts.get("intervention")
+    fields: Any = next(iter(intervention.values()), None) if isinstance(intervention, dict) else None
+    heads = fields.get("heads") if isinstance(fields, dict) else None
+    if not heads:
+        return "the found heads"
+    names = ", ".join(f"({layer}, {head})" for layer, head in heads[:6])
+    more = f" and {len(heads) - 6} more" if len(heads) > 6 else ""
+    return f"the {len(heads)} heads {names}{more}" if len(heads) > 1 else f"head {names}"
+
+
+def _difference(reading: _Read, key: str, seed: int) -> tuple[float, Interval | None, Floats]:
+    """Return treatment less control, its interval over prompts and draws, and the difference of each prompt."""
+    treatment, control = reading.treatment[key], reading.control[key]
+    known = np.isfinite(treatment) & np.isfinite(control).any(axis=1)
+    treatment, control = treatment[known], control[known]
+    if not len(treatment):
+        return float("nan"), None, treatment
+    each = treatment - np.nanmean(control, axis=1)
+    if len(each) < 2:
+        return float(each.mean()), None, each
+    there = np.isfinite(control)
+    by_prompt = resamples(len(each), seed=seed)
+    by_draw = resamples(control.shape[1], seed=seed + 1)
+    weight = np.einsum("bd,pd->bp", by_draw, there)
+    total = np.einsum("bd,pd->bp", by_draw, np.where(there, control, 0.0))
+    # A resample without any of a prompt's draws says nothing of that prompt.
+    drawn = np.where(weight > 0, treatment - total / np.maximum(weight, 1), 0.0)
+    counted = by_prompt * (weight > 0)
+    low, high = percentiles((drawn * counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1))
+    method = "bootstrap over prompts and draws"
+    if key == "accuracy" and np.ptp(each) == 0:
+        low, high = all_agree(each[0], len(each), (-100.0, 100.0))
+        method = "exact bound, as all prompts agree"
+    return float(each.mean()), Interval(low=float(low), high=float(high), method=method), each
+
+
+def _mean(values: Floats, bounds: tuple[float, float] | None, seed: int) -> tuple[float, Interval | None]:
+    """Return the mean of `[prompt draw]` values over draws, then prompts, with its interval over both."""
+    reading = _Read((), (), {"accuracy": np.zeros(len(values))}, {"accuracy": values}, None, "", "")
+    value, interval, each = _difference(reading, "accuracy", seed)
+    if interval is None:
+        return -value, None
+    low, high = -interval.high, -interval.low
+    if bounds is not None and len(each) and np.ptp(each) == 0:
+        low, high = (float(end) for end in all_agree(-each[0], len(each), bounds))
+    return -value, interval.model_copy(update={"low": low, "high": high})
+
+
+def _rank(reading: _Read) -> tuple[int, float]:
+    """Return how many draws have an accuracy as low as the treatment's, and the permutation p-value of that."""
+    treatment = reading.treatment["accuracy"]
+    control = reading.control["accuracy"]
+    each = [np.nanmean(control[:, d]) for d in range(control.shape[1])]
+    # Each draw is held against the treatment on its own prompts.
+    own = [treatment[np.isfinite(control[:, d])].mean() for d in range(control.shape[1])]
+    as_low = int(sum(draw <= mine + 1e-9 for draw, mine in zip(each, own, strict=True)))
+    return as_low, (1 + as_low) / (1 + len(each))
+
+
+def _finding(
+    said: dict[str, Any], reading: _Read, left_out: LeftOut, margin: float, seed: int, others: list[str]
+) -> Finding:
+    n, right = len(reading.prompts), reading.treatment["accuracy"] > 50
+    exact = clopper_pearson(int(right.sum()), n)
+    assert exact is not None
+    ends = exact.model_copy(update={"low": 100 * exact.low, "high": 100 * exact.high})
+    control, control_ends = _mean(reading.control["accuracy"], (0.0, 100.0), seed)
+    difference, interval, each = _difference(reading, "accuracy", seed)
+    p = sign_flip(each, seed=seed)
+    as_low, rank_p = _rank(reading)
+    verdict: Verdict = "inconclusive"
+    if n >= FEWEST_PROMPTS and interval is not None and p is not None:
+        few = rank_p <= 0.05 or (as_low == 0 and len(reading.draws) < 19)
+        if interval.high < 0 and p < 0.05 and few:
+            verdict = "supported"
+        elif interval.low >= -margin and interval.high <= margin:
+            verdict = "refuted"
+    before = _against_baseline(reading)
+    notes = [
+        *left_out.notes(),
+        f"{as_low} of {len(reading.draws)} draws leave as few right answers as the treatment (rank p = {rank_p:.2g}).",
+        f"Refuted means: the two differ by less than {margin:g} percentage points with 95 % certainty.",
+    ]
+    if before is not None:
+        notes.append(f"Against the untouched model: exact McNemar test, p {_p(before[1])}, n = {before[2]}.")
+    if reading.how:
+        notes.append(f"Intervention: {reading.how}.")
+    if len(reading.draws) < 19:
+        notes.append("Fewer than 19 draws: the rank alone cannot reach p = 0.05.")
+    if others:
+        notes.append(f"Other treatments in these traces, not looked at here: {', '.join(others)}.")
+    conditions = _conditions(reading, ends, control, control_ends, seed)
+    return Finding(
+        **said,
+        claim=_claim(reading, float(100 * right.mean()), ends, control, control_ends, difference, p, verdict, before),
+        verdict=verdict,
+        measured=Measurement(
+            name=_MEASURED, value=100 * float(right.mean()), unit="%", interval=ends, n=n, dropped=left_out.total
+        ),
+        control=Measurement(
+            name=f"right answers with others removed ({len(reading.draws)} draws)",
+            value=control,
+            unit="%",
+            interval=control_ends,
+            n=n,
+        ),
+        comparison=Comparison(
+            name="found heads less others, in percentage points; sign-flip permutation test, paired by sample",
+            difference=difference,
+            interval=interval,
+            p_value=p,
+            n=n,
+        ),
+        details=tuple(_details(reading, before, seed)),
+        columns=_COLUMNS,
+        table=tuple(_rows(conditions)),
+        figures=tuple(ablation_figures(conditions, n)),
+        notes=tuple(notes),
+    )
+
+
+def _against_baseline(reading: _Read) -> tuple[float, float | None, int] | None:
+    """Return the untouched model's share of right answers, the McNemar p-value and the number of pairs."""
+    if reading.baseline is None:
+        return None
+    known = np.isfinite(reading.baseline["accuracy"])
+    if not known.any():
+        return None
+    before, after = reading.baseline["accuracy"][known] > 50, reading.treatment["accuracy"][known] > 50
+    return float(100 * before.mean()), mcnemar_exact(after, before), int(known.sum())
+
+
+def _details(reading: _Read, before: tuple[float, float | None, int] | None, seed: int) -> Iterator[Measurement]:
+    if before is not None and reading.baseline is not None:
+        exact = clopper_pearson(round(before[0] / 100 * before[2]), before[2])
+        ends = None if exact is None else exact.model_copy(update={"low": 100 * exact.low, "high": 100 * exact.high})
+        yield Measurement(
+            name="right answers of the untouched model", value=before[0], unit="%", interval=ends, n=before[2]
+        )
+    for key, name in (("answer_loss", "loss of the right answer"), ("text_loss", "loss of the prompt's text")):
+        value, interval, each = _difference(reading, key, seed)
+        if len(each):
+            name = f"{name}, found heads removed less others removed"
+            yield Measurement(name=name, value=value, unit="nats per token", interval=interval, n=len(each))
+
+
+def _conditions(
+    reading: _Read, ends: Interval, control: float, control_ends: Interval | None, seed: int
+) -> list[Condition]:
+    """Return what each condition gave, for the table and the figures."""
+    found = []
+    if reading.baseline is not None and np.isfinite(reading.baseline["accuracy"]).any():
+        rates = reading.baseline["accuracy"][np.isfinite(reading.baseline["accuracy"])]
+        exact = clopper_pearson(int((rates > 50).sum()), len(rates))
+        ends_before = None
+        if exact is not None:
+            ends_before = exact.model_copy(update={"low": 100 * exact.low, "high": 100 * exact.high})
+        found.append(_condition("nothing removed", None, reading.baseline, float(rates.mean()), ends_before, seed))
+    mean = float(reading.treatment["accuracy"].mean())
+    found.append(_condition("found heads removed", None, reading.treatment, mean, ends, seed))
+    found.append(_condition("others removed", None, reading.control, control, control_ends, seed))
+    for index, draw in enumerate(reading.draws):
+        values = {key: reading.control[key][:, index] for key in _QUANTITIES}
+        found.append(_condition("others removed", draw, values, float(np.nanmean(values["accuracy"])), None, seed))
+    return found
+
+
+def _condition(
+    name: str, draw: int | None, values: dict[str, Floats], accuracy: float, interval: Interval | None, seed: int
+) -> Condition:
+    def mean(key: str) -> tuple[float, float, float]:
+        known = values[key] if values[key].ndim == 2 else values[key][:, None]
+        known = known[np.isfinite(known).any(axis=1)]
+        if not len(known):
+            return (float("nan"),) * 3
+        value, ends = _mean(known, None, seed)
+        return (value, ends.low, ends.high) if ends is not None and draw is None else (value, np.nan, np.nan)
+
+    counted = values["accuracy"] if values["accuracy"].ndim == 1 else values["accuracy"][:, 0]
+    number = int(np.isfinite(counted).sum()) if values["accuracy"].ndim == 1 else len(values["accuracy"])
+    low, high = (np.nan, np.nan) if interval is None else (interval.low, interval.high)
+    return Condition(name, draw, number, (accuracy, low, high), mean("answer_loss"), mean("text_loss"))
+
+
+def _rows(conditions: list[Condition]) -> Iterator[tuple[JsonValue, ...]]:
+    for condition in conditions:
+        accuracy = [value / 100 for value in condition.accuracy]
+        numbers = (*accuracy, condition.answer_loss[0], condition.text_loss[0])
+        shown = [float(f"{number:.4g}") if np.isfinite(number) else None for number in numbers]
+        yield (condition.name, condition.draw, condition.num_prompts, *shown)
+
+
+def _p(value: float | None) -> str:
+    return "unknown" if value is None else "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
+
+
+def _claim(
+    reading: _Read,
+    value: float,
+    ends: Interval,
+    control: float,
+    control_ends: Interval | None,
+    difference: float,
+    p: float | None,
+    verdict: Verdict,
+    before: tuple[float, float | None, int] | None,
+) -> str:
+    n = len(reading.prompts)
+    start = f"from {before[0]:.0f} % to " if before is not None else "to "
+    after = f"{value:.0f} % [{ends.low:.0f}, {ends.high:.0f}]"
+    other = f"{control:.1f} %"
+    if control_ends is not None:
+        other += f" [{control_ends.low:.1f}, {control_ends.high:.1f}]"
+    draws = f"{len(reading.draws)} draw{'s' if len(reading.draws) > 1 else ''}"
+    said = (
+        f"Removing {reading.heads} takes right answers {start}{after}; removing as many others leaves {other} ({draws})"
+    )
+    test = f"difference {difference:+.0f} points, p {_p(p)}, n = {n} prompts"
+    closing = {
+        "supported": "",
+        "refuted": ": no more than any heads would",
+        "inconclusive": ": the two cannot be told apart for certain",
+    }[verdict]
+    return f"{said}{closing} ({test})."

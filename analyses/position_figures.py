@@ -1,0 +1,162 @@
+"""The figures of `position_bias`: the needle grid, and accuracy, loss and attention by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from probe import chart
+from probe.finding import Figure
+
+_MOST_LINES = 6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One length and depth: mean and interval's ends of each quantity, NaN where it was not measured."""
+
+    length: int
+    depth: float
+    num_prompts: int
+    num_right: int
+    accuracy: tuple[float, float, float]
+    loss: tuple[float, float, float]
+    attention: tuple[float, float, float]
+    strongest: float
+
+
+def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) -> Iterator[Figure]:
+    """Yield the figures; `chosen` is the length of the headline, drawn among the lines whichever others are."""
+    if not cells:
+        return
+    yield _grid(cells)
+    if len({cell.depth for cell in cells}) < 2:
+        return
+    bars = "Bars: 95 % intervals"
+    yield _lines(
+        "depth_accuracy",
+        "Right answers by depth of the needle",
+        f"Share of prompts answered right, by where the needle stands, one line a length. {bars} (Clopper-Pearson).",
+        cells,
+        chosen,
+        lambda cell: cell.accuracy,
+        chart.share_axis("answered right"),
+        "%{y:.0%}",
+    )
+    if any(np.isfinite(cell.loss[0]) for cell in cells):
+        yield _lines(
+            "depth_loss",
+            "Loss of the right answer by depth of the needle",
+            f"Mean negative log-likelihood of the right answer's tokens, in nats per token. {bars} (bootstrap over "
+            "prompts). It shows an effect where all answers are still right, or all wrong.",
+            cells,
+            chosen,
+            lambda cell: cell.loss,
+            chart.axis("answer loss (nats per token)", rangemode="tozero"),
+            "%{y:.3f} nats",
+        )
+    if any(np.isfinite(cell.attention[0]) for cell in cells):
+        which = "the chosen heads" if some_heads else "all heads"
+        yield _lines(
+            "depth_attention",
+            "Attention to the needle by its depth",
+            f"Share of attention that falls on the needle as the first answer token is produced, mean over {which}. "
+            f"{bars} (bootstrap over prompts).",
+            cells,
+            chosen,
+            lambda cell: cell.attention,
+            chart.axis("attention to the needle", rangemode="tozero"),
+            "%{y:.4f}",
+        )
+
+
+def _grid(cells: list[Cell]) -> Figure:
+    lengths, depths = sorted({cell.length for cell in cells}), sorted({cell.depth for cell in cells})
+    lengths, depths = lengths[: chart.MOST_CELLS], depths[: chart.MOST_CELLS]
+    rate = np.full((len(depths), len(lengths)), np.nan)
+    text = [[""] * len(lengths) for _ in depths]
+    for cell in cells:
+        if cell.length in lengths and cell.depth in depths:
+            row, column = depths.index(cell.depth), lengths.index(cell.length)
+            rate[row, column] = cell.accuracy[0]
+            text[row][column] = f"{cell.num_right}/{cell.num_prompts}"
+    data = chart.heatmap(
+        [f"{at:,}" for at in lengths],
+        [f"{at:.0%}" for at in depths],
+        rate,
+        unit="answered right",
+        hover="%{x} tokens, needle at %{y}<br>%{z:.0%} right",
+        text=text,
+        scale=chart.SUCCESS,
+        tickformat=".0%",
+    )
+    overall = {at: [cell for cell in cells if cell.length == at] for at in lengths}
+    failing = [at for at, here in overall.items() if sum(c.num_right for c in here) < sum(c.num_prompts for c in here)]
+    title = (
+        f"Every answer is right up to {lengths[-1]:,} tokens"
+        if not failing
+        else "Where in the text, and from what length, the needle is lost"
+    )
+    return chart.figure(
+        "needle_grid",
+        title,
+        "Each cell: prompts answered right of those asked, by prompt length and by depth of the needle (0 % is the "
+        "beginning of the text, 100 % right before the question).",
+        [data],
+        {
+            "height": int(np.clip(170 + 40 * len(depths), 300, 760)),
+            "xaxis": chart.axis("prompt length (tokens)", type="category", showgrid=False, ticks="", showline=False),
+            "yaxis": chart.axis(
+                "depth of the needle", type="category", autorange="reversed", showgrid=False, ticks="", showline=False
+            ),
+        },
+    )
+
+
+def _lines(
+    name: str,
+    title: str,
+    caption: str,
+    cells: list[Cell],
+    chosen: int | None,
+    of: Callable[[Cell], tuple[float, float, float]],
+    axis: dict[str, object],
+    hover: str,
+) -> Figure:
+    lengths = sorted({cell.length for cell in cells if np.isfinite(of(cell)[0])})
+    if len(lengths) > _MOST_LINES:
+        spread = {lengths[round(i * (len(lengths) - 1) / (_MOST_LINES - 1))] for i in range(_MOST_LINES)}
+        caption += f" {_MOST_LINES} of {len(lengths)} lengths are drawn."
+        lengths = sorted(spread | ({chosen} & set(lengths) if chosen is not None else set()))
+    depths = sorted({cell.depth for cell in cells})
+    gap = min(np.diff(depths), default=1.0)
+    data = []
+    for index, at in enumerate(lengths):
+        here = [cell for cell in cells if cell.length == at]
+        # A small shift keeps the bars of lines that agree apart.
+        shift = 0.06 * gap * (index - (len(lengths) - 1) / 2)
+        value, low, high = np.array([of(cell) for cell in here]).T
+        data.append(
+            chart.line(
+                f"{at:,} tokens",
+                [cell.depth + shift for cell in here],
+                value,
+                low,
+                high,
+                color=chart.SERIES[index % len(chart.SERIES)],
+                dash=chart.DASHES[index % len(chart.DASHES)],
+                symbol=chart.SYMBOLS[index % len(chart.SYMBOLS)],
+                hovertemplate=f"{at:,} tokens: {hover}<extra></extra>",
+            )
+        )
+    ticks = depths if len(depths) <= 11 else depths[:: -(-len(depths) // 11)]
+    x = chart.axis(
+        "depth of the needle (0 % = beginning)", tickvals=ticks, tickformat=".0%", range=_around(depths, gap)
+    )
+    return chart.figure(name, title, caption, data, {"xaxis": x, "yaxis": axis})
+
+
+def _around(depths: list[float], gap: float) -> list[float]:
+    return [depths[0] - 0.35 * gap, depths[-1] + 0.35 * gap]
