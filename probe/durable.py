@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable
@@ -90,9 +91,13 @@ def sync_folder(folder: Path) -> None:
 
 def sync_files(paths: Iterable[Path]) -> None:
     """Force files to the disk, several at a time, so that the file system can write them in one go."""
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(_sync, paths):
-            pass
+    for _ in _pool().map(_sync, paths):
+        pass
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "probe-sync")
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from probe.durable import read_bytes, sync_files, write_bytes
+from probe.durable import read_bytes, sync_files
 from probe.errors import NotAvailable, StoreCorrupt
 from probe.manifest import Entry, Manifest, place
 
@@ -36,10 +36,6 @@ class MemoryFiles:
         """Add a file or replace it."""
         self._files[path] = data
 
-    def delete(self, path: str) -> None:
-        """Remove a file, if it is there."""
-        self._files.pop(path, None)
-
     def paths(self) -> Iterator[str]:
         """Yield the path of every file."""
         yield from self._files
@@ -54,10 +50,6 @@ class OpenFiles:
         self._entries: dict[str, Entry] = {}
         folder.mkdir()
 
-    def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, None where there is none; raises StoreCorrupt where they changed since."""
-        return None if path not in self._entries else _read_sealed(self.folder, path, self._entries[path])
-
     def write(self, path: str, data: bytes) -> None:
         """Add a file or replace it."""
         target = self.folder / path
@@ -65,21 +57,14 @@ class OpenFiles:
         target.write_bytes(data)
         self._entries[path] = Entry(len(data), hashlib.sha256(data).hexdigest())
 
-    def delete(self, path: str) -> None:
-        """Remove a file, if it is there."""
-        if self._entries.pop(path, None) is not None:
-            (self.folder / path).unlink()
-
-    def paths(self) -> Iterator[str]:
-        """Yield the path of every file."""
-        yield from self._entries
-
     def seal(self) -> bytes:
         """Force everything to the disk, write the manifest, and return it."""
-        folders = {self.folder / parent for path in self._entries for parent in Path(path).parents}
-        sync_files([*(self.folder / path for path in self._entries), *folders])
         manifest = Manifest(self._entries).to_bytes()
-        write_bytes(self.folder / "manifest.json", manifest)
+        (self.folder / "manifest.json").write_bytes(manifest)
+        files = [*(self.folder / path for path in self._entries), self.folder / "manifest.json"]
+        # All at once: the file system then needs one turn for them, not one each.
+        sync_files([*files, *{folder for path in files for folder in path.parents if self.folder in folder.parents}])
+        sync_files([self.folder, self.folder.parent])
         return manifest
 
 

@@ -10,15 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 from probe.array import Array
+from probe.chunked_array import write_whole
 from probe.commits import UNIT_ID
-from probe.durable import canonical_json, sync_folder
+from probe.durable import canonical_json
 from probe.errors import UsageError
-from probe.layered_array import LayeredArray, write_whole
+from probe.layered_array import LayeredArray
 from probe.manifest import FORMAT
 from probe.outcome import Outcome
 from probe.sample import Sample
 from probe.unit_files import MemoryFiles, OpenFiles
-from probe.zarr_view import ZarrView
 
 _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
 
@@ -58,7 +58,6 @@ class UnitWriter:
         self._sample = sample
         self._sample_json = canonical_json(sample.to_json())
         self._files = files
-        self._view = ZarrView(files, read_only=False)
         self._committed = committed
         self._layers = None if layers is None else [int(layer) for layer in layers]
         self._layered: dict[str, LayeredArray] = {}
@@ -80,7 +79,7 @@ class UnitWriter:
                 raise UsageError(f"array {name!r} has a layer axis of its own; use `write`")
             self._count(layer, index, name, array)
             if name not in self._layered:
-                self._layered[name] = LayeredArray(self._view, name, array)
+                self._layered[name] = LayeredArray(self._files, name, array)
             self._layered[name].put(index, array)
 
     def write(self, arrays: Mapping[str, Array]) -> None:
@@ -88,7 +87,7 @@ class UnitWriter:
         for name, array in arrays.items():
             self._check(name, array, new=True)
             self._whole[name] = (array.dims, array.values.shape)
-            write_whole(self._view, name, array)
+            write_whole(self._files, name, array)
 
     def commit(self, outcome: Outcome | None = None) -> None:
         """Write what is left and put the unit on record; when this returns, it is on the disk.
@@ -121,7 +120,6 @@ class UnitWriter:
         }
         if isinstance(self._files, OpenFiles):
             record["manifest"] = hashlib.sha256(self._files.seal()).hexdigest()
-            sync_folder(self._files.folder.parent)
         self._committed(record)
         self._open = False
 
@@ -190,7 +188,7 @@ class UnitWriter:
             if by_layer:
                 counts = np.array([by_layer.get(index, -1) for index in range(num_layers)], np.int32)
                 definition = "how many this layer has; what stands beyond is filling; -1 where nothing was written"
-                write_whole(self._view, name, Array(("layer",), counts, definition=definition))
+                write_whole(self._files, name, Array(("layer",), counts, definition=definition))
         for dim, values in self._coordinates.items():
             if values.dtype.kind != "U":
-                write_whole(self._view, dim, Array((dim,), values))
+                write_whole(self._files, dim, Array((dim,), values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -14,37 +13,23 @@ from probe.stored_shape import CHUNK_BYTES
 from probe.unit_files import UnitFiles
 
 
-class WritableFiles(UnitFiles, Protocol):
-    """Files that can still be written."""
-
-    def write(self, path: str, data: bytes) -> None:
-        """Add a file or replace it."""
-
-    def delete(self, path: str) -> None:
-        """Remove a file, if it is there."""
-
-
 class ZarrView(Store):  # type: ignore[misc]
-    """Reads, and where the files are still open writes, a unit's arrays; holds no data of its own."""
+    """A store that zarr reads a unit's arrays from; holds no data of its own, and writes none."""
 
-    supports_writes = True
-    supports_deletes = True
+    supports_writes = False
+    supports_deletes = False
     supports_listing = True
 
-    def __init__(self, files: UnitFiles, *, read_only: bool = True) -> None:
-        super().__init__(read_only=read_only)
+    def __init__(self, files: UnitFiles) -> None:
+        super().__init__(read_only=True)
         self.files = files
         """Where the bytes are."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZarrView) and other.files is self.files and other.read_only == self.read_only
+        return isinstance(other, ZarrView) and other.files is self.files
 
     def __str__(self) -> str:
         return "unit"
-
-    def with_read_only(self, read_only: bool = False) -> ZarrView:
-        """Return the same files under the other permission."""
-        return ZarrView(self.files, read_only=read_only)
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -75,19 +60,12 @@ class ZarrView(Store):  # type: ignore[misc]
         return key in set(self.files.paths())
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a file."""
+        """Refuse: a unit that can be read is never written again."""
         self._check_writable()
-        self._writable.write(key, value.to_bytes())
 
     async def delete(self, key: str) -> None:
-        """Remove a file."""
+        """Refuse: a unit that can be read is never written again."""
         self._check_writable()
-        self._writable.delete(key)
-
-    @property
-    def _writable(self) -> WritableFiles:
-        files: Any = self.files
-        return files  # type: ignore[no-any-return]
 
     async def list(self) -> AsyncIterator[str]:
         """Yield every path."""

@@ -40,7 +40,7 @@ OURS = {
 }
 """What of ours each room may import."""
 
-NUMBERS = {"numpy", "scipy", "xarray", "zarr", "pydantic", "jaxtyping"}
+NUMBERS = {"numpy", "scipy", "xarray", "zarr", "numcodecs", "pydantic", "jaxtyping"}
 TEXT = {"plotly", "yaml", "rich", "typer", "jinja2", "markupsafe"}
 MODELS = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "accelerate"}
 THEIRS = {

@@ -205,7 +205,9 @@ def test_arrays_that_disagree_about_an_axis_are_refused_and_leave_nothing(
 def test_unsigned_numbers_that_would_need_filling_are_refused(sample: Sample) -> None:
     writer = MemoryStore().begin_unit("u", sample=sample)
     writer.write_layer(0, {"x": per_head(2, 4, dtype=np.uint8)})
-    writer.write_layer(1, {"x": per_head(3, 4, dtype=np.uint8)})
+    with pytest.raises(UsageError, match="take a signed one"):
+        writer.write_layer(1, {"x": per_head(3, 4, dtype=np.uint8)})
+    writer.write_layer(2, {"x": per_head(2, 4, dtype=np.uint8)})
     with pytest.raises(UsageError, match="take a signed one"):
         writer.commit()
 
