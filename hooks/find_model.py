@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import huggingface_hub
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -47,7 +48,7 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     try:
         with nullcontext() if folder is None else _without_progress_bar():
             model = AutoModelForCausalLM.from_pretrained(**settings, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise NotAvailable(_explain(name, folder, known, error)) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(**settings, **revision)
@@ -79,7 +80,8 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def _explain(name: str, folder: Path | None, known: Mapping[str, Path], error: Exception) -> str:
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+    said = " ".join(str(error).split()) or "no reason given"
+    reason = f"{type(error).__name__}: {said if len(said) <= 400 else said[:400] + '…'}"
     if folder is not None:
         return f"model {name!r} could not be loaded from {folder}: {reason}"
     names = ", ".join(known) or "none"
