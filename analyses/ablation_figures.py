@@ -47,7 +47,8 @@ def ablation_figures(conditions: list[Condition], num_prompts: int) -> Iterator[
     if any(np.isfinite(condition.answer_loss[0]) for condition in conditions):
         yield _dots(
             "ablation_loss",
-            "How far the right answer falls",
+            f"Answer loss: {removed.answer_loss[0]:.2f} nats with the found heads removed, {others.answer_loss[0]:.2f} "
+            "with others",
             f"Mean negative log-likelihood of the right answer's tokens. {about}.",
             conditions,
             lambda c: c.answer_loss,
@@ -107,7 +108,6 @@ def _dots(
         caption,
         data,
         {
-            "height": 400,
             "showlegend": False,
             "xaxis": chart.axis(
                 "",

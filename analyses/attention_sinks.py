@@ -321,10 +321,11 @@ def _claim(
         most += f" [{100 * low[strongest]:.0f}, {100 * high[strongest]:.0f}]"
     if verdict == "refuted":
         return (
-            f"The first token is no sink: {share} of heads give it above {epsilon:.0%} of their attention, and {most} "
+            f"The first token is no sink: {share} of heads give it above {100 * epsilon:g} % of their attention, "
+            f"and {most} "
             f"({n})."
         )
     return (
-        f"{share} of heads give the first token above {epsilon:.0%} of their attention, against {expected:.0f} % under "
-        f"uniform attention; {most}, in head {strongest} ({n})."
+        f"{share} of heads give the first token above {100 * epsilon:g} % of their attention, against {expected:.0f} % "
+        f"under uniform attention; {most}, in head {strongest} ({n})."
     )

@@ -232,28 +232,28 @@ def _claim(
 ) -> str:
     baseline = rates["baseline"]
     if failure is None:
-        rate = baseline[reach]
-        return f"The model finds the needle at every length tried, up to {reach:,} tokens ({rate} of {rate.n} right)."
-    lost = baseline[failure]
+        return f"The model finds the needle at every length tried, up to {reach:,} tokens ({_said(baseline[reach])})."
+    longest, lost = max(baseline), baseline[failure]
+    later = f", then {100 * baseline[longest].share:.0f} % at {longest:,}" if longest > failure else ""
     if reach:
-        rate = baseline[reach]
-        first = f"The model finds the needle up to {reach:,} tokens ({rate} of {rate.n} right) and loses it at "
-        first += f"{failure:,} ({lost} of {lost.n})"
+        first = f"The model finds the needle up to {reach:,} tokens ({_said(baseline[reach])}) and loses it from "
+        first += f"{failure:,} on ({_said(lost)}{later})"
     else:
-        first = f"The model fails from the shortest length on: {lost} of {lost.n} right at {failure:,} tokens"
-    longest = max(baseline)
-    if longest > failure:
-        first += f", down to {100 * baseline[longest].share:.0f} % at {longest:,}"
-    parts = [first, *_why(rates, threshold, failure)]
-    if hits is not None and failure in hits.by_length and hits.by_length.get(reach):
-        before, after = hits.by_length[reach][0], hits.by_length[failure][0]
-        heads = f"its {len(hits.heads)} retrieval heads" if len(hits.heads) > 1 else "its retrieval head"
-        beyond = f" and {100 * hits.by_length[longest][0]:.0f} % at {longest:,}" if longest > failure else ""
-        parts.append(
-            f"{heads} look at the right token {100 * before:.0f} % of the time at {reach:,} tokens, "
-            f"{100 * after:.0f} % at {failure:,}{beyond}"
-        )
+        first = f"The model fails from the shortest length on, {failure:,} tokens ({_said(lost)}{later})"
+    why = ", ".join(_why(rates, threshold, failure))
+    parts = [f"{first}: {why}" if why else first]
+    if hits is not None and failure in hits.by_length and reach in hits.by_length:
+        looks = [f"{100 * hits.by_length[reach][0]:.0f} % of the time at {reach:,} tokens"]
+        looks += [f"{100 * hits.by_length[at][0]:.0f} % at {at:,}" for at in dict.fromkeys((failure, longest))]
+        heads = f"its {len(hits.heads)} retrieval heads look" if len(hits.heads) > 1 else "its retrieval head looks"
+        parts.append(f"{heads} at the right token {', '.join(looks[:-1])} and {looks[-1]}")
     return "; ".join(parts) + "."
+
+
+def _said(rate: Rate) -> str:
+    return (
+        f"{100 * rate.share:.0f} % right [{100 * rate.interval.low:.0f}, {100 * rate.interval.high:.0f}], n = {rate.n}"
+    )
 
 
 def _why(rates: Mapping[str, Mapping[int, Rate]], threshold: float, failure: int) -> Iterator[str]:
@@ -261,7 +261,7 @@ def _why(rates: Mapping[str, Mapping[int, Rate]], threshold: float, failure: int
     absent = _pooled(rates["needle_absent"])
     if absent is not None:
         guess = f"needle left out: {100 * absent.share:.0f} % right"
-        yield f"it is not guessing ({guess})" if absent.interval.low < 0.05 else f"part of it is guessing ({guess})"
+        yield f"it is not guessing ({guess})" if absent.interval.low < 0.05 else f"part of this is guessing ({guess})"
     gold = _pooled({at: rate for at, rate in rates["gold_only"].items() if at >= failure}) or _pooled(
         rates["gold_only"]
     )

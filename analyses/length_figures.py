@@ -35,9 +35,6 @@ class Rate:
     def __add__(self, other: Rate) -> Rate:
         return Rate(self.right + other.right, self.n + other.n)
 
-    def __str__(self) -> str:
-        return f"{100 * self.share:.0f} % [{100 * self.interval.low:.0f}, {100 * self.interval.high:.0f}]"
-
 
 def length_figure(
     rates: Mapping[str, Mapping[int, Rate]],

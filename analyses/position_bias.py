@@ -76,9 +76,10 @@ def position_bias(
 
     The headline is the gap between the best and the worst depth, in percentage points, at the length whose accuracy
     over all depths is closest to one half (of those where it is neither 0 nor 100 %; the shorter on a tie): there
-    neither ceiling nor floor hides an effect. A gap of noisy cells is never below 0, so it is held against the gap
-    that shuffled depths give (permutation test, by prompt). U-index, primacy and recency stand beside it. Supported:
-    the test gives p < 0.05; refuted: it does not, and the interval lies below `margin` points.
+    neither ceiling nor floor hides an effect. A gap of noisy cells is never below 0, so beside it stands the gap that
+    shuffled depths give; and whether depth matters is tested by the spread of accuracy over depths, against depths
+    shuffled within each length. U-index, primacy and recency are details. Supported: p < 0.05; refuted: it is not, and
+    the gap's interval lies below `margin` points.
 
     Attention is `span_mass` of the needle in the row that produced the first answer token, mean over all heads or over
     `heads` ([[layer, head], …]). It does not say why a depth is lost, and not that the attention is used.
@@ -261,6 +262,29 @@ def _resampled(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: i
     return np.asarray(100 * generator.binomial(counts, rates, size=(2_000, num_depths)) / counts, np.float64)
 
 
+def _depth_effect(cases: list[_Case], seed: int) -> tuple[float, int]:
+    """Return the permutation p-value that depth matters, over all lengths that tell anything, and the prompts in it.
+
+    The statistic is the spread of accuracy over depths, each prompt taken less the mean of its length; depths are
+    shuffled within each length.
+    """
+    generator = np.random.default_rng([seed, 2])
+    depths = sorted({case.depth for case in cases})
+    profiles = [_profile(cases, at) for at in sorted({case.length for case in cases})]
+    told = [(right, where, there) for right, where, there in profiles if 0 < right.mean() < 1 and len(there) > 1]
+    residual = np.concatenate([right - right.mean() for right, _, _ in told])
+    index = [np.array([depths.index(there[i]) for i in where]) for _, where, there in told]
+    counts = np.maximum(np.bincount(np.concatenate(index), minlength=len(depths)), 1)
+
+    def spread(places: list[NDArray[np.int64]]) -> float:
+        sums = np.bincount(np.concatenate(places), weights=residual, minlength=len(depths))
+        return float((sums**2 / counts).sum())
+
+    observed = spread(index)
+    drawn = (spread([generator.permutation(places) for places in index]) for _ in range(_DRAWS))
+    return (1 + sum(value >= observed - 1e-9 for value in drawn)) / (1 + _DRAWS), len(residual)
+
+
 def _shuffled(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: int, seed: int) -> Floats:
     """Return profiles of prompts whose depths were shuffled among them, `[draw depth]`."""
     generator = np.random.default_rng([seed, 1])
@@ -293,7 +317,8 @@ def _finding(
         # One-sided: an effect is a gap, or a U, larger than shuffled depths give.
         return float((1 + (null[name] >= value[name] - 1e-9).sum()) / (1 + _DRAWS))
 
-    p, ends = p_value("gap"), interval("gap")
+    ends = interval("gap")
+    p, num_tested = _depth_effect(cases, seed)
     verdict: Verdict = "supported" if p < 0.05 else "refuted" if ends.high <= margin else "inconclusive"
     low, high = np.quantile(null["gap"], [0.025, 0.975])
     details = [
@@ -313,7 +338,7 @@ def _finding(
         f"The headline is for {chosen:,} tokens, where the accuracy over all depths, {100 * right.mean():.0f} %, is "
         "closest to one half.",
         "The interval of a gap lies high where cells are small, as does the gap itself: the test against shuffled "
-        "depths is what decides.",
+        "depths decides. It takes each prompt less the mean of its length, at lengths with right and wrong answers.",
         f"Refuted means: no more than shuffled depths give, and below {margin:g} points with 95 % certainty.",
     ]
     if len(depths) > 2:
@@ -340,10 +365,10 @@ def _finding(
             n=n,
         ),
         comparison=Comparison(
-            name="permutation of depths among prompts, one-sided",
+            name="accuracy over depths against shuffled depths, at all lengths with right and wrong answers",
             difference=float(value["gap"] - null["gap"].mean()),
             p_value=p,
-            n=n,
+            n=num_tested,
         ),
         details=tuple(details),
         columns=_COLUMNS,

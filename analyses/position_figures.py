@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from probe import chart
 from probe.finding import Figure
+from probe.intervals import clopper_pearson
 
 _MOST_LINES = 6
 
@@ -18,6 +19,7 @@ class Cell:
     """One length and depth: mean and interval's ends of each quantity, NaN where it was not measured."""
 
     length: int
+    """Length in tokens; of cells that were merged, the longest."""
     depth: float
     num_prompts: int
     num_right: int
@@ -25,6 +27,13 @@ class Cell:
     loss: tuple[float, float, float]
     attention: tuple[float, float, float]
     strongest: float
+    name: str = ""
+    """What the line is called, where that is not the length."""
+
+    @property
+    def line(self) -> str:
+        """Name of the line that the cell belongs to."""
+        return self.name or f"{self.length:,} tokens"
 
 
 def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) -> Iterator[Figure]:
@@ -38,8 +47,9 @@ def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) ->
     yield _lines(
         "depth_accuracy",
         "Right answers by depth of the needle",
-        f"Share of prompts answered right, by where the needle stands, one line a length. {bars} (Clopper-Pearson).",
-        cells,
+        f"Share of prompts answered right, by where the needle stands, one line a length. {bars} (Clopper-Pearson). "
+        "Lengths at which all is right, or all wrong, share one.",
+        _merged(cells),
         chosen,
         lambda cell: cell.accuracy,
         chart.share_axis("answered right"),
@@ -115,6 +125,29 @@ def _grid(cells: list[Cell]) -> Figure:
     )
 
 
+def _merged(cells: list[Cell]) -> list[Cell]:
+    """Return the cells with lengths at which all is right (or all wrong) pooled into one line each: they coincide."""
+    merged: list[Cell] = []
+    same: dict[bool, list[int]] = {True: [], False: []}
+    for at in sorted({cell.length for cell in cells}):
+        rates = {cell.accuracy[0] for cell in cells if cell.length == at}
+        if rates in ({0.0}, {1.0}):
+            same[rates == {1.0}].append(at)
+        else:
+            merged += [cell for cell in cells if cell.length == at]
+    for right, lengths in same.items():
+        for place in sorted({cell.depth for cell in cells if cell.length in lengths}):
+            here = [cell for cell in cells if cell.length in lengths and cell.depth == place]
+            n = sum(cell.num_prompts for cell in here)
+            exact = clopper_pearson(n if right else 0, n)
+            if exact is not None:
+                name = ", ".join(f"{at:,}" for at in lengths)
+                rate = (float(right), exact.low, exact.high)
+                pooled = replace(here[-1], length=lengths[-1], num_prompts=n, accuracy=rate, name=f"{name} tokens")
+                merged.append(pooled)
+    return merged
+
+
 def _lines(
     name: str,
     title: str,
@@ -140,7 +173,7 @@ def _lines(
         value, low, high = np.array([of(cell) for cell in here]).T
         data.append(
             chart.line(
-                f"{at:,} tokens",
+                here[0].line,
                 [cell.depth + shift for cell in here],
                 value,
                 low,
@@ -148,7 +181,7 @@ def _lines(
                 color=chart.SERIES[index % len(chart.SERIES)],
                 dash=chart.DASHES[index % len(chart.DASHES)],
                 symbol=chart.SYMBOLS[index % len(chart.SYMBOLS)],
-                hovertemplate=f"{at:,} tokens: {hover}<extra></extra>",
+                hovertemplate=f"{here[0].line}: {hover}<extra></extra>",
             )
         )
     ticks = depths if len(depths) <= 11 else depths[:: -(-len(depths) // 11)]

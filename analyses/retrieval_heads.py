@@ -330,7 +330,6 @@ def _atlas(heads: _Heads, threshold: float) -> Figure:
         heads.exists,
         unit="copying score",
         marked=heads.above,
-        marks=f"score above {threshold:g}: retrieves",
         high=max(1.0, float(heads.mean.max())),
     )
     return chart.figure(

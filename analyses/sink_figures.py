@@ -30,10 +30,8 @@ def sink_figures(alpha: Floats, drain: Floats | None, epsilon: float, horizon: i
     data, layout = chart.atlas(
         mean[..., 0],
         np.ones(mean.shape[:2], bool),
-        unit="attention on the first token",
-        marked=above if len(above) <= 64 else (),
-        marks=f"above {epsilon:g}: a sink",
-        high=1.0,
+        unit="attention",
+        marked=above,
     )
     yield chart.figure(
         "sink_atlas",
@@ -100,8 +98,8 @@ def _positions(mean: Floats, uniform: Floats, horizon: int, num_prompts: int) ->
         "sink_positions",
         "Which of the first tokens receive attention",
         f"Mean probability that a token receives from the queries from itself to the {horizon}th, over {num_prompts} "
-        "prompts: over all heads, and in the head that gives the first token most. Later tokens have fewer queries and "
-        "so a larger share by themselves: compare with the dashed line.",
+        "prompts: over all heads, and in the head that gives the first token most. Even "
+        "uniform attention favours early tokens, whose first queries see few others: compare with the dashed line.",
         data,
         {"xaxis": chart.axis("position of the token"), "yaxis": chart.axis("attention received", rangemode="tozero")},
     )

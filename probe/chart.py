@@ -26,6 +26,7 @@ SUCCESS = [[0.0, "#a63a0b"], [0.25, "#e08a52"], [0.5, "#f4ecd9"], [0.75, "#7fb4d
 """Colour scale from failure (orange) to success (blue)."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
+_MOST_FRAMES = 256
 MOST_CELLS = 256
 """Rows and columns that a heatmap draws at most; more are pooled before."""
 
@@ -50,6 +51,7 @@ def numbers(values: ArrayLike, digits: int = 4) -> list[Any]:
 
 def figure(name: str, title: str, caption: str, data: Sequence[Trace], layout: dict[str, Any]) -> Figure:
     """Return a figure in this style; `title` says what is seen, `caption` how to read it, both as plain text."""
+    legend = len([trace for trace in data if trace.get("showlegend", True) and trace.get("name")]) > 1
     style: dict[str, Any] = {
         "title": {
             "text": f"<b>{shown(title)}</b>",
@@ -66,11 +68,19 @@ def figure(name: str, title: str, caption: str, data: Sequence[Trace], layout: d
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
         "colorway": list(SERIES),
-        "margin": {"l": 72, "r": 28, "t": 84, "b": 62},
-        "height": 400,
+        "margin": {"l": 72, "r": 28, "t": 84 if legend else 52, "b": 62},
+        "height": 400 if legend else 370,
         "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": RULE, "font": {"color": INK}, "align": "left"},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        "showlegend": len([trace for trace in data if trace.get("showlegend", True) and trace.get("name")]) > 1,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        "showlegend": legend,
+        "modebar": {"bgcolor": "rgba(255,255,255,0)", "color": "#cbd5e1", "activecolor": QUIET},
     }
     value: dict[str, JsonValue] = {"data": list(data), "layout": {**style, **layout}}
     return Figure(name=name, title=title, caption=caption, plotly=value)
@@ -163,7 +173,7 @@ def heatmap(
     high: float = 1.0,
     tickformat: str = "",
 ) -> Trace:
-    """Return a heatmap; numbers stand in the cells where `text` is given and there are at most 15 × 15 of them."""
+    """Return a heatmap; numbers stand in the cells where `text` is given and there are at most 16 × 16 of them."""
     values = np.asarray(z, np.float64)
     if max(values.shape) > MOST_CELLS:
         raise ValueError(f"a heatmap of {values.shape} is too large: pool it to {MOST_CELLS} × {MOST_CELLS} first")
@@ -187,7 +197,7 @@ def heatmap(
             "tickfont": {"size": 11},
         },
     }
-    if text is not None and max(values.shape) <= 15:
+    if text is not None and max(values.shape) <= 16:
         trace |= {"text": [list(row) for row in text], "texttemplate": "%{text}", "textfont": {"size": 11}}
     return trace
 
@@ -199,45 +209,37 @@ def atlas(
     unit: str,
     high: float = 1.0,
     marked: Sequence[tuple[int, int]] = (),
-    marks: str = "",
 ) -> tuple[list[Trace], dict[str, Any]]:
-    """Return data and layout of a layer × head map, layer 0 at the bottom; `marked` heads are framed."""
+    """Return data and layout of a layer × head map, layer 0 at the bottom; `marked` heads framed."""
     array = np.where(np.asarray(exists, bool), np.asarray(values, np.float64), np.nan)
     num_layers, num_heads = array.shape
-    words = [[f"{v:.2f}" if np.isfinite(v) else "" for v in row] for row in array.tolist()]
+    words = [
+        ["" if not np.isfinite(v) else "0" if abs(v) < 0.005 else f"{v:.2f}" for v in row] for row in array.tolist()
+    ]
     cells = heatmap(
         [str(h) for h in range(num_heads)],
         [str(layer) for layer in range(num_layers)],
         array,
         unit=unit,
         hover="layer %{y}, head %{x}<br>" + shown(unit) + " %{z:.3f}",
-        text=words if num_heads <= 15 else None,
+        text=words,
         high=high,
     )
-    data: list[Trace] = [cells]
-    if marked:
-        size = int(np.clip(560 / max(num_heads, 1), 7, 30))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": shown(marks),
-                "x": [str(head) for _, head in marked],
-                "y": [str(layer) for layer, _ in marked],
-                "marker": {
-                    "symbol": "square-open",
-                    "size": size,
-                    "color": WARN,
-                    "line": {"width": 2.2, "color": WARN},
-                },
-                "hoverinfo": "skip",
-                "showlegend": bool(marks),
-            }
-        )
     every = max(1, -(-num_heads // 32))
     rows = max(1, -(-num_layers // 32))
     layout = {
-        "height": int(np.clip(150 + 34 * num_layers, 260, 760)),
+        "height": int(np.clip(160 + 34 * num_layers, 280, 760)),
+        "shapes": [
+            {
+                "type": "rect",
+                "x0": head - 0.5,
+                "x1": head + 0.5,
+                "y0": layer - 0.5,
+                "y1": layer + 0.5,
+                "line": {"color": WARN, "width": 2},
+            }
+            for layer, head in marked[:_MOST_FRAMES]
+        ],
         "xaxis": axis(
             "head",
             type="category",
@@ -255,7 +257,7 @@ def atlas(
             showline=False,
         ),
     }
-    return data, layout
+    return [cells], layout
 
 
 def note(text: str, x: Any, y: Any, **fields: Any) -> dict[str, Any]:
