@@ -7,29 +7,37 @@ import math
 from probe.finding import Comparison, Finding, Interval, Measurement
 
 
-def certainty(finding: Finding) -> str:
-    """Return what stands behind the claim: interval and its method, n, what was left out, the control, the test."""
+def certainty(finding: Finding, *, brief: bool = False) -> str:
+    """Return what stands behind the claim: interval and its method, n, what was left out, the control, the test.
+
+    `brief` leaves the names of method, control and test to the long form.
+    """
     measured = finding.measured
     if measured.value is None or not math.isfinite(measured.value):
         return f"Not measured ({_observations(measured)})."
-    parts = [f"{_interval(measured.interval)}, {_observations(measured)}"]
+    parts = [f"{_interval(measured.interval, brief)}, {_observations(measured)}"]
     if finding.control is not None:
-        parts.append(f"control: {finding.control.name} {_value(finding.control)}")
+        parts.append(f"control {_value(finding.control)}" if brief else _control(finding.control))
     if finding.comparison is not None:
-        parts.append(_test(finding.comparison))
+        parts += _p_value(finding.comparison) if brief else [_test(finding.comparison)]
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 
 
-def _interval(interval: Interval | None) -> str:
+def _interval(interval: Interval | None, brief: bool) -> str:
     if interval is None:
         return "no interval"
-    return f"{100 * interval.level:.3g} % interval {interval.low:.3g} to {interval.high:.3g} ({interval.method})"
+    method = "" if brief else f" ({interval.method})"
+    return f"{100 * interval.level:.3g} % interval {interval.low:.3g} to {interval.high:.3g}{method}"
 
 
 def _observations(measured: Measurement) -> str:
     dropped = f", {measured.dropped} left out" if measured.dropped else ""
     return f"n = {measured.n}{dropped}"
+
+
+def _control(control: Measurement) -> str:
+    return f"control: {control.name} {_value(control)}"
 
 
 def _value(measured: Measurement) -> str:
@@ -45,7 +53,11 @@ def _test(comparison: Comparison) -> str:
     if comparison.difference is not None and math.isfinite(comparison.difference):
         interval = f" {comparison.interval}" if comparison.interval is not None else ""
         parts.append(f"difference {comparison.difference:+.3g}{interval}")
-    if comparison.p_value is not None and math.isfinite(comparison.p_value):
-        parts.append("p < 1e-6" if comparison.p_value < 1e-6 else f"p = {comparison.p_value:.2g}")
-    parts.append(f"n = {comparison.n}")
+    parts += [*_p_value(comparison), f"n = {comparison.n}"]
     return f"{parts[0]}: {', '.join(parts[1:])}"
+
+
+def _p_value(comparison: Comparison) -> list[str]:
+    if comparison.p_value is None or not math.isfinite(comparison.p_value):
+        return []
+    return ["p < 1e-6" if comparison.p_value < 1e-6 else f"p = {comparison.p_value:.2g}"]

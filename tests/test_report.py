@@ -314,6 +314,13 @@ def test_how_sure_stands_with_the_claim() -> None:
     assert "95 % interval 256 to 256 (Clopper-Pearson per length), n = 100, 2 left out" in text
     assert "control: right answers without the needle 0 [0, 0.036] (n = 100)" in text
     assert "exact McNemar test, paired by sample: difference +0.98, p < 1e-6, n = 100" in text
+    assert "95 % interval 256 to 256, n = 100, 2 left out; control 0 [0, 0.036] (n = 100); p < 1e-6." in text
+
+
+def test_a_long_first_claim_leads_with_its_first_part() -> None:
+    text = "".join(page(finding(claim="It fails at 512 tokens; it can answer; it cannot find.")).text)
+    assert "It fails at 512 tokens. It can answer; it cannot find." in text[: text.index("Question")]
+    assert "It fails at 512 tokens; it can answer; it cannot find." in text
 
 
 def test_a_long_table_says_how_much_it_leaves_out() -> None:
