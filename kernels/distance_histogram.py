@@ -18,7 +18,11 @@ NUM_BINS = 42
 
 @dataclass(frozen=True)
 class distance_histogram(Statistic):
-    """Σ_i Σ_j p_ij over the pairs whose |i − j| falls in {0}, [1, 2), [2, 4), [4, 8), …: as many bins as occur."""
+    """Σ_i Σ_j p_ij over the pairs whose |i − j| falls in {0}, [1, 2), [2, 4), [4, 8), …
+
+    There are as many bins as the last position needs, whether or not a window leaves some empty, so that a model's
+    layers have the same.
+    """
 
     kind = "scan"
     arrays: ClassVar = {"": ArrayFacts(("head", "distance_bin"), "probability", merge="sum")}
@@ -26,7 +30,7 @@ class distance_histogram(Statistic):
 
     def reference(self, dense: Dense) -> dict[str, Tensor]:
         distance = dense.distance.abs()
-        farthest = int(distance[dense.visible].max()) if bool(dense.visible.any()) else 0
+        farthest = int(max(dense.query_position[-1], dense.key_position[-1]))
         masses = [
             (dense.probability * ((distance >= low) & (distance < high))).sum((-2, -1))
             for low, high in _bins()
@@ -41,7 +45,7 @@ class distance_histogram(Statistic):
         first, sums = block.diagonal_sums(-reach, reach + 1)
         masses = []
         for low, high in _bins():
-            if low > reach:
+            if low >= max(block.query_stop, block.key_stop):
                 break
             mass = sums[:, _clip(low - first, sums) : _clip(high - first, sums)].sum(1)
             if low > 0 and not block.causal:
