@@ -16,10 +16,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe.errors import RunFolderInUse, UsageError
+from probe.errors import UsageError
 from probe.outcome import Outcome
 from probe.sample import Sample, Span
-from probe.store import Array, MemoryStore, RunStore, UnitWriter, clear, hold, unit_id, write_json
+from probe.store import Array, MemoryStore, RunStore, UnitWriter, clear, unit_id, write_json
 from probe.unit_trace import Trace
 
 Write = Callable[..., dict[str, np.ndarray[Any, Any]]]
@@ -261,78 +261,6 @@ def test_an_abandoned_or_uncommitted_unit_does_not_exist(tmp_path: Path, sample:
             store.trace("b")
 
 
-_DIES = """
-import os, sys
-import numpy as np
-from probe.store import Array, RunStore
-from probe.sample import Sample
-store = RunStore(sys.argv[1])
-for unit in ("whole", "half"):
-    writer = store.begin_unit(unit, sample=Sample("s", (1, 2)))
-    for layer in range(3):
-        writer.write_layer(layer, {"entropy": Array(("head", "query"), np.full((4, 2**18), layer, np.float32))})
-        if unit == "half" and layer == 1:
-            os._exit(9)
-    writer.commit()
-"""
-
-
-def test_a_killed_writer_leaves_no_half_unit_and_the_next_one_makes_the_same_bytes(tmp_path: Path) -> None:
-    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    died = subprocess.run([sys.executable, "-c", _DIES, str(run)], env=environment, check=False)
-    assert died.returncode == 9
-    assert (run / "trace.zarr" / "half" / "entropy").exists()
-    (run / "trace.zarr" / "Not ours").mkdir()
-    assert list(RunStore(run).committed()) == ["whole"]
-    for folder, units in ((run, ["half"]), (undisturbed, ["whole", "half"])):
-        with RunStore(folder) as store:
-            for unit in units:
-                writer = store.begin_unit(unit, sample=Sample("s", (1, 2)))
-                for layer in range(3):
-                    values = np.full((4, 2**18), layer, np.float32)
-                    writer.write_layer(layer, {"entropy": Array(("head", "query"), values)})
-                writer.commit()
-    assert (run / "trace.zarr" / "Not ours").is_dir()
-    (run / "trace.zarr" / "Not ours").rmdir()
-    assert contents(run) == contents(undisturbed)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-_HOLDS = """
-import sys
-from probe.store import hold
-with hold(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_held_folder_names_its_holder_and_is_free_when_that_is_killed(tmp_path: Path, sample: Sample) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDS, str(tmp_path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RunFolderInUse, match=f"process {other.pid} on "), hold(tmp_path):
-            pass
-        with pytest.raises(RunFolderInUse, match=f"process {other.pid} on "):
-            RunStore(tmp_path).begin_unit("u", sample=sample)
-        assert RunStore(tmp_path).committed() == {}
-        other.kill()
-        other.wait()
-        with hold(tmp_path), hold(tmp_path), RunStore(tmp_path) as store:
-            store.begin_unit("u", sample=sample).commit()
-
-
 def test_clear_removes_a_run_and_nothing_else(written: Any) -> None:
     (written.path / "notes.txt").write_text("mine")
     clear(written.path)
@@ -387,3 +315,24 @@ def test_a_gibibyte_is_written_and_read_within_256_mib(tmp_path: Path) -> None:
     written, read = map(float, done.stdout.split())
     assert written < 256
     assert read < 256
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "int64", "float16", "float32", "float64"])
+def test_an_array_is_described_as_zarr_itself_describes_it(tmp_path: Path, sample: Sample, dtype: str) -> None:
+    with RunStore(tmp_path / "run") as store:
+        writer = store.begin_unit("u", sample=sample)
+        writer.write({"x": Array(("head", "query"), np.ones((2, 3), dtype))})
+        writer.commit()
+    zarr.create_array(
+        str(tmp_path / "theirs"),
+        shape=(2, 3),
+        chunks=(2, 3),
+        dtype=dtype,
+        compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
+        fill_value={"f": float("nan"), "i": -1, "u": 0, "b": False}[np.dtype(dtype).kind],
+        dimension_names=("head", "query"),
+        attributes={"unit": "", "definition": "", "source": "", "merge": ""},
+    )[...] = np.ones((2, 3), dtype)
+    ours, theirs = tmp_path / "run" / "trace.zarr" / "u" / "x", tmp_path / "theirs"
+    assert json.loads((ours / "zarr.json").read_text()) == json.loads((theirs / "zarr.json").read_text())
+    assert (ours / "c" / "0" / "0").read_bytes() == (theirs / "c" / "0" / "0").read_bytes()
