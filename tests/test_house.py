@@ -190,7 +190,14 @@ def test_help_starts_light(tmp_path: Path) -> None:
 
 
 def test_a_public_name_stays_what_it_is_when_its_module_is_imported(tmp_path: Path) -> None:
-    code = "import probe.errors, sys\nsys.modules['probe'].run = sys\nfrom probe import run\nprint(type(run).__name__)"
+    code = (
+        "import sys, types, probe\n"
+        "sys.modules['probe.run'] = module = types.ModuleType('probe.run')\n"
+        "module.run = lambda: None\n"
+        # What the import system does once a module is loaded.
+        "probe.run = module\n"
+        "print(type(probe.run).__name__)"
+    )
     assert python(code, cwd=tmp_path, path=ROOT).strip() == "function"
 
 
