@@ -92,7 +92,8 @@ class UnitWriter:
     def commit(self, outcome: Outcome | None = None) -> None:
         """Write what is left and put the unit on record; when this returns, it is on the disk.
 
-        Where it raises, the unit is abandoned.
+        Where it raises, the unit is abandoned; an interrupt at the last moment leaves it committed, or to be removed by
+        the next writer.
         """
         if not self._open:
             raise UsageError(f"unit {self.unit!r} is committed or abandoned already")
@@ -120,8 +121,9 @@ class UnitWriter:
         }
         if isinstance(self._files, OpenFiles):
             record["manifest"] = hashlib.sha256(self._files.seal()).hexdigest()
-        self._committed(record)
+        # From here on the folder stays: an interrupt may come after the record and before this returns.
         self._open = False
+        self._committed(record)
 
     def abandon(self) -> None:
         """Remove the unit, if it was not committed."""

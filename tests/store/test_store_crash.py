@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from probe.commits import Commits
 from probe.errors import RunFolderInUse
 from probe.sample import Sample
 from probe.store import Array, RunStore, hold
@@ -57,6 +60,30 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
     }
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_interrupt_while_the_record_is_written_leaves_the_unit_whole_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    append = Commits.append
+
+    def interrupted(commits: Commits, record: Mapping[str, Any]) -> None:
+        if recorded:
+            append(commits, record)
+        raise KeyboardInterrupt
+
+    with RunStore(tmp_path) as store:
+        writer = store.begin_unit("u", sample=Sample("s", (1,)))
+        monkeypatch.setattr(store._commits, "append", lambda record: interrupted(store._commits, record))
+        writer._committed = store._commits.append
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit()
+    with RunStore(tmp_path) as store:
+        if recorded:
+            assert store.trace("u").verify() == []
+        else:
+            store.begin_unit("u", sample=Sample("s", (1,))).commit()
 
 
 _HOLDS = """
