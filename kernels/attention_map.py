@@ -44,14 +44,13 @@ class attention_map(Statistic):
         while tokens * self.grid < extent:
             tokens *= 2
         query_block, key_block = dense.query_position // tokens, dense.key_position // tokens
-        shape = (dense.call.num_heads, int(query_block[-1]) + 1, int(key_block[-1]) + 1)
-        mean, largest = dense.probability.new_zeros(shape), dense.probability.new_zeros(shape)
-        for q in sorted(set(query_block.tolist())):
-            rows = dense.probability[:, query_block == q]
-            for k in sorted(set(key_block.tolist())):
-                cell = rows[..., key_block == k]
-                mean[:, q, k] = cell.sum((1, 2)) / rows.shape[1]
-                largest[:, q, k] = cell.amax((1, 2))
+        # Blocks of queries first, then blocks of keys: a sum of sums, a maximum of maxima.
+        rows = [dense.probability[:, query_block == q] for q in range(int(query_block[-1]) + 1)]
+        sums = torch.stack([row.sum(1) / max(row.shape[1], 1) for row in rows], 1)
+        maxima = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, 1)).amax(1) for row in rows], 1)
+        columns = [key_block == k for k in range(int(key_block[-1]) + 1)]
+        mean = torch.stack([sums[..., column].sum(-1) for column in columns], -1)
+        largest = torch.stack([torch.nn.functional.pad(maxima[..., c], (0, 1)).amax(-1) for c in columns], -1)
         return {"": mean, "max": largest}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from probe.sample import Span
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What one block of consecutive queries gives to one block of consecutive keys. Read it; never write into it."""
+    """What one block of consecutive queries gives to one block of consecutive keys. Only `room` may be written."""
 
     query_start: int
     """Position of the first query."""
@@ -25,6 +25,9 @@ class Block:
     """p_ij, zero where the query does not see the key. Rows are followed by zeros in memory, see `diagonal_sums`."""
     log_probability: Float[Tensor, "head query key"]
     """log p_ij in nats; very negative, never −inf, where the query does not see the key."""
+    room: Float[Tensor, "head query key"]
+    """Memory for a product of this size, for one statistic at a time: fresh memory for each block would be slower, and
+    would leave the heap in pieces."""
     normaliser: Normaliser
     """Of the same queries, over all their keys."""
     value: Float[Tensor, "kv_head key value_channel"]

@@ -29,4 +29,4 @@ class entropy(Statistic):
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
         # log Z − Σ p s would cancel where heads are sharp.
-        return {"": -(block.probability * block.log_probability).sum(-1)}
+        return {"": -torch.mul(block.probability, block.log_probability, out=block.room).sum(-1)}

@@ -48,4 +48,4 @@ class match_mass(Statistic):
         match = block.query_token[:, None] == key_token[None, :]
         distance = block.query_position[:, None] - block.key_position
         match &= distance >= (1 if self.by == "duplicate" else 0)
-        return {"": (block.probability * match).sum(-1)}
+        return {"": torch.mul(block.probability, match, out=block.room).sum(-1)}

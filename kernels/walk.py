@@ -129,6 +129,7 @@ class Walk:
                     key_start=cut[0],
                     probability=probability,
                     log_probability=log_probability,
+                    room=scratch.third(log_probability.shape),
                     normaliser=normaliser,
                     value=call.value[:, keys],
                     query_token=_tokens(tokens, tokens_start, start, stop),
@@ -146,7 +147,7 @@ class _Scratch:
     """Memory that every block of a walk reuses: fresh pages for each would cost more than the arithmetic."""
 
     def __init__(self, device: torch.device) -> None:
-        self._memory = [torch.empty(0, device=device), torch.empty(0, device=device)]
+        self._memory = [torch.empty(0, device=device) for _ in range(3)]
 
     def reserve(self, head: int, query: int, key: int) -> None:
         """Make room for the padded matrix, so that none of it is outgrown half-way."""
@@ -158,6 +159,9 @@ class _Scratch:
 
     def second(self, shape: tuple[int, ...]) -> Tensor:
         return self._take(1, shape)
+
+    def third(self, shape: tuple[int, ...]) -> Tensor:
+        return self._take(2, shape)
 
     def padded(self, shape: tuple[int, ...]) -> Tensor:
         """Return room in the first memory with `query` zeros before the matrix and after each of its rows."""
