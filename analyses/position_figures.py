@@ -43,13 +43,15 @@ def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) ->
     yield _grid(cells)
     if len({cell.depth for cell in cells}) < 2:
         return
+    every_length = sorted({cell.length for cell in cells})
     bars = "Bars: 95 % intervals"
     yield _lines(
         "depth_accuracy",
         "Right answers by depth of the needle",
         f"Share of prompts answered right, by where the needle stands, one line a length. {bars} (Clopper-Pearson). "
-        "Lengths at which all is right, or all wrong, share one.",
+        "Lengths at which all is right, or all wrong, share one line.",
         _merged(cells),
+        every_length,
         chosen,
         lambda cell: cell.accuracy,
         chart.share_axis("answered right"),
@@ -62,6 +64,7 @@ def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) ->
             f"Mean negative log-likelihood of the right answer's tokens, in nats per token. {bars} (bootstrap over "
             "prompts). It shows an effect where all answers are still right, or all wrong.",
             cells,
+            every_length,
             chosen,
             lambda cell: cell.loss,
             chart.axis("answer loss (nats per token)", rangemode="tozero"),
@@ -75,6 +78,7 @@ def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) ->
             f"Share of attention that falls on the needle as the first answer token is produced, mean over {which}. "
             f"{bars} (bootstrap over prompts).",
             cells,
+            every_length,
             chosen,
             lambda cell: cell.attention,
             chart.axis("attention to the needle", rangemode="tozero"),
@@ -153,6 +157,7 @@ def _lines(
     title: str,
     caption: str,
     cells: list[Cell],
+    every_length: list[int],
     chosen: int | None,
     of: Callable[[Cell], tuple[float, float, float]],
     axis: dict[str, object],
@@ -164,6 +169,8 @@ def _lines(
         caption += f" {_MOST_LINES} of {len(lengths)} lengths are drawn."
         lengths = sorted(spread | ({chosen} & set(lengths) if chosen is not None else set()))
     depths = sorted({cell.depth for cell in cells})
+    # The same length has the same colour in every figure.
+    order = {at: index for index, at in enumerate(every_length)}
     gap = min(np.diff(depths), default=1.0)
     data = []
     for index, at in enumerate(lengths):
@@ -178,9 +185,9 @@ def _lines(
                 value,
                 low,
                 high,
-                color=chart.SERIES[index % len(chart.SERIES)],
-                dash=chart.DASHES[index % len(chart.DASHES)],
-                symbol=chart.SYMBOLS[index % len(chart.SYMBOLS)],
+                color=chart.SERIES[order[at] % len(chart.SERIES)],
+                dash=chart.DASHES[order[at] % len(chart.DASHES)],
+                symbol=chart.SYMBOLS[order[at] % len(chart.SYMBOLS)],
                 hovertemplate=f"{here[0].line}: {hover}<extra></extra>",
             )
         )

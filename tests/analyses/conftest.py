@@ -69,8 +69,11 @@ def make_trace(
     """A trace of this sample; `keys [layer head row]` is where each head looks."""
     data = dict(arrays or {})
     if keys is not None:
-        data["top_keys"] = (("layer", "head", "row", "rank"), np.full((*keys.shape, 1), 0.9, np.float32))
-        data["top_keys_key"] = (("layer", "head", "row", "rank"), keys[..., None].astype(np.int32))
+        data["top_keys_k_1_probability"] = (
+            ("layer", "head", "row", "rank"),
+            np.full((*keys.shape, 1), 0.9, np.float32),
+        )
+        data["top_keys_k_1"] = (("layer", "head", "row", "rank"), keys[..., None].astype(np.int32))
     wrong = tuple(1 for _ in sample.answer_tokens)
     said = response if response is not None else (sample.answer_tokens if correct else wrong)
     return StandIn(

@@ -133,7 +133,7 @@ def test_halves_keep_finding_and_testing_apart(sample, trace, looking):
 
 def test_nan_attention_never_enters_the_headline(sample, trace, looking):
     traces = planted(sample, trace, looking, {(2, 1): 1.0}, num=10)
-    traces[3].dataset["top_keys"][:] = np.nan
+    traces[3].dataset["top_keys_k_1_probability"][:] = np.nan
     finding = retrieval_heads(traces)
     assert (finding.measured.n, finding.measured.dropped) == (9, 1)
     assert finding.measured.value == pytest.approx(100 / 12)

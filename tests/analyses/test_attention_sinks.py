@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from probe.analyses.attention_sinks import attention_sinks
+from probe.analyses.sink_figures import uniform_importance
+
+from probe.errors import UsageError
+
+HORIZON = 64
+
+
+def received(attention):
+    """Σ_i p_ij over the first 64 queries of `attention [layer head query key]`."""
+    return (("layer", "head", "key"), attention.sum(axis=2))
+
+
+def uniform(num_layers=2, num_heads=4):
+    rows = np.tril(np.ones((HORIZON, HORIZON))) / np.arange(1, HORIZON + 1)[:, None]
+    return np.broadcast_to(rows, (num_layers, num_heads, HORIZON, HORIZON)).copy()
+
+
+def sunk(attention, heads, share):
+    """Give the first key this share of each later row, and the rest what is left."""
+    for head in heads:
+        attention[head] *= 1 - share
+        attention[head][:, 0] += share
+    return attention
+
+
+def traces_of(sample, trace, attentions, **arrays):
+    return [
+        trace(sample(i), arrays={"received_mass_horizon_64": received(attention), **arrays})
+        for i, attention in enumerate(attentions)
+    ]
+
+
+def test_uniform_importance_is_the_harmonic_number_over_the_horizon():
+    assert uniform_importance(64)[0] == pytest.approx(0.0741, abs=5e-5)
+    assert uniform_importance(2048)[0] == pytest.approx(0.0040, abs=5e-5)
+    harmonic = sum(1 / i for i in range(1, 65))
+    assert uniform_importance(64)[0] == pytest.approx(harmonic / 64)
+    assert uniform_importance(64)[-1] == pytest.approx(1 / 64)
+
+
+def test_uniform_attention_has_no_sink(sample, trace):
+    finding = attention_sinks(traces_of(sample, trace, [uniform()] * 8))
+    assert finding.measured.value == 0
+    assert finding.verdict == "refuted"
+    largest = next(m for m in finding.details if "the largest" in m.name)
+    assert largest.value == pytest.approx(0.0741, abs=5e-5)
+
+
+@pytest.mark.parametrize(("share", "verdict", "percent"), [(0.5, "supported", 25.0), (0.1, "refuted", 0.0)])
+def test_a_planted_sink_is_measured_by_the_papers_formula(sample, trace, share, verdict, percent):
+    attentions = [sunk(uniform(), [(0, 1), (1, 2)], share) for _ in range(8)]
+    finding = attention_sinks(traces_of(sample, trace, attentions))
+    # alpha_1 = (1 / T) Σ_i A[i, 1], read again from the attention itself.
+    alpha = np.mean([a[..., 0].mean(axis=-1) for a in attentions], axis=0)
+    assert finding.measured.value == pytest.approx(percent)
+    assert finding.verdict == verdict
+    rows = {(row["layer"], row["head"]): row["importance_of_first_token"] for row in finding.records()}
+    assert rows[0, 1] == pytest.approx(alpha[0, 1], rel=1e-3)
+    assert rows[1, 0] == pytest.approx(alpha[1, 0], rel=1e-3)
+
+
+def test_a_sliding_window_does_not_pass_for_a_sink(sample, trace):
+    # Two positions a query: key 0 takes all of query 0 and half of query 1, and is out of sight of the other 62.
+    rows = np.eye(HORIZON) / 2 + np.eye(HORIZON, k=-1) / 2
+    rows[0, 0] = 1
+    attention = np.broadcast_to(rows, (2, 4, HORIZON, HORIZON)).copy()
+    finding = attention_sinks(traces_of(sample, trace, [attention] * 8))
+    assert finding.measured.value == 0
+    assert finding.verdict == "refuted"
+
+
+def test_a_sink_on_another_token_is_told_apart(sample, trace):
+    attention = uniform()
+    attention[0, 0, 2:] *= 0.2
+    attention[0, 0, 2:, 2] += 0.8
+    finding = attention_sinks(traces_of(sample, trace, [attention] * 8))
+    by_name = {m.name: m.value for m in finding.details}
+    assert finding.measured.value == 0
+    assert by_name["heads with a sink on token 2 (counted from 0)"] == pytest.approx(12.5)
+
+
+def test_the_curve_over_thresholds_falls_from_all_to_none(sample, trace):
+    finding = attention_sinks(traces_of(sample, trace, [sunk(uniform(), [(0, 1)], 0.5)] * 8))
+    curve = next(figure for figure in finding.figures if figure.name == "sink_thresholds")
+    line = next(data for data in curve.plotly["data"] if data.get("name") == "first token")
+    assert line["y"][0] == 1.0
+    assert line["y"][-1] == 0.0
+    assert line["y"][line["x"].index(0.3)] == pytest.approx(1 / 8)
+
+
+def test_short_and_broken_prompts_are_counted_and_left_out(sample, trace):
+    good = traces_of(sample, trace, [uniform()] * 6)
+    short = trace(sample(20, length=40), arrays={"received_mass_horizon_64": received(uniform()[:, :, :, :40])})
+    broken = uniform()
+    broken[0, 0, 3, 1] = np.nan
+    bad = trace(sample(21), arrays={"received_mass_horizon_64": received(broken)})
+    pooled = trace(
+        sample(22), arrays={"received_mass_horizon_64": (("layer", "head", "key_block"), np.ones((2, 4, 4)))}
+    )
+    finding = attention_sinks([*good, short, bad, pooled])
+    assert (finding.measured.n, finding.measured.dropped) == (6, 3)
+    assert finding.measured.value == 0
+
+
+def test_mass_and_value_norm_stand_beside_the_metric(sample, trace):
+    positions = np.arange(HORIZON)
+    sink = np.broadcast_to(np.minimum(1, 4 / (positions + 1)), (2, 4, HORIZON))
+    norm = np.ones((2, 2, HORIZON))
+    norm[..., 0] = 0.25
+    finding = attention_sinks(
+        traces_of(
+            sample,
+            trace,
+            [uniform()] * 6,
+            sink_mass=(("layer", "head", "query"), sink),
+            value_norm=(("layer", "kv_head", "key"), norm),
+        )
+    )
+    by_name = {m.name: m.value for m in finding.details}
+    expected = 100 * np.mean(4 / (positions[4:] + 1))
+    assert by_name["attention on the first 4 tokens"] == pytest.approx(expected)
+    assert by_name["attention on the first 4 tokens, were it uniform"] == pytest.approx(expected)
+    assert by_name["value norm of the first token over the median of the others"] == pytest.approx(0.25)
+
+
+def test_no_long_prompt_measures_nothing(sample, trace):
+    finding = attention_sinks([trace(sample(0, length=40))])
+    assert finding.measured.value is None
+    assert finding.verdict == "inconclusive"
+
+
+def test_needs_follow_the_parameters():
+    assert attention_sinks.needs()["received_mass"] == {"horizon": 64}
+    assert attention_sinks.needs(horizon=128, epsilon=0.2)["received_mass"] == {"horizon": 128}
+
+
+def test_figures_are_valid_plotly(sample, trace):
+    for figure in attention_sinks(traces_of(sample, trace, [uniform()] * 3)).figures:
+        go.Figure(figure.plotly)
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 0}, {"horizon": 4}])
+def test_a_bad_parameter_is_refused_by_name(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        attention_sinks([], **wrong)

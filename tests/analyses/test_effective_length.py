@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from probe.analyses.effective_length import effective_length
+from scipy import stats
+
+from probe.errors import UsageError
+
+
+def read(sample, trace, rates, *, num=40, role="baseline", **fields):
+    """`num` prompts a length, of which this share is right."""
+    return [
+        trace(sample(i, length=length), correct=i < round(rate * num), role=role, **fields)
+        for length, rate in rates.items()
+        for i in range(num)
+    ]
+
+
+def diagnosis(sample, trace, rates, *, gold=1.0, absent=0.0, num=40):
+    return [
+        *read(sample, trace, rates, num=num),
+        *read(sample, trace, dict.fromkeys(rates, gold), num=num, role="gold_only"),
+        *read(sample, trace, dict.fromkeys(rates, absent), num=num, role="needle_absent"),
+    ]
+
+
+def test_a_clear_failure_to_find_is_said_in_plain_words(sample, trace):
+    finding = effective_length(diagnosis(sample, trace, {64: 1, 128: 1, 256: 1, 512: 0.6, 1024: 0.05}))
+    assert finding.measured.value == 256
+    assert finding.verdict == "supported"
+    assert "up to 256 tokens" in finding.claim
+    assert "not guessing" in finding.claim
+    assert "fails to find, not to answer" in finding.claim
+    assert finding.control.value == 0
+    assert finding.comparison.difference == pytest.approx(-40)
+    # 16 prompts are right alone and wrong in the whole text, none the other way: exact binomial, two-sided.
+    assert finding.comparison.p_value == pytest.approx(2 * 0.5**16)
+
+
+def test_a_model_that_cannot_answer_is_not_said_to_fail_to_find(sample, trace):
+    finding = effective_length(diagnosis(sample, trace, {64: 0.2, 128: 0.1}, gold=0.3))
+    assert finding.measured.value == 0
+    assert "cannot answer" in finding.claim
+    assert "fails to find" not in finding.claim
+
+
+def test_a_model_that_guesses_is_caught(sample, trace):
+    finding = effective_length(diagnosis(sample, trace, {64: 1, 128: 0.5}, absent=0.5))
+    assert "guessing" in finding.claim
+    assert "not guessing" not in finding.claim
+    assert finding.control.value == pytest.approx(50)
+
+
+def test_no_failure_is_refuted_only_with_enough_prompts(sample, trace):
+    assert effective_length(diagnosis(sample, trace, {64: 1, 128: 1})).verdict == "refuted"
+    assert effective_length(diagnosis(sample, trace, {64: 1, 128: 1}, num=4)).verdict == "inconclusive"
+
+
+def test_a_dip_ends_the_effective_length_whatever_comes_after(sample, trace):
+    assert effective_length(read(sample, trace, {64: 1, 128: 0.5, 256: 1})).measured.value == 64
+
+
+@pytest.mark.parametrize(("right", "reaches"), [(17, 0), (18, 64)])
+def test_the_threshold_is_rulers_unless_another_is_given(sample, trace, right, reaches):
+    # 17 of 20 is 85.0 %, 18 of 20 is 90.0 %; RULER's line is 85.6 %.
+    traces = read(sample, trace, {64: right / 20}, num=20)
+    assert effective_length(traces).measured.value == reaches
+    assert effective_length(traces, threshold=0.8).measured.value == 64
+
+
+def test_intervals_by_length_are_clopper_pearson(sample, trace):
+    rows = effective_length(read(sample, trace, {64: 0.65}, num=20)).records()
+    exact = stats.binomtest(13, 20).proportion_ci(method="exact")
+    assert rows[0]["accuracy_low"] == pytest.approx(exact.low, rel=1e-3)
+    assert rows[0]["accuracy_high"] == pytest.approx(exact.high, rel=1e-3)
+
+
+def test_the_interval_of_the_length_follows_the_counts(sample, trace):
+    finding = effective_length(read(sample, trace, {64: 1, 128: 1, 256: 1, 512: 0.75, 1024: 0}, num=20))
+    # 20 of 20 reaches down to .832 < .856, 40 of 40 to .912; 15 of 20 up to .913 >= .856, 0 of 20 to .168.
+    assert (finding.measured.interval.low, finding.measured.interval.high) == (128, 512)
+
+
+def test_where_the_heads_look_is_followed_by_length(sample, trace, looking):
+    traces = []
+    for length, copies in ((64, 1.0), (512, 0.0)):
+        for i in range(20):
+            made = sample(i, length=length)
+            traces.append(trace(made, correct=copies == 1, keys=looking(made, {(2, 1): copies}, seed=i)))
+    finding = effective_length(traces)
+    rows = {row["length_tokens"]: row["heads_at_source"] for row in finding.records()}
+    assert rows[64] == 1.0
+    assert rows[512] == 0.0
+    assert any("(2, 1)" in note for note in finding.notes)
+    assert "100 % of the time at 64 tokens" in finding.claim
+
+
+def test_without_attention_it_still_answers_and_says_what_it_lacks(sample, trace):
+    finding = effective_length(read(sample, trace, {64: 1, 128: 0}))
+    assert finding.measured.value == 64
+    assert any("top_keys was not captured" in note for note in finding.notes)
+    assert any("guessing cannot be told" in note for note in finding.notes)
+
+
+def test_nothing_to_judge_measures_nothing(sample, trace):
+    finding = effective_length([trace(sample(0), failed="no memory")])
+    assert finding.measured.value is None
+    assert finding.measured.dropped == 1
+
+
+def test_reading_the_baseline_twice_adds_no_prompt(sample, trace):
+    traces = read(sample, trace, {64: 1, 128: 0.5})
+    assert effective_length([*traces, *traces]) == effective_length(traces)
+
+
+def test_figure_is_valid_plotly(sample, trace):
+    for figure in effective_length(diagnosis(sample, trace, {64: 1, 128: 0.5})).figures:
+        go.Figure(figure.plotly)
+
+
+@pytest.mark.parametrize("threshold", [0, 1.2])
+def test_a_bad_threshold_is_refused(threshold):
+    with pytest.raises(UsageError, match="threshold"):
+        effective_length([], threshold=threshold)
+
+
+def test_the_order_of_traces_changes_nothing(sample, trace):
+    traces = diagnosis(sample, trace, {64: 1, 128: 0.5})
+    order = np.random.default_rng(0).permutation(len(traces))
+    assert effective_length([traces[i] for i in order]) == effective_length(traces)
