@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -143,6 +144,12 @@ def _last_name(node: ast.expr) -> str:
 
 
 def _tree(path: Path) -> ast.Module:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(path: Path, changed_ns: int) -> ast.Module:
+    """Parse a file as it was when it last changed: a list asks for each of them many times."""
     try:
         return ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
