@@ -109,8 +109,9 @@ class attention_switch:
                 self.taps.remove(what)
 
     def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A model's forward runs through its inner models: the outermost one has the caller's mask.
-        if self.root is not None:
+        # A model's forward runs through its inner models: the outermost one has the caller's mask. Where the outermost
+        # begins anew, an interrupt ended its last forward before `_ends` could see it.
+        if self.root is not None and module is not self.root:
             return
         self.root = module
         self.forward = forward_facts.of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -153,7 +154,9 @@ class HuggingFaceModel:
         `on_call(sample, call)` is called for each layer and each sample of the batch, padding sliced off, queries as
         the interventions of the block made them. A forward that no phase was declared for (any but `prefill` and
         `step`) on an empty cache gives two calls a layer: the prompt but its last token as prefill, the last as
-        decode. `on_residual(layer, sample, hidden)` gets the output of each decoder layer.
+        decode; on a cache that holds tokens all are decode (a prompt that comes in several forwards of the caller's
+        own cannot be told from decoding: use `prefill`). `on_residual(layer, sample, hidden)` gets the output of each
+        decoder layer.
 
         Every call is verified: a few rows are recomputed, the mask is compared (see `probe.hooks.verification`).
         Raises `NotReproducible` naming the model, the layer and the reason.
@@ -171,6 +174,7 @@ class HuggingFaceModel:
     ) -> decoding_state:
         """Put a prompt through in chunks and return the state that `step` continues; no tokens give an empty state.
 
+        All its tokens are of phase `prefill`, so a prompt's last token is best left to `step`, as in Wu et al. (2024).
         `on_logits(chunk_start, logits [token vocabulary])` is called for each chunk; no more is ever held. In a
         chunk after the first, transformers makes a mask of chunk × cached tokens.
         """
@@ -204,7 +208,7 @@ class _handing_out(tap):
 
 
 def load(
-    name_or_model: str | PreTrainedModel | HuggingFaceModel,
+    name_or_model: str | os.PathLike[str] | PreTrainedModel | HuggingFaceModel,
     *,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
@@ -221,6 +225,8 @@ def load(
     """
     if isinstance(name_or_model, HuggingFaceModel):
         return name_or_model
+    if isinstance(name_or_model, os.PathLike):
+        name_or_model = os.fspath(name_or_model)
     if not isinstance(name_or_model, str):
         return _wrapped(name_or_model, tokenizer, device, dtype, revision, attention_implementation)
     options: dict[str, Any] = {"dtype": "auto" if dtype is None else _dtype(dtype)}

@@ -8,7 +8,7 @@ from probe.kernels.call import Call
 from torch import Tensor
 
 # Cells of a mask that are compared at once; bounds the memory of the comparison to a few megabytes.
-_MASK_CELLS = 1 << 22
+_MASK_CELLS = 1 << 20
 
 
 def visible(
@@ -66,7 +66,7 @@ def _allowance(query: Tensor, key: Tensor, value: Tensor, logits: Tensor, dtype:
     # A logit is a sum of products that may cancel, so its rounding follows the norms, not its own size.
     summed = query.norm(dim=-1).amax() * key.norm(dim=-1).amax()
     logit_error = 8 * single * summed + (own * largest if own > single else 0)
-    allowed: Tensor = (logit_error + max(2 * own, 32 * single)) * value.abs().amax()
+    allowed: Tensor = (logit_error + max(2 * own, 32 * single)) * torch.stack(value.aminmax()).abs().amax()
     return allowed.nan_to_num(nan=torch.inf)
 
 

@@ -223,6 +223,21 @@ def test_a_forward_that_raises_leaves_the_model_as_it_was(make: Any, tokens: Any
             assert torch.equal(model.hf(input_ids=prompt).logits, before)
 
 
+def test_an_interrupt_within_a_forward_does_not_spoil_the_next_one(make: Any, tokens: Any, attention: Any) -> None:
+    model, again = load(make("llama-gqa")), [KeyboardInterrupt()]
+
+    def interrupted(sample: int, call: Any) -> None:
+        if again:
+            raise again.pop()
+
+    with torch.no_grad(), model.calls(interrupted), model.calls(attention):
+        with pytest.raises(KeyboardInterrupt):
+            model.hf(input_ids=tokens(1, 30))
+        attention.calls.clear()
+        model.hf(input_ids=tokens(1, 9))
+    assert attention.phases() == {0: ["prefill"] * 8 + ["decode"], 1: ["prefill"] * 8 + ["decode"]}
+
+
 def test_two_readers_nest_and_each_sees_every_call_once(make: Any, tokens: Any, attention: Any) -> None:
     model, inner = load(make("llama-gqa")), type(attention)()
     with torch.no_grad(), model.calls(attention):
