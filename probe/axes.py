@@ -20,7 +20,7 @@ AXES: Final[dict[str, str]] = {
     "row": "query whose logits produced an answer token; the last prompt token makes row 0",
     "rank": "0 for the largest",
     "span": "a named stretch of the sample: needle, question, answer",
-    "distance_bin": "query position minus key position: {0}, [1, 2), [2, 4), [4, 8), …; the coordinate is the lower edge",
+    "distance_bin": "query position minus key position: {0}, [1, 2), [2, 4), [4, 8), …; coordinate: the lower edge",
     "offset": "query position minus key position, in tokens",
     "rope_pair": "index of a rotated pair of channels, fastest first",
     "step": "index of a decoded token, from 0",

@@ -41,7 +41,7 @@ def trace(
     *,
     statistics: Sequence[Request] | None = None,
     max_new_tokens: int | None = None,
-    pool_tokens: int | None | str = "auto",
+    pool_tokens: int | str | None = "auto",
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Trace:
     """Read text, tokens or a sample with `model`, and return the trace of what its attention did.
@@ -66,7 +66,11 @@ def trace(
         provenance=loaded.provenance(),
     )
     with writer:
-        options = {"max_new_tokens": max_new_tokens, "pool_tokens": pool_tokens, "chunk_tokens": chunk_tokens}
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "pool_tokens": pool_tokens,
+            "chunk_tokens": chunk_tokens,
+        }
         writer.commit(read(loaded, sample, requests, writer, **options))
     return store.trace(unit)
 
@@ -108,7 +112,9 @@ def as_sample(model: HuggingFaceModel, x: str | Sequence[int] | Tensor | Sample)
         raise UsageError(f"{sample.name!r} has no tokens")
     wrong = next((t for t in (*sample.tokens, *sample.answer_tokens) if not 0 <= t < model.vocab_size), None)
     if wrong is not None:
-        raise UsageError(f"token id {wrong} of {sample.name!r} is outside {model.name}'s vocabulary of {model.vocab_size}")
+        raise UsageError(
+            f"token id {wrong} of {sample.name!r} is outside {model.name}'s vocabulary of {model.vocab_size}"
+        )
     return sample
 
 
@@ -119,7 +125,7 @@ def read(
     writer: UnitWriter,
     *,
     max_new_tokens: int | None = None,
-    pool_tokens: int | None | str = "auto",
+    pool_tokens: int | str | None = "auto",
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Outcome:
     """Read one sample: prefill, the right answer's log-probability, and the greedy answer; write what was asked for.

@@ -69,9 +69,10 @@ class Stage(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: tuple(v) if k in ("capture", "analyses") and isinstance(v, list) else v for k, v in value.items()}
-        return value
+        if not isinstance(value, dict):
+            return value
+        lists = {k: tuple(v) for k, v in value.items() if k in ("capture", "analyses") and isinstance(v, list)}
+        return {**value, **lists}
 
 
 class Casebook(_Strict):
@@ -277,7 +278,7 @@ def _pointed(document: Document, error: ValidationError, prefix: strict_yaml.Pat
     problems = error.errors(include_url=False)
     # A union reports every member; the complaint that went deepest is about what was meant.
     first = max(problems, key=lambda problem: (problem["type"] == "extra_forbidden", len(problem["loc"])))
-    location = tuple(part for part in first["loc"] if (*prefix, part) or part)
+    location = first["loc"]
     path: strict_yaml.Path = prefix
     for part in location:
         if (*path, part) in document.places or part == location[-1]:

@@ -74,7 +74,8 @@ def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
             each, per_token = (watched if condition.capture else alone)
             units += times * len(chosen)
             seconds += times * sum(each(len(s)) for s in chosen)
-            disk += times * sum(_UNIT_BYTES + 6 * len(s) + (per_token * len(s) if condition.capture else 0) for s in chosen)
+            stored = 6 + (per_token if condition.capture else 0)
+            disk += times * sum(_UNIT_BYTES + stored * len(s) for s in chosen)
         stages.append(StageEstimate(stage.name, units, stage.lengths == "solved", seconds))
     return DryRun(
         units=sum(stage.units for stage in stages),

@@ -121,7 +121,7 @@ class Finding(_Frozen):
         from plotly.graph_objects import Figure as PlotlyFigure
 
         figures = "".join(
-            PlotlyFigure(figure.plotly).to_html(full_html=False, include_plotlyjs=True if i == 0 else False)
+            PlotlyFigure(figure.plotly).to_html(full_html=False, include_plotlyjs=i == 0)
             + f"<p><small>{html.escape(figure.caption)}</small></p>"
             for i, figure in enumerate(self.figures)
         )

@@ -112,14 +112,15 @@ def _resolve(
         matched = resolved[intervention.matched_to][0]
         if not matched.intervention:
             raise UsageError(f"{name!r} is matched to {matched.name!r}, which has no intervention")
-        kind, values = next(iter(matched.intervention.items()))
-        if "heads" not in values:
+        kind, fields = next(iter(matched.intervention.items()))
+        pairs: Any = fields.get("heads")
+        if pairs is None:
             raise UsageError(f"{name!r} is matched to {matched.name!r}, whose {kind} names no heads")
-        heads = tuple((int(layer), int(head)) for layer, head in values["heads"])
+        heads = tuple((int(layer), int(head)) for layer, head in pairs)
         return [
             dataclasses.replace(
                 plain,
-                intervention={kind: {**values, "heads": [list(pair) for pair in drawn]}},
+                intervention={kind: {**fields, "heads": [list(pair) for pair in drawn]}},
                 draw=i,
             )
             for i, drawn in enumerate(draw_matched(heads, intervention.draws))

@@ -154,8 +154,8 @@ def prepare(
 def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
     """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
     if model.tokenizer is None:
-        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: give one with probe.load(…, tokenizer=…)")
-    lengths = book.workload[book.workload_name].get("lengths")
+        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: probe.load(…, tokenizer=…) gives one")
+    lengths: Any = book.workload[book.workload_name].get("lengths")
     longest = max((int(n) for n in lengths), default=0) if isinstance(lengths, list) else 0
     if model.hard_limit and model.max_length is not None and longest > model.max_length:
         raise UsageError(
@@ -271,7 +271,7 @@ class Player:
             writer.abandon()
             raise
         # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             writer.abandon()
             self._fail(unit, condition, sample, f"{type(error).__name__}: {error}")
             return
@@ -314,7 +314,8 @@ class Player:
 
     def _never_control(self, heads: plan.Heads) -> plan.Heads:
         """Return the heads that no control may hold: those removed, and every one that a finding suggests."""
-        suggested = [s.fields["heads"] for f in self.findings.values() for s in f.suggests if "heads" in s.fields]
+        suggestions = [suggestion for finding in self.findings.values() for suggestion in finding.suggests]
+        suggested: list[Any] = [s.fields["heads"] for s in suggestions if "heads" in s.fields]
         pairs = {(int(layer), int(head)) for group in suggested for layer, head in group}
         return tuple(sorted({*heads, *pairs}))
 

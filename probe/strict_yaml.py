@@ -77,7 +77,8 @@ def _check_events(text: str, source: str) -> None:
     """Refuse aliases, tags and excess depth before anything recursive sees the text."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        mark = event.start_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
         message = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             message = "anchors and aliases are not allowed; write the value out"
@@ -120,7 +121,7 @@ def _convert(node: yaml.Node, path: Path, document: Document) -> Any:
 
 def _scalar(node: yaml.Node, path: Path, document: Document) -> Any:
     text = str(node.value)
-    if node.style is not None or node.tag == "!":
+    if getattr(node, "style", None) is not None or node.tag == "!":
         return text
     if text in ("", "~", "null"):
         return None
