@@ -156,7 +156,7 @@ def expected(call: Call, spans: tuple[Span, ...] = ()) -> Arrays:
     if call.sink_logit is not None:
         out["sink_mass_learned"] = out["sink_mass_num_sink_1_learned"] = sink_share
     bins, low, high = [], 0, 1
-    while low <= (abs(distance)[seen].max() if seen.any() else 0):
+    while low <= max(i.max(), j.max()):
         bins.append((p * ((abs(distance) >= low) & (abs(distance) < high))).sum((1, 2)))
         low, high = high, 2 * high
     out["distance_histogram"] = np.stack(bins, -1)
