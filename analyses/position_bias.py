@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
-from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap
+from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap, square_and_add
 from probe.selection import LeftOut, answered, depth, finite, length, selected
 
 if TYPE_CHECKING:
@@ -253,13 +253,21 @@ def _by_depth(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: in
     return np.asarray(100 * np.bincount(where, weights=right, minlength=num_depths) / counts, np.float64)
 
 
-def _resampled(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: int, seed: int) -> Floats:
-    """Return profiles of bootstrap resamples, `[draw depth]`: prompts with replacement within each depth."""
-    generator = np.random.default_rng(seed)
+def _ends(name: str, right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: int) -> Interval:
+    """Return an index' interval, for the depths that are best and worst in these prompts."""
     counts = np.bincount(where, minlength=num_depths)
-    rates = np.bincount(where, weights=right, minlength=num_depths) / counts
-    # A resample of 0s and 1s is a binomial draw.
-    return np.asarray(100 * generator.binomial(counts, rates, size=(2_000, num_depths)) / counts, np.float64)
+    hits = np.bincount(where, weights=right, minlength=num_depths).astype(int)
+    rates = hits / counts
+    last, inner = num_depths - 1, 1 + int(rates[1:-1].argmin()) if num_depths > 2 else 0
+    weights = {
+        "gap": ((1.0, int(rates.argmax())), (-1.0, int(rates.argmin()))),
+        "U": ((0.5, 0), (0.5, last), (-1.0, inner)),
+        "primacy": ((1.0, 0), (-1.0, inner)),
+        "recency": ((1.0, last), (-1.0, inner)),
+    }[name]
+    interval = square_and_add([(weight, int(hits[at]), int(counts[at])) for weight, at in weights])
+    low, high = max(100 * interval.low, -100.0), min(100 * interval.high, 100.0)
+    return interval.model_copy(update={"low": low, "high": high})
 
 
 def _depth_effect(cases: list[_Case], seed: int) -> tuple[float, int]:
@@ -305,13 +313,11 @@ def _finding(
     right, where, depths = _profile(cases, chosen)
     profile = _by_depth(right, where, len(depths))
     value = position_indices(profile)
-    drawn = position_indices(_resampled(right, where, len(depths), seed))
     null = position_indices(_shuffled(right, where, len(depths), seed))
     n = len(right)
 
     def interval(name: str) -> Interval:
-        low, high = np.quantile(drawn[name], [0.025, 0.975])
-        return Interval(low=float(low), high=float(high), method="bootstrap over prompts, within each depth")
+        return _ends(name, right, where, len(depths))
 
     def p_value(name: str) -> float:
         # One-sided: an effect is a gap, or a U, larger than shuffled depths give.
@@ -337,8 +343,9 @@ def _finding(
         *left_out.notes(),
         f"The headline is for {chosen:,} tokens, where the accuracy over all depths, {100 * right.mean():.0f} %, is "
         "closest to one half.",
-        "The interval of a gap lies high where cells are small, as does the gap itself: the test against shuffled "
-        "depths decides. It takes each prompt less the mean of its length, at lengths with right and wrong answers.",
+        "A gap of noisy depths is never below 0, and its interval is for the depths that came out best and worst: the "
+        "test against shuffled depths decides. It takes each prompt less the mean of its length, at lengths with right "
+        "and wrong answers.",
         f"Refuted means: no more than shuffled depths give, and below {margin:g} points with 95 % certainty.",
     ]
     if len(depths) > 2:

@@ -29,6 +29,24 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval | N
     return Interval(low=float(exact.low), high=float(exact.high), level=level, method="Clopper-Pearson")
 
 
+def square_and_add(parts: Sequence[tuple[float, int, int]], level: float = 0.95) -> Interval:
+    """Return the interval of a weighted sum of independent proportions, from (weight, successes, n) of each.
+
+    Newcombe's method (1998, Statistics in Medicine 17:873, method 10), as extended to sums by Zou and Donner: Wilson's
+    interval of each part, distances squared and added. It has width where a part is 0 or 1, however few the prompts.
+    """
+    value = below = above = 0.0
+    for weight, successes, n in parts:
+        rate = successes / n
+        wilson = stats.binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+        ends = sorted((weight * wilson.low, weight * wilson.high))
+        value += weight * rate
+        below += (weight * rate - ends[0]) ** 2
+        above += (ends[1] - weight * rate) ** 2
+    method = "Newcombe, from Wilson's interval of each part"
+    return Interval(low=value - below**0.5, high=value + above**0.5, level=level, method=method)
+
+
 def resamples(num_clusters: int, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.int64]:
     """Return how often each of `num_clusters` occurs in each of `draws` bootstrap resamples, `[draw cluster]`."""
     if num_clusters < 1:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probe.intervals import clopper_pearson, cluster_bootstrap, mcnemar_exact, mean_ends, resamples, sign_flip
+from probe.intervals import (
+    clopper_pearson,
+    cluster_bootstrap,
+    mcnemar_exact,
+    mean_ends,
+    resamples,
+    sign_flip,
+    square_and_add,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (13, 20), (1, 400)])
@@ -101,3 +109,17 @@ def test_sign_flips_agree_with_scipy_for_many_pairs():
         (values,), np.mean, permutation_type="samples", n_resamples=9_999, rng=np.random.default_rng(0)
     ).pvalue
     assert sign_flip(values) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # Newcombe 1998, table II, method 10.
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((10, 10), (0, 20), (0.6791, 1.0)),
+    ],
+)
+def test_differences_of_proportions_have_newcombes_interval(first, second, expected):
+    interval = square_and_add([(1.0, *first), (-1.0, *second)])
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=6e-5)
