@@ -14,10 +14,10 @@ from torch import Tensor
 
 from probe.sample import Span
 
-BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
+BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
 """Scores that a block holds by default. On a CPU they should stay in its cache."""
-WHOLE_ROW_FACTOR = 4
-"""Rows are kept whole, so that scores are computed once rather than twice, in blocks up to so many times larger."""
+WHOLE_ROW_FACTOR = 2
+"""Rows are kept whole, so that scores are computed once rather than twice, in blocks up to this many times larger."""
 MIN_QUERIES, MAX_QUERIES = 16, 512
 """Fewest and most queries of a block by default."""
 
