@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from probe.hooks.attention_switch import declared
 from probe.hooks.forward_facts import Phase
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from probe.errors import NotReproducible, UsageError
 
@@ -104,7 +105,7 @@ def mark(model: PreTrainedModel, state: decoding_state) -> decoding_mark:
     for index, layer in enumerate(state.cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append((layer.keys, layer.values, layer.is_initialized))
-        elif type(layer) in (DynamicLayer, DummyLayer):
+        elif type(layer) is DynamicLayer or not _holds_anything(layer):
             windows.append(None)
         else:
             raise NotReproducible(
@@ -122,8 +123,11 @@ def rollback(state: decoding_state, to: decoding_mark) -> None:
         if window is not None:
             layer.keys, layer.values, layer.is_initialized = window
             layer.cumulative_length = to.num_tokens
+        elif not _holds_anything(layer):
+            continue
         elif to.num_tokens == 0:
-            layer.reset()
+            layer.keys = layer.values = None
+            layer.is_initialized = False
         else:
             layer.crop(-surplus)
     state.tokens = state.tokens[: to.num_tokens]
@@ -131,3 +135,8 @@ def rollback(state: decoding_state, to: decoding_mark) -> None:
 
 def _can_limit_logits(model: PreTrainedModel) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _holds_anything(layer: Any) -> bool:
+    # A layer that shares another's keys; transformers has the class from 5.18 or later on.
+    return type(layer).__name__ != "DummyLayer"

@@ -61,6 +61,9 @@ def make(kind: str, attention: str | None = None, **changes: Any) -> PreTrainedM
     model_type, fields = ARCHITECTURES.get(kind, (kind, {}))
     config = AutoConfig.for_model(model_type, **{**_SIZES, **fields, **changes})
     torch.manual_seed(0)
+    if kind == "gemma2-softcap":
+        # transformers 5.17 gives it SDPA by default, which takes the softcap and does not apply it.
+        attention = attention or "eager"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -107,6 +107,20 @@ def test_attention_that_is_not_as_it_says_is_caught_by_recomputing_rows(
         model.hf(input_ids=tokens(1, length))
 
 
+def test_a_softcap_that_attention_leaves_out_is_refused_with_advice(
+    make: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.gemma2 import modeling_gemma2
+
+    model, own = load(make("gemma2-softcap")), modeling_gemma2.eager_attention_forward
+    model.attention_layers  # noqa: B018
+    uncapped = lambda *tensors, **options: own(*tensors, **{**options, "softcap": None})  # noqa: E731
+    monkeypatch.setattr(modeling_gemma2, "eager_attention_forward", uncapped)
+    reason = r"Gemma2ForCausalLM, layer 0: .* load it with eager attention"
+    with torch.no_grad(), model.calls(lambda sample, call: None), pytest.raises(NotReproducible, match=reason):
+        model.hf(input_ids=tokens(1, 60))
+
+
 def with_bias(mask: Tensor) -> Tensor:
     return torch.where(mask == 0, 0.01, mask)
 
