@@ -67,8 +67,8 @@ def effective_length(
     said: dict[str, Any] = {
         "analysis": "effective_length",
         "question": QUESTION,
-        "definition": f"The largest length at and below which the share of right answers is at least {threshold:.1%} "
-        "at every length tried; 0 where it fails at the shortest.",
+        "definition": f"The largest length at and below which the share of right answers is at least {100 * threshold:g} "
+        "% at every length tried; 0 where it fails at the shortest.",
         "source": SOURCE,
         "parameters": parameters,
         "evidence": tuple(trace.unit for cases in roles.values() for trace, _ in cases),
@@ -205,8 +205,8 @@ def _notes(
 ) -> Iterator[str]:
     yield from left_out.notes()
     yield (
-        f"Supported means: at some length the share of right answers is below {threshold:.1%} with 95 % certainty; "
-        "refuted: at no length, with the same certainty."
+        f"Supported means: at some length the share of right answers is below {100 * threshold:g} % with 95 % "
+        "certainty; refuted: at no length, with the same certainty."
     )
     if not rates["needle_absent"]:
         yield "The needle was never left out, so guessing cannot be told from finding."

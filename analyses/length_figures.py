@@ -99,7 +99,7 @@ def length_figure(
         "Share of prompts answered right by prompt length, with 95 % Clopper-Pearson intervals; beside it the same "
         "question over the needle's sentence alone (can it answer?) and with the needle left out (does it guess?), and "
         "how often the retrieval heads look at the right token. Dashed across: the threshold in use, "
-        f"{threshold:.1%}.",
+        f"{100 * threshold:g} %.",
         data,
         {
             "height": 440,
