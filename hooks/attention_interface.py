@@ -63,6 +63,11 @@ def name_of(model: PreTrainedModel) -> str:
     return f"{name} ({type(model).__name__})" if name else type(model).__name__
 
 
+def loaded_attention(model: PreTrainedModel) -> str:
+    """The name of the attention that the model was loaded with, within `redirected` too."""
+    return str(model.config._attn_implementation).removeprefix(_PREFIX)
+
+
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **options: Any
 ) -> Any:

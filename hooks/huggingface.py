@@ -15,7 +15,7 @@ import torch
 import transformers
 from jaxtyping import Float
 from probe.hooks import decoding
-from probe.hooks.attention_interface import name_of, text_decoder
+from probe.hooks.attention_interface import loaded_attention, name_of, text_decoder
 from probe.hooks.attention_layers import attention_layer, attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import tap
@@ -64,7 +64,7 @@ class HuggingFaceModel:
     @property
     def attention_implementation(self) -> str:
         """The attention that the model was loaded with, in transformers' words."""
-        return str(self.hf.config._attn_implementation)
+        return loaded_attention(self.hf)
 
     @property
     def num_layers(self) -> int:
