@@ -75,7 +75,9 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(st.characters(codec="ascii", min_codepoint=32)),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text("abcdef", min_size=1), children, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text("abcdef", min_size=1), children, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -99,4 +101,4 @@ def test_any_text_gives_a_value_or_a_placed_error(text: str | bytes) -> None:
     try:
         parse(text, "f.yaml")
     except CasebookError as error:
-        assert str(error).startswith("f.yaml:")
+        assert str(error).startswith("f.yaml:")  # noqa: PT017

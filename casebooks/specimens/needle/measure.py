@@ -117,7 +117,7 @@ def ablations(
 
     def exact(heads: Sequence[Head]) -> float:
         with without(model, heads):
-            return share(model, samples)["exact"]
+            return float(share(model, samples)["exact"])
 
     figures["strongest"] = {str(count): exact(ranked[:count]) for count in range(num_retrieving + 1)}
     draws = [exact(rng.sample(others, num_retrieving)) for _ in range(20)]
@@ -153,11 +153,12 @@ def measure(folder: Path) -> dict[str, Any]:
             for length in LENGTHS
         },
     }
-    for name, fields in {
+    variants: dict[str, dict[str, Any]] = {
         "needle_absent": {"needle": "absent"},
         "gold_alone": {"haystack": "none"},
         "no_distractors": {"distractors": 0},
-    }.items():
+    }
+    for name, fields in variants.items():
         workload = needle((64, 256), (0.0, 0.5, 1.0), samples=50, seed=WORKLOAD_SEED, **fields)
         figures[name] = share(model, list(workload.build(tokenizer)))
     figures["positions_interpolated"] = {
