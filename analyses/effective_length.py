@@ -67,8 +67,8 @@ def effective_length(
     said: dict[str, Any] = {
         "analysis": "effective_length",
         "question": QUESTION,
-        "definition": f"The largest length at and below which the share of right answers is at least {100 * threshold:g} "
-        "% at every length tried; 0 where it fails at the shortest.",
+        "definition": "The largest length at and below which the share of right answers is at least "
+        f"{100 * threshold:g} % at every length tried; 0 where it fails at the shortest.",
         "source": SOURCE,
         "parameters": parameters,
         "evidence": tuple(trace.unit for cases in roles.values() for trace, _ in cases),

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from probe.analyses.depth_indices import index_interval, position_indices
 from probe.analyses.position_figures import Cell, position_figures
 from pydantic import JsonValue
 
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
-from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap, square_and_add
+from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap
 from probe.selection import LeftOut, answered, depth, finite, length, selected
 
 if TYPE_CHECKING:
@@ -44,23 +45,6 @@ class _Case:
     """Mean share of attention that the heads gave the needle as the first answer token was produced."""
     strongest: float | None
     """The same of the head that gave it most."""
-
-
-def position_indices(accuracy: Floats) -> dict[str, Floats]:
-    """Return the indices of profiles `[… depth]`, depths in order: gap, U, primacy and recency, in the profile's unit.
-
-    gap = best - worst; with worst inner = the least away from both ends: U = (first + last) / 2 - worst inner, primacy
-    = first - worst inner, recency = last - worst inner. Those three need three depths, and are NaN for fewer.
-    """
-    profile = np.asarray(accuracy, np.float64)
-    first, last = profile[..., 0], profile[..., -1]
-    inner = profile[..., 1:-1].min(axis=-1) if profile.shape[-1] > 2 else np.full(profile.shape[:-1], np.nan)
-    return {
-        "gap": profile.max(axis=-1) - profile.min(axis=-1),
-        "U": (first + last) / 2 - inner,
-        "primacy": first - inner,
-        "recency": last - inner,
-    }
 
 
 @analysis(question=QUESTION, source=SOURCE, needs={"span_mass": {}})
@@ -253,23 +237,6 @@ def _by_depth(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: in
     return np.asarray(100 * np.bincount(where, weights=right, minlength=num_depths) / counts, np.float64)
 
 
-def _ends(name: str, right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: int) -> Interval:
-    """Return an index' interval, for the depths that are best and worst in these prompts."""
-    counts = np.bincount(where, minlength=num_depths)
-    hits = np.bincount(where, weights=right, minlength=num_depths).astype(int)
-    rates = hits / counts
-    last, inner = num_depths - 1, 1 + int(rates[1:-1].argmin()) if num_depths > 2 else 0
-    weights = {
-        "gap": ((1.0, int(rates.argmax())), (-1.0, int(rates.argmin()))),
-        "U": ((0.5, 0), (0.5, last), (-1.0, inner)),
-        "primacy": ((1.0, 0), (-1.0, inner)),
-        "recency": ((1.0, last), (-1.0, inner)),
-    }[name]
-    interval = square_and_add([(weight, int(hits[at]), int(counts[at])) for weight, at in weights])
-    low, high = max(100 * interval.low, -100.0), min(100 * interval.high, 100.0)
-    return interval.model_copy(update={"low": low, "high": high})
-
-
 def _depth_effect(cases: list[_Case], seed: int) -> tuple[float, int]:
     """Return the permutation p-value that depth matters, over all lengths that tell anything, and the prompts in it.
 
@@ -317,7 +284,7 @@ def _finding(
     n = len(right)
 
     def interval(name: str) -> Interval:
-        return _ends(name, right, where, len(depths))
+        return index_interval(name, right, where, len(depths))
 
     def p_value(name: str) -> float:
         # One-sided: an effect is a gap, or a U, larger than shuffled depths give.

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from probe.analyses.position_bias import position_bias, position_indices
+from probe.analyses.depth_indices import position_indices
+from probe.analyses.position_bias import position_bias
 
 from probe.errors import UsageError
 
