@@ -172,7 +172,9 @@ class Expected:
             "span_mass": np.stack([row[:, s.start : s.stop].sum(-1) for s in spans], -1)[:, None],
             "output_norm_share": np.stack(
                 [
-                    np.linalg.norm(np.einsum("hj,hjd->hd", row[:, s.start : s.stop], value[:, s.start : s.stop]), axis=-1)
+                    np.linalg.norm(
+                        np.einsum("hj,hjd->hd", row[:, s.start : s.stop], value[:, s.start : s.stop]), axis=-1
+                    )
                     / np.linalg.norm(whole, axis=-1)
                     for s in spans
                 ],
