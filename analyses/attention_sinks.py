@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from probe.analyses.sink_figures import sink_figures, uniform_importance
 from pydantic import JsonValue
 
+from probe.analyses.sink_figures import sink_figures, uniform_importance
 from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
@@ -18,7 +18,7 @@ from probe.intervals import FEWEST_PROMPTS, by_cluster, cluster_bootstrap, mean_
 from probe.selection import LeftOut, holding, selected
 
 if TYPE_CHECKING:
-    from probe.trace_store import Run, Trace
+    from probe.storage.trace_store import Run, Trace
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from probe.selection import LeftOut, largest_key
 if TYPE_CHECKING:
     from probe.outcome import Outcome
     from probe.sample import Sample
-    from probe.trace_store import Trace
+    from probe.storage.trace_store import Trace
 
 Counting = Literal["set", "occurrences"]
 SuccessRule = Literal["outcome", "recall"]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from probe.analyses.length_figures import NAMES, Rate, length_figure
-from probe.analyses.source_looks import SourceHits, follow_heads
 from pydantic import JsonValue
 
+from probe.analyses.length_figures import NAMES, Rate, length_figure
+from probe.analyses.source_looks import SourceHits, follow_heads
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
@@ -18,7 +18,7 @@ from probe.selection import LeftOut, answered, length, selected
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
-    from probe.trace_store import Run, Trace
+    from probe.storage.trace_store import Run, Trace
 
 
 QUESTION = "From what length does the model fail, and does it fail to find or to answer?"

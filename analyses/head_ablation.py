@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from probe.analyses.ablation_figures import Condition, ablation_figures
 from pydantic import JsonValue
 
+from probe.analyses.ablation_figures import Condition, ablation_figures
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
@@ -19,7 +19,7 @@ from probe.selection import LeftOut, answered, finite, intervention_text, select
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
-    from probe.trace_store import Run, Trace
+    from probe.storage.trace_store import Run, Trace
 
 Floats = NDArray[np.float64]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from probe.analyses.depth_indices import index_interval, position_indices
-from probe.analyses.position_figures import Cell, position_figures
 from pydantic import JsonValue
 
+from probe.analyses.depth_indices import index_interval, position_indices
+from probe.analyses.position_figures import Cell, position_figures
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
@@ -19,7 +19,7 @@ from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap
 from probe.selection import LeftOut, answered, depth, finite, length, selected
 
 if TYPE_CHECKING:
-    from probe.trace_store import Run, Trace
+    from probe.storage.trace_store import Run, Trace
 
 Floats = NDArray[np.float64]
 

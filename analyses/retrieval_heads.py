@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from probe.analyses.copying import Counting, Floats, Reading, SuccessRule, read, success
 from pydantic import JsonValue
 
 from probe import chart
+from probe.analyses.copying import Counting, Floats, Reading, SuccessRule, read, success
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Figure, Finding, Interval, Measurement, Suggestion, Verdict
@@ -19,7 +19,7 @@ from probe.intervals import FEWEST_PROMPTS, by_cluster, mean_ends, percentiles, 
 from probe.selection import LeftOut, answered, selected
 
 if TYPE_CHECKING:
-    from probe.trace_store import Run, Trace
+    from probe.storage.trace_store import Run, Trace
 
 
 Denominator = Literal["answer", "needle"]

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from probe.analyses.copying import read, source_hits
 
+from probe.analyses.copying import read, source_hits
 from probe.finding import Interval, Measurement
 from probe.intervals import by_cluster, cluster_bootstrap
 from probe.selection import LeftOut, fact, has_top_keys, length
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
-    from probe.trace_store import Trace
+    from probe.storage.trace_store import Trace
 
 
 @dataclass(frozen=True)

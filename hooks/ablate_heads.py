@@ -9,16 +9,16 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from probe.errors import UsageError
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_layers import attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.intervention import Intervention
 from probe.hooks.mean_head_output import mean_head_output
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from probe.errors import UsageError
 
 Form = Literal["zero", "mean", "uniform"]
 AblatedPhase = Literal["both", "prefill", "decode"]

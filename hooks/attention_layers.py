@@ -6,13 +6,13 @@ import weakref
 from dataclasses import dataclass
 
 import torch
-from probe.hooks.attention_interface import name_of
-from probe.hooks.attention_switch import attached
-from probe.hooks.attention_tap import site, tap
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.errors import NotReproducible
+from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_switch import attached
+from probe.hooks.attention_tap import site, tap
 
 _known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, attention_layer]] = weakref.WeakKeyDictionary()
 

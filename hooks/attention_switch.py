@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probe.errors import NotReproducible
 from probe.hooks.attention_interface import name_of, redirected, text_decoder
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.forward_facts import Phase, forward_facts
 from probe.hooks.verification import mask_difference, output_difference
 from probe.kernels.call import Call
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from probe.errors import NotReproducible
 
 _switches: weakref.WeakKeyDictionary[nn.Module, attention_switch] = weakref.WeakKeyDictionary()
 

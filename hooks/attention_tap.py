@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
 from probe.hooks.forward_facts import forward_facts
 from probe.kernels.call import Call
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)

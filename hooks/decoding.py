@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from probe.hooks.attention_interface import name_of
-from probe.hooks.attention_switch import declared
-from probe.hooks.forward_facts import Phase
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from probe.errors import NotReproducible, UsageError
+from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_switch import declared
+from probe.hooks.forward_facts import Phase
 
 OnLogits = Callable[[int, Float[Tensor, "token vocabulary"]], None]
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from probe.hooks.attention_interface import name_of
-from probe.hooks.attention_switch import attached
-from probe.hooks.attention_tap import site, tap
-from probe.hooks.mean_head_output import run
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from probe.errors import NotReproducible, UsageError
+from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_switch import attached
+from probe.hooks.attention_tap import site, tap
+from probe.hooks.mean_head_output import run
 
 # What transformers' models call the projection that the heads' outputs go through.
 _NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")

@@ -14,6 +14,10 @@ from typing import Any, Literal
 import torch
 import transformers
 from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probe.errors import UsageError
 from probe.hooks import decoding
 from probe.hooks.attention_interface import loaded_attention, name_of, text_decoder
 from probe.hooks.attention_layers import attention_layer, attention_layers
@@ -24,10 +28,6 @@ from probe.hooks.find_model import find_model
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from probe.errors import UsageError
 
 OnCall = Callable[[int, Call], None]
 OnResidual = Callable[[int, int, Float[Tensor, "token channel"]], None]

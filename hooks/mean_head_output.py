@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from probe.hooks.attention_switch import attached
-from probe.hooks.attention_tap import site, tap
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from probe.hooks.attention_switch import attached
+from probe.hooks.attention_tap import site, tap
 
 
 @torch.no_grad()

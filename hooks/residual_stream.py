@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 from jaxtyping import Float
-from probe.hooks.attention_interface import name_of, text_decoder
-from probe.hooks.attention_switch import current_forward
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.errors import NotReproducible
+from probe.hooks.attention_interface import name_of, text_decoder
+from probe.hooks.attention_switch import current_forward
 
 OnResidual = Callable[[int, int, Float[Tensor, "token channel"]], None]
 

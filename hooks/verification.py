@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from probe.kernels.call import Call
 from torch import Tensor
+
+from probe.kernels.call import Call
 
 # Cells of a mask that are compared at once; bounds the memory of the comparison to a few megabytes.
 _MASK_CELLS = 1 << 20

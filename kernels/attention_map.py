@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.tally import Tally
-from torch import Tensor
-
-from probe.errors import UsageError
 
 
 @dataclass(frozen=True)

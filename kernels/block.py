@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from probe.kernels.normaliser import Normaliser
 from torch import Tensor
 
+from probe.kernels.normaliser import Normaliser
 from probe.sample import Span
 
 

@@ -7,10 +7,10 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
-from probe.kernels.call import Call
 from torch import Tensor
 
 from probe.errors import UsageError
+from probe.kernels.call import Call
 from probe.sample import Span
 
 MAX_KEYS = 4096

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.statistic import ArrayFacts, Statistic
-from torch import Tensor
 
 NUM_BINS = 42
 """Distances up to 2^41."""

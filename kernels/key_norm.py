@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from probe.kernels.call import Call
 from probe.kernels.dense import Dense
 from probe.kernels.statistic import ArrayFacts, Statistic
-from torch import Tensor
 
 
 @dataclass(frozen=True)

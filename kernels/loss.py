@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from probe.kernels.statistic import ArrayFacts, Statistic
 from torch import Tensor
+
+from probe.kernels.statistic import ArrayFacts, Statistic
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits that are turned into float32 at a time."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.statistic import ArrayFacts, Statistic
-from torch import Tensor
 
 
 @dataclass(frozen=True)

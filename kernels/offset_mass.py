@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from probe.kernels.block import Block
-from probe.kernels.dense import Dense
-from probe.kernels.statistic import ArrayFacts, Statistic
 from torch import Tensor
 
 from probe.errors import UsageError
+from probe.kernels.block import Block
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
 
 
 @dataclass(frozen=True)

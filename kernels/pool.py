@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from probe.kernels.statistic import ArrayFacts
 from torch import Tensor
+
+from probe.kernels.statistic import ArrayFacts
 
 BLOCK_AXES = {"query": "query_block", "key": "key_block", "token": "token_block"}
 """Axis of single positions → axis of their blocks."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from probe.kernels.block import Block
-from probe.kernels.dense import Dense
-from probe.kernels.statistic import ArrayFacts, Statistic
 from torch import Tensor
 
 from probe.errors import UsageError
+from probe.kernels.block import Block
+from probe.kernels.dense import Dense
+from probe.kernels.statistic import ArrayFacts, Statistic
 
 
 @dataclass(frozen=True)

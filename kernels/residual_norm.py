@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from probe.kernels.statistic import ArrayFacts, Statistic
 from torch import Tensor
+
+from probe.kernels.statistic import ArrayFacts, Statistic
 
 
 @dataclass(frozen=True)

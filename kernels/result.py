@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
 from probe.kernels.pool import BLOCK_AXES, Pool
 from probe.kernels.statistic import Statistic
 from probe.kernels.tally import Tally
-from torch import Tensor
-
 from probe.sample import Span
 
 

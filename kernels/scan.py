@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from probe.kernels.call import Call
 from probe.kernels.pool import Pool
 from probe.kernels.result import Result
@@ -14,8 +16,6 @@ from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic, parse
 from probe.kernels.tally import Tally
 from probe.kernels.walk import Walk
-from torch import Tensor
-
 from probe.sample import Span
 
 AXES = {"scan": "query", "row": "row", "key": "key"}

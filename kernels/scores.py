@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from probe.kernels.call import Call
 from torch import Tensor
+
+from probe.kernels.call import Call
 
 MASKED = -1e30
 """Stands for a logit that the mask hides. Finite, so that 0 · log 0 needs no care: exp(MASKED) is zero, and zero times

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
+
 from probe.kernels.pool import Pool
 from probe.kernels.statistic import ArrayFacts
-from torch import Tensor
 
 FLUSH_ELEMENTS = 1 << 20
 """Entries that may wait on the device before they are joined, pooled where asked for, and moved to the CPU."""

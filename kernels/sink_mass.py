@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
+from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.normaliser import Normaliser
 from probe.kernels.statistic import ArrayFacts, Statistic
-from torch import Tensor
-
-from probe.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from probe.kernels.pool import Pool
 from probe.kernels.result import Result
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic, parse
-from torch import Tensor
 
 
 class TokenScan:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from probe.kernels.block import Block
 from probe.kernels.call import Call
 from probe.kernels.normaliser import Normaliser
 from probe.kernels.scores import MASKED, Scores
-from torch import Tensor
-
 from probe.sample import Span
 
 BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}

@@ -6,9 +6,7 @@ Public names arrive when they are first used, so that `import probe` stays light
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -21,14 +19,14 @@ if (_checkout / "pyproject.toml").is_file() and str(_checkout) not in __path__:
 _PUBLIC = {
     "load": "probe.capture",
     "trace": "probe.capture",
-    "open": "probe.trace_store",
-    "run": "probe.run",
+    "open": "probe.storage.trace_store",
+    "run": "probe.player",
     "Finding": "probe.finding",
     "Interval": "probe.finding",
     "Sample": "probe.sample",
     "Span": "probe.sample",
-    "Trace": "probe.trace_store",
-    "Run": "probe.trace_store",
+    "Trace": "probe.storage.trace_store",
+    "Run": "probe.storage.trace_store",
     "ProbeError": "probe.errors",
     "needle": "probe.workloads.needle",
     "ablate_heads": "probe.hooks.ablate_heads",
@@ -50,15 +48,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
-
-
-class _Package(ModuleType):
-    """The package; its public names stay what they are when a module of the same name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system would put the module probe/run.py over the function probe.run.
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -9,12 +9,12 @@ from probe.errors import ProbeError as ProbeError
 from probe.finding import Finding as Finding
 from probe.finding import Interval as Interval
 from probe.hooks.ablate_heads import ablate_heads as ablate_heads
-from probe.run import run as run
+from probe.player import run as run
 from probe.sample import Sample as Sample
 from probe.sample import Span as Span
-from probe.trace_store import Run as Run
-from probe.trace_store import Trace as Trace
-from probe.trace_store import open as open
+from probe.storage.trace_store import Run as Run
+from probe.storage.trace_store import Trace as Trace
+from probe.storage.trace_store import open as open
 from probe.workloads.needle import needle as needle
 
 __version__: str

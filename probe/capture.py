@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from probe import discovery
-from probe.array import Array
 from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel, load
 from probe.kernels.call import Call
@@ -21,9 +20,10 @@ from probe.kernels.statistic import Statistic, parse
 from probe.kernels.token_scan import TokenScan
 from probe.outcome import Outcome
 from probe.sample import Sample
-from probe.store import MemoryStore, unit_id
-from probe.trace_store import Trace
-from probe.unit_writer import UnitWriter
+from probe.storage.array import Array
+from probe.storage.store import MemoryStore, unit_id
+from probe.storage.trace_store import Trace
+from probe.storage.unit_writer import UnitWriter
 
 CHUNK_TOKENS: Final = 2048
 """Tokens of a prompt that go through the model at once: what bounds the memory of its activations and logits."""

@@ -7,9 +7,19 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from probe import discovery, strict_yaml
 from probe.errors import CasebookError, UsageError
@@ -39,12 +49,29 @@ class MatchedControl(_Strict):
     draws: int = Field(default=20, ge=1, le=10_000, description="How many sets are drawn; each is played.")
 
 
+def _kind_of_intervention(value: Any) -> str:
+    """Tell the forms apart by the key that only one of them has, so that an error is about the form that was meant."""
+    if isinstance(value, FromFinding) or (isinstance(value, dict) and "from_finding" in value):
+        return "<finding>"
+    if isinstance(value, MatchedControl) or (isinstance(value, dict) and "matched_to" in value):
+        return "<matched>"
+    return "<named>"
+
+
+Intervention = Annotated[
+    Annotated[FromFinding, Tag("<finding>")]
+    | Annotated[MatchedControl, Tag("<matched>")]
+    | Annotated[dict[str, dict[str, JsonValue]], Tag("<named>")],
+    Discriminator(_kind_of_intervention),
+]
+
+
 class Condition(_Strict):
     """What is done to the model or to the prompt, and what part it plays in the comparison."""
 
     role: Role = Field(default="other", description="What part the condition plays in the analyses.")
     workload: dict[str, JsonValue] = Field(default_factory=dict, description="Workload fields that it replaces.")
-    intervention: FromFinding | MatchedControl | dict[str, dict[str, JsonValue]] | None = Field(
+    intervention: Intervention | None = Field(
         default=None,
         description="An intervention by name with its fields, one that a finding suggested (from_finding), or a "
         "matched random control (matched_to).",
@@ -276,7 +303,7 @@ def _known(document: Document, path: strict_yaml.Path, room: str, name: str) -> 
 def _pointed(document: Document, error: ValidationError, prefix: strict_yaml.Path = ()) -> CasebookError:
     """Turn pydantic's first complaint into one that names file, line and column."""
     problems = error.errors(include_url=False)
-    # A union reports every member; the complaint that went deepest is about what was meant.
+    # An unknown key is most often the cause of what else is missing.
     first = max(problems, key=lambda problem: (problem["type"] == "extra_forbidden", len(problem["loc"])))
     location = first["loc"]
     path: strict_yaml.Path = prefix

@@ -15,14 +15,14 @@ Verdict = Literal["supported", "refuted", "inconclusive"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Interval(_Frozen):
     """A confidence interval."""
 
-    low: float
-    high: float
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
     level: float = 0.95
     method: str = Field(description="How it was computed, e.g. `Clopper-Pearson`, `bootstrap over prompts`.")
 
@@ -34,7 +34,9 @@ class Measurement(_Frozen):
     """A number with its uncertainty and the number of observations behind it."""
 
     name: str
-    value: float | None = Field(description="None where nothing could be measured; the finding's notes say why.")
+    value: float | None = Field(
+        allow_inf_nan=False, description="None where nothing could be measured; the finding's notes say why."
+    )
     unit: str = ""
     interval: Interval | None = None
     n: int = Field(description="Observations used.")
@@ -52,9 +54,9 @@ class Comparison(_Frozen):
     """A test of the value against its control."""
 
     name: str = Field(description="The test, e.g. `exact McNemar test, paired by sample`.")
-    difference: float | None = None
+    difference: float | None = Field(default=None, allow_inf_nan=False)
     interval: Interval | None = None
-    p_value: float | None = None
+    p_value: float | None = Field(default=None, ge=0, le=1)
     n: int
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
-    from probe.trace_store import Run, Trace
+    from probe.storage.trace_store import Run, Trace
 
 
 class LeftOut:

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import probe
 from probe import errors
-from probe.cli import app
+from probe.command.cli import app
+from probe.command.terminal_progress import bar_progress, plain_progress, silent_progress, terminal_progress
 from probe.finding import Finding, Interval, Measurement
-from probe.terminal_progress import bar_progress, plain_progress, silent_progress, terminal_progress
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "\x1b[31m[bold]red[/bold]\x07 \u202egnirts [link=https://x]y[/link]"
@@ -80,9 +80,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
             stage = SimpleNamespace(name="read", units=300, at_most=False, seconds=30.0)
             return SimpleNamespace(units=300, peak_memory_bytes=7e8, disk_bytes=2.5e7, seconds=30.0, stages=[stage])
 
-        module = types.ModuleType("probe.run")
+        module = types.ModuleType("probe.player")
         vars(module).update(run=run, dry_run=dry_run)
-        monkeypatch.setitem(sys.modules, "probe.run", module)
+        monkeypatch.setitem(sys.modules, "probe.player", module)
         return asked
 
     return install
@@ -238,7 +238,7 @@ def test_ctrl_c_says_what_is_done_and_how_to_go_on(play: Callable[..., dict[str,
 def test_a_signal_ends_the_process_without_a_traceback(tmp_path: Path, number: int, code: int) -> None:
     program = f"""
 import os, signal, sys, types
-module = types.ModuleType("probe.run")
+module = types.ModuleType("probe.player")
 def run(casebook, *, progress, **options):
     progress.start(5)
     progress.advance("a")
@@ -248,9 +248,9 @@ def run(casebook, *, progress, **options):
     finally:
         open("cleaned", "w").close()
 module.run = module.dry_run = run
-sys.modules["probe.run"] = module
+sys.modules["probe.player"] = module
 sys.argv = ["probe", "run", "first-look"]
-from probe.cli import main
+from probe.command.cli import main
 main()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -13,13 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 import probe
-from probe.cli import app
+from probe import strict_yaml
+from probe.casebook import Casebook
+from probe.command.cli import app
 from probe.errors import ProbeError
 from probe.finding import Figure, Finding, Interval, Measurement, Suggestion
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCHEMA = ROOT / "docs" / "finding.schema.json"
+CASEBOOK_SCHEMA = ROOT / "docs" / "casebook.schema.json"
 
 
 def schema() -> dict[str, Any]:
@@ -47,10 +50,30 @@ def example() -> Finding:
     )
 
 
+def casebook_schema() -> dict[str, Any]:
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Casebook.model_json_schema(),
+        "title": "A casebook, as YAML",
+    }
+
+
 def test_the_published_schema_is_the_one_of_the_code() -> None:
     """To renew it, write what this prints where they differ."""
     current = json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
     assert SCHEMA.read_text(encoding="utf-8") == current, current
+
+
+def test_the_published_casebook_schema_is_the_one_of_the_code() -> None:
+    current = json.dumps(casebook_schema(), indent=2, ensure_ascii=False) + "\n"
+    assert CASEBOOK_SCHEMA.read_text(encoding="utf-8") == current, "write it anew: see casebook_schema()"
+
+
+def test_the_shipped_casebooks_fit_the_published_schema() -> None:
+    published = json.loads(CASEBOOK_SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(published)
+    for path in sorted((ROOT / "casebooks").glob("*.yaml")):
+        jsonschema.validate(strict_yaml.parse(path.read_bytes(), path.name).value, published)
 
 
 def test_a_finding_fits_the_published_schema_and_comes_back_equal() -> None:

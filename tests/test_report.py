@@ -18,7 +18,7 @@ import pytest
 
 from probe import chart
 from probe.finding import Comparison, Figure, Finding, Interval, Measurement, Suggestion
-from probe.report import report_html, write_report
+from probe.reporting.report import report_html, write_report
 from probe.visible import visible
 
 HOSTILE = [

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+
 from probe.analyses.attention_sinks import attention_sinks
 from probe.analyses.sink_figures import uniform_importance
-
 from probe.errors import UsageError
 
 HORIZON = 64

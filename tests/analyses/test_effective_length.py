@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from probe.analyses.effective_length import effective_length
 from scipy import stats
 
+from probe.analyses.effective_length import effective_length
 from probe.errors import UsageError
 
 

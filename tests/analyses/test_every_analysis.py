@@ -99,7 +99,7 @@ def test_analyses_start_without_torch():
     code = (
         "import sys\n"
         "from probe import discovery\n"
-        "import probe.trace_store\n"
+        "import probe.storage.trace_store\n"
         "for name in discovery.names('analyses'): discovery.get('analyses', name)\n"
         "assert not {'torch', 'transformers', 'triton', 'dash'} & set(sys.modules), sorted(sys.modules)\n"
     )

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from probe.analyses.head_ablation import head_ablation
 
+from probe.analyses.head_ablation import head_ablation
 from probe.errors import UsageError
 
 REMOVED = {"ablate_heads": {"heads": [[2, 2], [2, 5]], "form": "zero", "phase": "both"}}

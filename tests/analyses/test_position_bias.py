@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+
 from probe.analyses.depth_indices import position_indices
 from probe.analyses.position_bias import position_bias
-
 from probe.errors import UsageError
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from probe.kernels.call import Call
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from probe.kernels.call import Call
 
 VOCABULARY = 61
 _SIZES: dict[str, Any] = {

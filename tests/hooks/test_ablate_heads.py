@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.huggingface import load
-from probe.hooks.intervention import Intervention
 from torch import Tensor
 
 from probe.errors import UsageError
+from probe.hooks.ablate_heads import ablate_heads
+from probe.hooks.huggingface import load
+from probe.hooks.intervention import Intervention
 
 FORMS = ["zero", "mean", "uniform"]
 PHASES = ["both", "prefill", "decode"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from probe.hooks.huggingface import load
 
 VOCABULARY = 61

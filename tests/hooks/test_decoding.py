@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from probe.hooks.huggingface import load
 
 from probe.errors import NotReproducible, UsageError
+from probe.hooks.huggingface import load
 
 KINDS = ["llama", "llama-gqa", "qwen3-sliding-full", "mistral-window", "gemma3", "gpt2", "gpt-neox", "gpt-oss-sinks"]
 EVERY = pytest.mark.parametrize("kind", KINDS)

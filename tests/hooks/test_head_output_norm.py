@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from probe.errors import NotReproducible, UsageError
 from probe.hooks.ablate_heads import ablate_heads
 from probe.hooks.head_output_norm import head_output_norm
 from probe.hooks.huggingface import load
-
-from probe.errors import NotReproducible, UsageError
 
 PROMPTS = [list(range(3, 20)), list(range(20, 31))]
 

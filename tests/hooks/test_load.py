@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from probe.hooks import find_model
-from probe.hooks.huggingface import load
 
 from probe.errors import NotAvailable, UsageError
+from probe.hooks import find_model
+from probe.hooks.huggingface import load
 
 
 @pytest.fixture

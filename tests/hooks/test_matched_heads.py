@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probe.hooks.matched_heads import matched_heads
 
 from probe.errors import UsageError
+from probe.hooks.matched_heads import matched_heads
 
 
 @st.composite

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.huggingface import load
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from probe.hooks.ablate_heads import ablate_heads
+from probe.hooks.huggingface import load
 
 NUM_TOKENS = 4096
 

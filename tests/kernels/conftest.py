@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from probe.kernels.call import Call
 
+from probe.kernels.call import Call
 from probe.sample import Span
 
 Arrays = dict[str, np.ndarray]

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from probe.errors import UsageError
 from probe.kernels.call import Call
 from probe.kernels.entropy import entropy
 from probe.kernels.scan import Scan
 from probe.kernels.scores import Scores
 from probe.kernels.statistic import parse
 from probe.kernels.walk import Walk
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from probe.errors import UsageError
 
 LENGTH = 70
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
+from probe.axes import AXES
+from probe.errors import UsageError
 from probe.kernels.entropy import entropy
 from probe.kernels.offset_mass import offset_mass
 from probe.kernels.received_mass import received_mass
 from probe.kernels.statistic import names, parse
-
-from probe.axes import AXES
-from probe.errors import UsageError
 
 CORE = {
     *("log_sum_exp", "entropy", "max_probability", "max_logit", "sink_mass", "recent_mass", "offset_mass"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+from probe.errors import UsageError
 from probe.kernels.call import Call
 from probe.kernels.dense import Dense
 from probe.kernels.scan import Scan
 from probe.kernels.statistic import names, parse
-
-from probe.errors import UsageError
 
 
 def scanned(call, requests, spans=(), **options):

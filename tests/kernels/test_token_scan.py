@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from probe.kernels.token_scan import TokenScan
 
 EDGES = [(0, 33), (0, 1, 2, 20, 33), tuple(range(34))]

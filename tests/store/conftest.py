@@ -13,7 +13,7 @@ import pytest
 
 from probe.outcome import Outcome
 from probe.sample import Sample, Span
-from probe.store import Array, RunStore, UnitWriter, write_json
+from probe.storage.store import Array, RunStore, UnitWriter, write_json
 
 NUM_HEADS = (4, 2, 6)
 """Query heads of each layer: the second has fewer than the first, the third more."""

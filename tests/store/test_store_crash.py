@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probe.commits import Commits
 from probe.errors import RunFolderInUse
 from probe.sample import Sample
-from probe.store import Array, RunStore, hold
+from probe.storage.commits import Commits
+from probe.storage.store import Array, RunStore, hold
 
 _DIES = """
 import os, sys
 import numpy as np
-from probe.store import Array, RunStore
+from probe.storage.store import Array, RunStore
 from probe.sample import Sample
 store = RunStore(sys.argv[1])
 for unit in ("whole", "half"):
@@ -88,7 +88,7 @@ def test_an_interrupt_while_the_record_is_written_leaves_the_unit_whole_or_absen
 
 _HOLDS = """
 import sys
-from probe.store import hold
+from probe.storage.store import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

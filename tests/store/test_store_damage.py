@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from numcodecs import Zstd
 
-from probe.commits import Commits
-from probe.durable import canonical_json
 from probe.errors import StoreCorrupt
-from probe.run_folder import Run
-from probe.store import Array, RunStore
-from probe.trace_store import open as open_store
-from probe.unit_trace import Trace
+from probe.storage.commits import Commits
+from probe.storage.durable import canonical_json
+from probe.storage.run_folder import Run
+from probe.storage.store import Array, RunStore
+from probe.storage.trace_store import open as open_store
+from probe.storage.unit_trace import Trace
 
 
 def flip(path: Path, rng: random.Random) -> None:

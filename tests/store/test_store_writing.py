@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from probe.errors import UsageError
 from probe.outcome import Outcome
 from probe.sample import Sample, Span
-from probe.store import Array, MemoryStore, RunStore, UnitWriter, clear, unit_id, write_json
-from probe.unit_trace import Trace
+from probe.storage.store import Array, MemoryStore, RunStore, UnitWriter, clear, unit_id, write_json
+from probe.storage.unit_trace import Trace
 
 Write = Callable[..., dict[str, np.ndarray[Any, Any]]]
 
@@ -286,7 +286,7 @@ def test_other_readers_of_zarr_see_the_names_of_the_axes_and_the_numbers(written
 _ONE_GIB = """
 import resource, sys
 import numpy as np
-from probe.store import Array, RunStore
+from probe.storage.store import Array, RunStore
 from probe.sample import Sample
 import xarray, zarr
 store = RunStore(sys.argv[1])

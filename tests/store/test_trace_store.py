@@ -17,12 +17,12 @@ import probe
 from probe.errors import MissingStatistic, NotAvailable, StoreCorrupt, UsageError
 from probe.finding import Finding, Measurement
 from probe.outcome import Outcome
-from probe.run_folder import Run
 from probe.sample import Sample, Span
-from probe.store import Array, MemoryStore, RunStore, write_json
-from probe.trace_store import as_traces
-from probe.trace_store import open as open_store
-from probe.unit_trace import Trace
+from probe.storage.run_folder import Run
+from probe.storage.store import Array, MemoryStore, RunStore, write_json
+from probe.storage.trace_store import as_traces
+from probe.storage.trace_store import open as open_store
+from probe.storage.unit_trace import Trace
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&<b>\u202e\u2028\x1b[31m{{7*7}}\ud800"
 

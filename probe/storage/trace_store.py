@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from probe.commits import Commits
-from probe.durable import read_json
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
-from probe.manifest import check_format
-from probe.run_folder import Run
-from probe.unit_trace import Trace
+from probe.storage.commits import Commits
+from probe.storage.durable import read_json
+from probe.storage.manifest import check_format
+from probe.storage.run_folder import Run
+from probe.storage.unit_trace import Trace
 
 __all__ = ["Run", "Trace", "as_traces", "open"]
 

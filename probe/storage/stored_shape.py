@@ -6,9 +6,9 @@ import math
 from itertools import product
 from typing import Any, Final
 
-from probe.durable import parse_json
 from probe.errors import StoreCorrupt
-from probe.unit_files import UnitFiles
+from probe.storage.durable import parse_json
+from probe.storage.unit_files import UnitFiles
 
 CHUNK_BYTES: Final = 16 * 2**20
 """No chunk is larger than this, uncompressed: what one read may cost in memory."""

@@ -10,7 +10,7 @@ from probe.visible import visible
 if TYPE_CHECKING:
     from probe.outcome import Outcome
     from probe.sample import Sample
-    from probe.unit_trace import Trace
+    from probe.storage.unit_trace import Trace
 
 _LONGEST: Final = 800
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from probe.durable import canonical_json, parse_json
 from probe.errors import StoreCorrupt
+from probe.storage.durable import canonical_json, parse_json
 
 FORMAT: Final = 1
 """Version of a unit's form on disk; raised when an old reader would misread a new unit."""

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.commits import Commits
-from probe.damage import Damage, damage_of
-from probe.durable import read_json
 from probe.errors import StoreCorrupt
-from probe.manifest import check_format
-from probe.unit_files import SealedFiles
-from probe.unit_trace import Trace
+from probe.storage.commits import Commits
+from probe.storage.damage import Damage, damage_of
+from probe.storage.durable import read_json
+from probe.storage.manifest import check_format
+from probe.storage.unit_files import SealedFiles
+from probe.storage.unit_trace import Trace
 from probe.visible import visible
 
 if TYPE_CHECKING:

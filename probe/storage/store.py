@@ -13,15 +13,15 @@ from typing import Any, Final
 
 import zarr
 
-from probe.array import Array
-from probe.commits import UNIT_ID, Commits
-from probe.durable import canonical_json, sync_folder, write_json
 from probe.errors import StoreCorrupt, UsageError
-from probe.hold import hold
 from probe.sample import Sample
-from probe.unit_files import MemoryFiles, OpenFiles
-from probe.unit_trace import Trace
-from probe.unit_writer import UnitWriter
+from probe.storage.array import Array
+from probe.storage.commits import UNIT_ID, Commits
+from probe.storage.durable import canonical_json, sync_folder, write_json
+from probe.storage.hold import hold
+from probe.storage.unit_files import MemoryFiles, OpenFiles
+from probe.storage.unit_trace import Trace
+from probe.storage.unit_writer import UnitWriter
 
 __all__ = ["Array", "MemoryStore", "RunStore", "UnitWriter", "clear", "hold", "unit_id", "write_json"]
 

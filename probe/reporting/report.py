@@ -21,15 +21,15 @@ import jinja2
 from markupsafe import Markup, escape
 
 import probe
-from probe.certainty import certainty
-from probe.drawing import drawing
 from probe.finding import Finding, Suggestion
-from probe.headline import headline
-from probe.summary import failures, model_of, named
+from probe.reporting.certainty import certainty
+from probe.reporting.drawing import drawing
+from probe.reporting.headline import headline
+from probe.reporting.summary import failures, model_of, named
 from probe.visible import visible
 
 if TYPE_CHECKING:
-    from probe.trace_store import Run
+    from probe.storage.trace_store import Run
 
 MOST_ROWS = 200
 """Rows of a table that the page shows; findings.json has them all."""
@@ -128,7 +128,7 @@ def _as_python(suggestion: Suggestion) -> str:
 
 
 def _template(name: str) -> str:
-    return (files("probe") / "templates" / name).read_text(encoding="utf-8")
+    return (files("probe.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _scripts(with_figures: bool) -> list[Markup]:

@@ -9,16 +9,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from probe.array import Array
-from probe.chunked_array import write_whole
-from probe.commits import UNIT_ID
-from probe.durable import canonical_json
 from probe.errors import UsageError
-from probe.layered_array import LayeredArray
-from probe.manifest import FORMAT
 from probe.outcome import Outcome
 from probe.sample import Sample
-from probe.unit_files import MemoryFiles, OpenFiles
+from probe.storage.array import Array
+from probe.storage.chunked_array import write_whole
+from probe.storage.commits import UNIT_ID
+from probe.storage.durable import canonical_json
+from probe.storage.layered_array import LayeredArray
+from probe.storage.manifest import FORMAT
+from probe.storage.unit_files import MemoryFiles, OpenFiles
 
 _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
 

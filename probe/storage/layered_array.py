@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from probe.array import Array
-from probe.chunked_array import ChunkedArray, WritableFiles, chunk_shape, missing
 from probe.errors import UsageError
+from probe.storage.array import Array
+from probe.storage.chunked_array import ChunkedArray, WritableFiles, chunk_shape, missing
 
 PADDED: Final = ("head", "kv_head", "channel")
 """Axes in which layers may differ: a layer that has fewer is filled up with NaN, or -1."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from probe.durable import read_bytes, sync_files
 from probe.errors import NotAvailable, StoreCorrupt
-from probe.manifest import Entry, Manifest, place
+from probe.storage.durable import read_bytes, sync_files
+from probe.storage.manifest import Entry, Manifest, place
 
 
 class UnitFiles(Protocol):

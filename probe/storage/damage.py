@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe.durable import read_bytes
 from probe.errors import NotAvailable, StoreCorrupt
-from probe.manifest import Manifest, place
+from probe.storage.durable import read_bytes
+from probe.storage.manifest import Manifest, place
 
 
 @dataclass(frozen=True)

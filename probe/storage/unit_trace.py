@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.commits import Commits
-from probe.damage import Damage, damage_of
-from probe.durable import MAX_JSON_BYTES, parse_json, read_json, sync_folder, write_json
 from probe.errors import MissingStatistic, ProbeError, StoreCorrupt, UsageError
-from probe.manifest import FORMAT, check_format
 from probe.outcome import Outcome
 from probe.sample import Sample
-from probe.stored_shape import check_arrays
-from probe.unit_files import OpenFiles, SealedFiles, UnitFiles
+from probe.storage.commits import Commits
+from probe.storage.damage import Damage, damage_of
+from probe.storage.durable import MAX_JSON_BYTES, parse_json, read_json, sync_folder, write_json
+from probe.storage.manifest import FORMAT, check_format
+from probe.storage.stored_shape import check_arrays
+from probe.storage.unit_files import OpenFiles, SealedFiles, UnitFiles
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,7 +77,7 @@ class Trace:
         import numpy as np
         import xarray as xr
 
-        from probe.zarr_view import ZarrView
+        from probe.storage.zarr_view import ZarrView
 
         # Uncached, or a run's traces would fill the memory one after the other.
         dataset: xr.Dataset = xr.open_dataset(
@@ -155,7 +155,7 @@ class Trace:
         return f"Trace({self.unit!r}, condition={self.condition!r}, {arrays or 'no statistics'})"
 
     def _repr_html_(self) -> str:
-        from probe.trace_html import trace_html
+        from probe.storage.trace_html import trace_html
 
         return trace_html(self)
 

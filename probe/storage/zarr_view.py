@@ -8,9 +8,9 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from probe.errors import StoreCorrupt
-from probe.manifest import place
-from probe.stored_shape import CHUNK_BYTES
-from probe.unit_files import UnitFiles
+from probe.storage.manifest import place
+from probe.storage.stored_shape import CHUNK_BYTES
+from probe.storage.unit_files import UnitFiles
 
 
 class ZarrView(Store):  # type: ignore[misc]

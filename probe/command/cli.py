@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 import probe
+from probe.command.exits import exits, partial, stops
 from probe.errors import NotAvailable, UsageError
-from probe.exits import exits, partial, stops
 
 # What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
 
@@ -96,19 +96,19 @@ def run_casebook(
         options["depths"] = _fractions("--depths", depths)
         from rich.console import Console
 
-        from probe.terminal_progress import terminal_progress
-        from probe.terminal_summary import print_estimate, print_summary
+        from probe.command.terminal_progress import terminal_progress
+        from probe.command.terminal_summary import print_estimate, print_summary
 
         progress = terminal_progress(Console(stderr=True), quiet=quiet or dry_run)
         with stops(progress, again):
-            from probe.run import dry_run as estimate
-            from probe.run import run as play
+            from probe.player import dry_run as estimate
+            from probe.player import run as play
 
             if dry_run:
                 print_estimate(casebook, estimate(casebook, **options), as_json=as_json)
                 return
             finished = play(casebook, **options, force=force, command=again, progress=progress)
-        from probe.summary import summary
+        from probe.reporting.summary import summary
 
         brief = summary(finished)
         print_summary(brief, as_json=as_json)
@@ -126,8 +126,8 @@ def list_rooms(
 ) -> None:
     """List what there is to run, each in one sentence."""
     with exits(debug=context.obj):
-        from probe.listing import listing
-        from probe.terminal_summary import print_listing
+        from probe.command.listing import listing
+        from probe.command.terminal_summary import print_listing
 
         print_listing(listing(room), as_json=as_json)
 
@@ -142,9 +142,9 @@ def show_run(
     with exits(debug=context.obj):
         if not (run / "run.json").is_file():
             raise NotAvailable(f"no run in {run}: there is no run.json")
-        from probe import trace_store
-        from probe.summary import summary
-        from probe.terminal_summary import print_summary
+        from probe.command.terminal_summary import print_summary
+        from probe.reporting.summary import summary
+        from probe.storage import trace_store
 
         opened = trace_store.open(run)
         if not isinstance(opened, trace_store.Run):

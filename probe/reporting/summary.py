@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.certainty import certainty
-from probe.headline import headline
+from probe.reporting.certainty import certainty
+from probe.reporting.headline import headline
 
 if TYPE_CHECKING:
-    from probe.trace_store import Run
+    from probe.storage.trace_store import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numcodecs import Zstd
 
-from probe.array import Array
-from probe.durable import canonical_json
 from probe.errors import UsageError
-from probe.stored_shape import CHUNK_BYTES, CODECS
+from probe.storage.array import Array
+from probe.storage.durable import canonical_json
+from probe.storage.stored_shape import CHUNK_BYTES, CODECS
 
 # Through zarr itself a small array costs 5 ms, and a unit has dozens.
 _ZSTD = Zstd(**CODECS[1]["configuration"])

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from probe.durable import canonical_json, parse_json, read_bytes, sync_folder
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
+from probe.storage.durable import canonical_json, parse_json, read_bytes, sync_folder
 
 UNIT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,120}")
 """What a unit may be called; also the name of its folder."""

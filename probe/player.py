@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import probe
-from probe import capture, discovery, plan, store
+from probe import capture, discovery, plan
 from probe.casebook import Casebook, Override, Stage, load, named
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.finding import Finding
 from probe.plan import CannotPlay, Played
-from probe.report import write_report
+from probe.reporting.report import write_report
 from probe.sample import Sample
-from probe.trace_store import Run
+from probe.storage import store
+from probe.storage.trace_store import Run
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
