@@ -229,6 +229,7 @@ def _finding(
     hit = (alpha[..., 0] > epsilon).mean(axis=0)
     return Finding(
         **said,
+        headline="The first token is no sink" if verdict == "refuted" else _headline(measured),
         claim=_claim(measured, mean, strongest, low, high, epsilon, expected, verdict),
         verdict=verdict,
         measured=measured,
@@ -299,6 +300,10 @@ def _percentages(interval: Interval | None) -> Interval | None:
         if interval is None
         else interval.model_copy(update={"low": 100 * interval.low, "high": 100 * interval.high})
     )
+
+
+def _headline(measured: Measurement) -> str:
+    return f"{measured.value:.0f} % of heads park their attention on the first token"
 
 
 def _claim(

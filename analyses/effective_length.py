@@ -93,6 +93,7 @@ def effective_length(
     comparison = _against_gold(roles, first_failure, seed)
     return Finding(
         **said,
+        headline=_headline(reach, first_failure),
         claim=_claim(rates, reach, first_failure, threshold, hits),
         verdict=verdict,
         measured=Measurement(
@@ -221,6 +222,14 @@ def _notes(
             f"above {head_threshold:g} where answers are right; at step r the right token is the answer's r-th, "
             "whatever the model produced."
         )
+
+
+def _headline(reach: int, failure: int | None) -> str:
+    if failure is None:
+        return f"It finds the needle at every length tried, up to {reach:,} tokens"
+    if not reach:
+        return f"It fails from the shortest length on, {failure:,} tokens"
+    return f"It finds the needle up to {reach:,} tokens and loses it from {failure:,} on"
 
 
 def _claim(

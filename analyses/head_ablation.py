@@ -246,6 +246,7 @@ def _finding(
     conditions = _conditions(reading, ends, control, control_ends, seed)
     return Finding(
         **said,
+        headline=_headline(reading, verdict),
         claim=_claim(reading, float(100 * right.mean()), ends, control, control_ends, difference, p, verdict, before),
         verdict=verdict,
         measured=Measurement(
@@ -346,6 +347,16 @@ def _rows(conditions: list[Condition]) -> Iterator[tuple[JsonValue, ...]]:
 
 def _p(value: float | None) -> str:
     return "unknown" if value is None else "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
+
+
+def _headline(reading: _Read, verdict: Verdict) -> str:
+    many = reading.heads.startswith("the")
+    heads, carry = ("these heads", "carry") if many else ("this head", "carries")
+    return {
+        "supported": f"{heads.capitalize()} {carry} the answer, and others like {'them' if many else 'it'} do not",
+        "refuted": f"{heads.capitalize()} {carry} no more of the answer than others do",
+        "inconclusive": f"Whether {heads} {carry} the answer cannot be told",
+    }[verdict]
 
 
 def _claim(

@@ -321,6 +321,7 @@ def _finding(
         )
     return Finding(
         **said,
+        headline=_headline(chosen, cells, verdict),
         claim=_claim(chosen, cells, value, ends, p, verdict, n),
         verdict=verdict,
         measured=Measurement(
@@ -357,6 +358,13 @@ _INDICES = {
     "primacy": "primacy: first depth over the worst inner one (this toolkit's own)",
     "recency": "recency: last depth over the worst inner one (this toolkit's own)",
 }
+
+
+def _headline(chosen: int, cells: list[Cell], verdict: Verdict) -> str:
+    if verdict == "supported":
+        shape = _shape([cell for cell in cells if cell.length == chosen])
+        return f"{shape[0].upper()}{shape[1:]} at {chosen:,} tokens"
+    return "Where the answer stands makes no difference" + ("" if verdict == "refuted" else " that can be told")
 
 
 def _claim(

@@ -235,6 +235,7 @@ def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: 
         notes.append(f"{past} heads look one token past what is copied, which the criterion scores 0: see the table.")
     return Finding(
         **said,
+        headline=f"{len(heads.above) or 'None'} of {heads.num_heads} heads copy the answer from where it stands",
         claim=_claim(heads, measured, threshold),
         verdict=_verdict(heads, threshold),
         measured=measured,

@@ -83,6 +83,7 @@ class Finding(_Frozen):
     format: Literal[1] = 1
     analysis: str = Field(description="Name of the analysis that made it.")
     question: str
+    headline: str = Field(default="", description="The answer in a few words, for a title; no brackets.")
     claim: str = Field(description="The answer in one sentence, with its number and interval.")
     verdict: Verdict = Field(
         description="Whether the phenomenon asked about is there: supported, refuted (against a stated margin) or "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from probe import chart
 from probe.finding import Comparison, Figure, Finding, Interval, Measurement, Suggestion
@@ -240,15 +241,22 @@ def test_a_figure_keeps_plain_markup_and_loses_the_rest() -> None:
     assert "title" not in figure["layout"]
 
 
-@pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_never_in_the_headline(value: float | None) -> None:
-    broken = finding(analysis="effective_length", claim="BROKEN", measured=Measurement(name="x", value=value, n=0))
+def test_a_value_that_was_not_measured_is_never_in_the_headline() -> None:
+    broken = finding(analysis="effective_length", claim="BROKEN", measured=Measurement(name="x", value=None, n=0))
     sound = finding(analysis="attention_sinks", claim="SOUND")
     text = "".join(page(broken, sound).text)
     headline = text[: text.index("Question")]
     assert "SOUND" in headline
     assert "BROKEN" not in headline
     assert "Not measured (n = 0)" in text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_measurement_that_is_not_finite_cannot_be_made(value: float) -> None:
+    with pytest.raises(ValidationError):
+        Measurement(name="x", value=value, n=1)
+    with pytest.raises(ValidationError):
+        Interval(low=0, high=value, method="m")
 
 
 def test_what_is_inconclusive_is_not_in_the_headline() -> None:
@@ -272,11 +280,6 @@ def test_failed_units_are_named_with_their_reason() -> None:
     assert "This report is partial: 2 units failed." in text
     assert "u1: out of memory" in text
     assert "u2: layer 3: NaN at position 12" in text
-
-
-def test_non_finite_values_are_named_by_layer_and_position() -> None:
-    record = RECORD | {"non_finite": [{"layer": 3, "position": 12, "where": "residual stream"}]}
-    assert "layer 3, position 12, where residual stream" in "".join(page(finding(), record=record).text)
 
 
 def test_the_report_ends_with_what_the_numbers_come_from() -> None:
@@ -317,10 +320,10 @@ def test_how_sure_stands_with_the_claim() -> None:
     assert "95 % interval 256 to 256, n = 100, 2 left out; control 0 [0, 0.036] (n = 100); p < 1e-6." in text
 
 
-def test_a_long_first_claim_leads_with_its_first_part() -> None:
-    text = "".join(page(finding(claim="It fails at 512 tokens; it can answer; it cannot find.")).text)
-    assert "It fails at 512 tokens. It can answer; it cannot find." in text[: text.index("Question")]
-    assert "It fails at 512 tokens; it can answer; it cannot find." in text
+def test_the_diagnosis_leads_with_the_headline() -> None:
+    text = "".join(page(finding(headline="It fails at 512 tokens", claim="At 512 tokens 55 % are right.")).text)
+    diagnosis = " ".join(text[: text.index("Question")].split())
+    assert "It fails at 512 tokens. At 512 tokens 55 % are right." in diagnosis
 
 
 def test_a_long_table_says_how_much_it_leaves_out() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from probe.finding import Comparison, Finding, Interval, Measurement
 
 
@@ -13,7 +11,7 @@ def certainty(finding: Finding, *, brief: bool = False) -> str:
     `brief` leaves the names of method, control and test to the long form.
     """
     measured = finding.measured
-    if measured.value is None or not math.isfinite(measured.value):
+    if measured.value is None:
         return f"Not measured ({_observations(measured)})."
     parts = [f"{_interval(measured.interval, brief)}, {_observations(measured)}"]
     if finding.control is not None:
@@ -41,7 +39,7 @@ def _control(control: Measurement) -> str:
 
 
 def _value(measured: Measurement) -> str:
-    if measured.value is None or not math.isfinite(measured.value):
+    if measured.value is None:
         return f"not measured (n = {measured.n})"
     unit = f" {measured.unit}" if measured.unit else ""
     interval = f" {measured.interval}" if measured.interval is not None else ""
@@ -50,7 +48,7 @@ def _value(measured: Measurement) -> str:
 
 def _test(comparison: Comparison) -> str:
     parts = [comparison.name]
-    if comparison.difference is not None and math.isfinite(comparison.difference):
+    if comparison.difference is not None:
         interval = f" {comparison.interval}" if comparison.interval is not None else ""
         parts.append(f"difference {comparison.difference:+.3g}{interval}")
     parts += [*_p_value(comparison), f"n = {comparison.n}"]
@@ -58,6 +56,6 @@ def _test(comparison: Comparison) -> str:
 
 
 def _p_value(comparison: Comparison) -> list[str]:
-    if comparison.p_value is None or not math.isfinite(comparison.p_value):
+    if comparison.p_value is None:
         return []
     return ["p < 1e-6" if comparison.p_value < 1e-6 else f"p = {comparison.p_value:.2g}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,21 +22,17 @@ class headline:
 
     @property
     def claims(self) -> list[str]:
-        """The diagnosis: claims with a finite value and a verdict, most important first."""
-        settled = [finding for finding in self._ranked() if self._finite(finding) and finding.verdict != "inconclusive"]
-        return [finding.claim for finding in settled[: self.num_sentences]]
+        """The diagnosis: claims with a value and a verdict, most important first."""
+        return [finding.claim for finding in self._ranked() if _settled(finding)][: self.num_sentences]
 
     @property
     def open_questions(self) -> list[str]:
-        """Questions whose answer is inconclusive, or whose value is missing or not finite."""
-        return [f.question for f in self._ranked() if f.verdict == "inconclusive" or not self._finite(f)]
+        """Questions whose answer is inconclusive, or whose value is missing."""
+        return [finding.question for finding in self._ranked() if not _settled(finding)]
 
     def _ranked(self) -> list[Finding]:
         return sorted(self.findings, key=lambda f: _FIRST.index(f.analysis) if f.analysis in _FIRST else len(_FIRST))
 
-    @staticmethod
-    def _finite(finding: Finding) -> bool:
-        numbers: list[float | None] = [finding.measured.value]
-        if finding.measured.interval is not None:
-            numbers += [finding.measured.interval.low, finding.measured.interval.high]
-        return all(number is not None and math.isfinite(number) for number in numbers)
+
+def _settled(finding: Finding) -> bool:
+    return finding.verdict != "inconclusive" and finding.measured.value is not None

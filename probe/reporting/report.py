@@ -88,7 +88,6 @@ def report_html(run: Run) -> str:
         sections=list(_sections(findings)),
         verdicts=_VERDICTS,
         failures=failures(run),
-        non_finite=[_sentence(entry) for entry in record.get("non_finite") or []],
         skipped=_skipped(record),
         card=_card(record),
         specimen=bool((record.get("model_card") or {}).get("engineered")),
@@ -196,12 +195,6 @@ def _measured(value: Any) -> Markup:
     if value.interval is not None:
         interval = Markup(' <span class="interval">{}</span>').format(str(value.interval))
     return Markup("<b>{}</b>{}{}").format(f"{value.value:.3g}", unit, interval)
-
-
-def _sentence(entry: object) -> str:
-    if isinstance(entry, Mapping):
-        return ", ".join(f"{str(key).replace('_', ' ')} {value}" for key, value in entry.items())
-    return str(entry)
 
 
 def _skipped(record: Mapping[str, Any]) -> list[tuple[str, str]]:
