@@ -116,24 +116,30 @@ def _readings(traces: list[Trace], horizon: int, left_out: LeftOut) -> Iterator[
         if not np.isfinite(mass).all():
             left_out.add("attention was not finite")
             continue
-        yield _beside(trace, mass / (horizon - np.arange(mass.shape[-1])))
+        yield _beside(trace, mass / (horizon - np.arange(mass.shape[-1])), horizon)
 
 
-def _beside(trace: Trace, alpha: Floats) -> _Reading:
-    """Return a prompt's reading: the importance, and what stands beside it where it was captured."""
+def _beside(trace: Trace, alpha: Floats, horizon: int) -> _Reading:
+    """Return a prompt's reading: the importance, and what stands beside it where it was captured.
+
+    Masses are means over the queries from the horizon on, so that a trace that is pooled over blocks that divide it
+    gives the same numbers.
+    """
     first = recent = first_there = drain = None
     first_uniform = float("nan")
     if "sink_mass" in trace:
-        sink, position = _over_queries(trace, "sink_mass")
-        after = position >= _NUM_SINK
+        sink, start, weight = _over_queries(trace, "sink_mass")
+        after = start >= max(horizon, _NUM_SINK)
         if after.any():
-            first = sink[..., after].mean(axis=-1)
-            first_uniform = float(np.mean(_NUM_SINK / (position[after] + 1)))
-        apart = position >= _NUM_SINK + _NUM_RECENT - 1
+            first = np.average(sink[..., after], axis=-1, weights=weight[after])
+            position = np.arange(start[after][0], start[-1] + weight[-1])
+            first_uniform = float(np.mean(_NUM_SINK / (position + 1)))
+        apart = start >= max(2 * horizon, _NUM_SINK + _NUM_RECENT)
         if "recent_mass" in trace and apart.any():
-            near, _ = _over_queries(trace, "recent_mass")
+            near, _, _ = _over_queries(trace, "recent_mass")
             if near.shape == sink.shape:
-                recent, first_there = near[..., apart].mean(axis=-1), sink[..., apart].mean(axis=-1)
+                recent = np.average(near[..., apart], axis=-1, weights=weight[apart])
+                first_there = np.average(sink[..., apart], axis=-1, weights=weight[apart])
     if "value_norm" in trace and "key" in trace["value_norm"].dims:
         norm = trace["value_norm"].transpose("layer", "kv_head", "key").to_numpy().astype(np.float64)
         if norm.shape[-1] > _NUM_SINK:
@@ -151,13 +157,18 @@ def _beside(trace: Trace, alpha: Floats) -> _Reading:
     )
 
 
-def _over_queries(trace: Trace, name: str) -> tuple[Floats, NDArray[np.int64]]:
-    """Return a statistic `[layer head query]` and each entry's position (of pooled entries, the block's first)."""
+def _over_queries(trace: Trace, name: str) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """Return a statistic `[layer head query]`, each entry's first position, and how many queries it stands for."""
     array = trace[name]
-    axis = "query" if "query" in array.dims else "query_block"
+    pooled = "query_block" in array.dims
+    axis = "query_block" if pooled else "query"
     values = array.transpose("layer", "head", axis).to_numpy().astype(np.float64)
-    position = array[axis].to_numpy() if axis in array.coords else np.arange(values.shape[-1])
-    return values, np.asarray(position, np.int64)
+    start = array[axis].to_numpy() if axis in array.coords else np.arange(values.shape[-1])
+    weight = np.ones_like(start)
+    if pooled:
+        decoded = 0 if trace.outcome is None else max(0, len(trace.outcome.response_tokens) - 1)
+        weight = np.diff(start, append=len(trace.sample) + decoded)
+    return values, np.asarray(start, np.int64), np.asarray(weight, np.int64)
 
 
 def _finding(
@@ -270,9 +281,9 @@ def _masses(readings: list[_Reading], seed: int) -> Iterator[Measurement]:
 
     first = [(r.prompt, 100 * float(r.first.mean())) for r in readings if r.first is not None]
     if first:
-        yield mean(f"attention on the first {_NUM_SINK} tokens", first)
+        yield mean(f"attention on the first {_NUM_SINK} tokens, by queries past the horizon", first)
         uniform = [(r.prompt, 100 * r.first_uniform) for r in readings if r.first is not None]
-        yield mean(f"attention on the first {_NUM_SINK} tokens, were it uniform", uniform)
+        yield mean(f"attention on the first {_NUM_SINK} tokens, by those queries, were it uniform", uniform)
     apart = [r for r in readings if r.recent is not None and r.first_there is not None]
     if apart:
         recent = [(r.prompt, 100 * float(r.recent.mean())) for r in apart if r.recent is not None]

@@ -40,6 +40,11 @@ class received_mass(Statistic):
         counted = dense.query_position < (self.horizon or torch.inf)
         return {"": dense.probability[:, counted].sum(1), "num_queries": dense.visible[counted].sum(0)}
 
+    @property
+    def can_pool(self) -> bool:
+        """With a horizon, the first keys are looked at one by one."""
+        return self.horizon is None
+
     def wants(self, query_start: int) -> bool:
         """Return whether a query from this position on still counts."""
         return self.horizon is None or query_start < self.horizon

@@ -53,7 +53,7 @@ class Scan:
         self._tallies: dict[str, Tally] = {}
         for s in self.statistics:
             if AXES[s.kind] in next(iter(s.arrays.values())).axes:
-                self._series[s.key] = Series(s.arrays, AXES[s.kind], None if s.kind == "row" else self._pool)
+                self._series[s.key] = Series(s.arrays, AXES[s.kind], None if s.kind == "row" else self._pool_of(s))
             else:
                 self._tallies[s.key] = s.tally()
         self._num_rows = 0
@@ -83,13 +83,17 @@ class Scan:
                 tally = self._tallies[statistic.key]
                 first, last = self._keys_seen or (0, 0)
                 arrays, start = tally.finish(first, last), first
-                if self._pool is not None and any(facts.axes[-1] == "key" for facts in statistic.arrays.values()):
-                    arrays = self._pool(arrays, statistic.arrays, start)
+                pool = self._pool_of(statistic)
+                if pool is not None and any(facts.axes[-1] == "key" for facts in statistic.arrays.values()):
+                    arrays = pool(arrays, statistic.arrays, start)
             for suffix, values in arrays.items():
                 results[statistic.array_name(suffix)] = Result.of(
-                    statistic, suffix, values, start, pool=self._pool, spans=self._walk.spans, tally=tally
+                    statistic, suffix, values, start, pool=self._pool_of(statistic), spans=self._walk.spans, tally=tally
                 )
         return results
+
+    def _pool_of(self, statistic: Statistic) -> Pool | None:
+        return self._pool if statistic.can_pool else None
 
     def _note(self, call: Call) -> None:
         if self._scan:

@@ -98,6 +98,11 @@ class Statistic:
         """Whether probabilities must be computed for it."""
         return type(self).blocked is not Statistic.blocked
 
+    @property
+    def can_pool(self) -> bool:
+        """Whether its arrays still say what they are for when positions are pooled."""
+        return True
+
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
         """Return the coordinate of an axis of its own, e.g. the distances of `offset`; None where it has none."""
         return None

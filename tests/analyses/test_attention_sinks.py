@@ -108,24 +108,33 @@ def test_short_and_broken_prompts_are_counted_and_left_out(sample, trace):
     assert finding.measured.value == 0
 
 
-def test_mass_and_value_norm_stand_beside_the_metric(sample, trace):
-    positions = np.arange(HORIZON)
-    sink = np.broadcast_to(np.minimum(1, 4 / (positions + 1)), (2, 4, HORIZON))
+@pytest.mark.parametrize("block", [1, 16, 64])
+def test_mass_stands_beside_the_metric_pooled_or_not(sample, trace, block):
+    positions = np.arange(3 * HORIZON)
+    sink = np.broadcast_to(np.minimum(1, 4 / (positions + 1)), (2, 4, len(positions)))
+    axis, values = "query", sink
+    if block > 1:
+        axis, values = "query_block", sink.reshape(2, 4, -1, block).mean(axis=-1)
+    arrays = {"received_mass_horizon_64": received(uniform()), "sink_mass": (("layer", "head", axis), values)}
+    # Three of the four answer tokens were put through after the prompt, and are queries too.
+    long = [trace(sample(seed, length=len(positions) - 3), arrays=arrays) for seed in range(6)]
+    for each in long:
+        coordinate = np.arange(values.shape[-1]) * block
+        each.dataset = each.dataset.assign_coords({axis: coordinate})
+    by_name = {m.name: m.value for m in attention_sinks(long).details}
+    expected = 100 * np.mean(4 / (positions[HORIZON:] + 1))
+    mass = "attention on the first 4 tokens, by queries past the horizon"
+    assert by_name[mass] == pytest.approx(expected)
+    assert by_name["attention on the first 4 tokens, by those queries, were it uniform"] == pytest.approx(expected)
+
+
+def test_value_norm_stands_beside_the_metric(sample, trace):
     norm = np.ones((2, 2, HORIZON))
     norm[..., 0] = 0.25
     finding = attention_sinks(
-        traces_of(
-            sample,
-            trace,
-            [uniform()] * 6,
-            sink_mass=(("layer", "head", "query"), sink),
-            value_norm=(("layer", "kv_head", "key"), norm),
-        )
+        traces_of(sample, trace, [uniform()] * 6, value_norm=(("layer", "kv_head", "key"), norm))
     )
     by_name = {m.name: m.value for m in finding.details}
-    expected = 100 * np.mean(4 / (positions[4:] + 1))
-    assert by_name["attention on the first 4 tokens"] == pytest.approx(expected)
-    assert by_name["attention on the first 4 tokens, were it uniform"] == pytest.approx(expected)
     assert by_name["value norm of the first token over the median of the others"] == pytest.approx(0.25)
 
 
