@@ -364,7 +364,9 @@ def _headline(chosen: int, cells: list[Cell], verdict: Verdict) -> str:
     if verdict == "supported":
         shape = _shape([cell for cell in cells if cell.length == chosen])
         return f"{shape[0].upper()}{shape[1:]} at {chosen:,} tokens"
-    return "Where the answer stands makes no difference" + ("" if verdict == "refuted" else " that can be told")
+    if verdict == "refuted":
+        return "Where the answer stands makes no difference"
+    return "Whether it matters where the answer stands cannot be told"
 
 
 def _claim(

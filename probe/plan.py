@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probe import discovery
-from probe.casebook import Casebook, Condition, FromFinding, MatchedControl, Stage, build, named
+from probe.casebook import Condition, FromFinding, MatchedControl, Stage, build, named
 from probe.errors import UsageError
 from probe.finding import Finding
 from probe.sample import Sample
@@ -54,15 +54,14 @@ def halved(samples: Iterator[Sample]) -> Iterator[Sample]:
         yield dataclasses.replace(sample, facts={**sample.facts, "half": half})
 
 
-def samples_of(casebook: Casebook, stage: Stage, played: Played, tokenizer: Any, solved: int | None) -> list[Sample]:
-    """Return the samples that a condition of a stage reads; `solved` is the effective length found, if any."""
-    samples = halved(casebook.build_workload(played.workload).build(tokenizer))
-    chosen = [s for s in samples if stage.half in ("both", s.facts["half"])]
+def chosen(stage: Stage, samples: Sequence[Sample], solved: int | None) -> list[Sample]:
+    """Return the samples that a stage reads; `solved` is the effective length found, if any."""
+    kept = [s for s in samples if stage.half in ("both", s.facts["half"])]
     if stage.lengths == "solved":
-        if solved is None:
-            raise CannotPlay(f"stage {stage.name!r} reads the solved lengths, and no length was solved")
-        chosen = [s for s in chosen if int(s.facts["length"]) <= solved]
-    return chosen
+        if not solved:
+            raise CannotPlay("it reads the lengths that the model solves, and it solves none")
+        kept = [s for s in kept if int(s.facts["length"]) <= solved]
+    return kept
 
 
 def resolve(

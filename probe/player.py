@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import probe
 from probe import capture, discovery, plan
@@ -19,6 +20,7 @@ from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.finding import Finding
 from probe.plan import CannotPlay, Played
+from probe.progress import Progress, Silent
 from probe.reporting.report import write_report
 from probe.sample import Sample
 from probe.storage import store
@@ -29,38 +31,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of run.json's form."""
-
-
-class Progress(Protocol):
-    """What a run tells of how far it is."""
-
-    def start(self, total: int) -> None:
-        """`total` more units are to be read."""
-
-    def advance(self, what: str) -> None:
-        """One unit is done; `what` names it."""
-
-    def message(self, text: str) -> None:
-        """Something that a person should know."""
-
-    def stop(self) -> None:
-        """Nothing more comes."""
-
-
-class Silent:
-    """A progress that says nothing."""
-
-    def start(self, total: int) -> None:
-        """Say nothing."""
-
-    def advance(self, what: str) -> None:
-        """Say nothing."""
-
-    def message(self, text: str) -> None:
-        """Say nothing."""
-
-    def stop(self) -> None:
-        """Say nothing."""
 
 
 def run(
@@ -155,14 +125,18 @@ def prepare(
 def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
     """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
     if model.tokenizer is None:
-        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: probe.load(…, tokenizer=…) gives one")
-    lengths: Any = book.workload[book.workload_name].get("lengths")
+        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: load it with tokenizer=…")
+    lengths = book.workload[book.workload_name].get("lengths")
     longest = max((int(n) for n in lengths), default=0) if isinstance(lengths, list) else 0
     if model.hard_limit and model.max_length is not None and longest > model.max_length:
-        raise UsageError(
-            f"{model.name} has {model.max_length} learned positions and cannot run {longest} tokens; "
-            f"ask for lengths up to {model.max_length} (--lengths)"
-        )
+        raise _too_long(model, longest)
+
+
+def _too_long(model: HuggingFaceModel, length: int) -> UsageError:
+    return UsageError(
+        f"{model.name} has {model.max_length} learned positions and cannot run {length} tokens; "
+        "ask for shorter lengths (--lengths)"
+    )
 
 
 @dataclass
@@ -178,10 +152,17 @@ class Player:
     failed: list[dict[str, str]] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     _norms: Any = None
+    _workloads: dict[str, list[Sample]] = field(default_factory=dict)
 
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What the model is and what runs it."""
+        return self.model.provenance() | {"seed": self.book.seed, "casebook": self.book.name}
+
+    @cached_property
     def identity(self) -> dict[str, str]:
-        """Return what must be the same for two runs to be one."""
-        provenance = self.model.provenance()
+        """What must be the same for two runs to be one."""
+        provenance = self.provenance
         book = json.dumps(self.book.model_dump(mode="json"), sort_keys=True)
         identity = {"casebook": hashlib.sha256(book.encode()).hexdigest()}
         for key in ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
@@ -197,7 +178,7 @@ class Player:
     def claim(self, *, force: bool) -> None:
         """Make the folder this run's: new, or continued; raises RunFolderInUse where it holds another run."""
         record = self.folder / "run.json"
-        identity = self.identity()
+        identity = self.identity
         if record.is_file():
             before = json.loads(record.read_text("utf-8")).get("identity", {})
             changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
@@ -264,7 +245,7 @@ class Player:
             condition=condition.name,
             facts=condition.facts(),
             sample=sample,
-            provenance=self.model.provenance() | {"seed": self.book.seed, "casebook": self.book.name},
+            provenance=self.provenance,
         )
         try:
             outcome = capture.read(self.model, sample, requests, writer)
@@ -298,15 +279,34 @@ class Player:
         if "effective_length" in self.findings:
             value = self.findings["effective_length"].measured.value
             solved = None if value is None else int(value)
-        return plan.samples_of(self.book, stage, played, self.model.tokenizer, solved)
+        return plan.chosen(stage, self._made(played.workload), solved)
+
+    def _made(self, replaced: Mapping[str, Any]) -> list[Sample]:
+        """Make a condition's samples once, and hold their lengths against the model's."""
+        key = json.dumps(replaced, sort_keys=True)
+        if key in self._workloads:
+            return self._workloads[key]
+        samples = list(plan.halved(self.book.build_workload(replaced).build(self.model.tokenizer)))
+        # The last token of an answer is produced and never put through.
+        longest = max((len(s) + max(0, len(s.answer_tokens) - 1) for s in samples), default=0)
+        limit = self.model.max_length
+        if limit is not None and longest > limit:
+            if self.model.hard_limit:
+                raise _too_long(self.model, longest)
+            if not self._workloads:
+                self.progress.message(
+                    f"{self.model.name} is configured for {limit} tokens; up to {longest} are read, more than it was "
+                    "made for"
+                )
+        self._workloads[key] = samples
+        return samples
 
     def _matched(self, heads: plan.Heads, draws: int) -> list[plan.Heads]:
         from probe.hooks.head_output_norm import head_output_norm
         from probe.hooks.matched_heads import matched_heads
 
         if self._norms is None:
-            prompts = plan.halved(self.book.build_workload().build(self.model.tokenizer))
-            found = [s for s in prompts if s.facts["half"] == "find"]
+            found = [s for s in self._made({}) if s.facts["half"] == "find"]
             shortest = min(int(s.facts["length"]) for s in found)
             self._norms = head_output_norm(
                 self.model, [s.tokens for s in found if int(s.facts["length"]) == shortest][:8]
@@ -322,7 +322,7 @@ class Player:
 
     def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
         identity = {
-            "run": self.identity() | {"casebook": ""},
+            "run": self.identity | {"casebook": ""},
             "stage": stage.name,
             "condition": {"name": condition.name, **condition.facts()},
             "sample": sample.to_json(),
@@ -344,9 +344,9 @@ class Player:
             {
                 "format": FORMAT,
                 "status": status,
-                "identity": self.identity(),
+                "identity": self.identity,
                 "casebook": self.book.model_dump(mode="json"),
-                "provenance": self.model.provenance() | {"python": platform.python_version()},
+                "provenance": self.provenance,
                 "model_card": self.model.card(),
                 "command": self.command,
                 "stages": self.stages,
@@ -363,6 +363,3 @@ def dry_run(casebook: str | Path | Casebook = "first-look", *, out: str | Path |
     del out
     book, loaded = prepare(casebook, **options)
     return estimate(book, loaded)
-
-
-__all__ = ["Player", "Progress", "Silent", "dry_run", "prepare", "run"]

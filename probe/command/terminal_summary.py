@@ -15,7 +15,7 @@ from probe.visible import visible
 if TYPE_CHECKING:
     from probe.estimate import DryRun
 
-_MARKS = {"supported": ("✓", "green"), "refuted": ("✗", "red"), "inconclusive": ("?", "yellow")}
+_MARKS = {"supported": ("✓", "green"), "refuted": ("✗", "cyan"), "inconclusive": ("?", "yellow")}
 _MOST_FAILURES = 10
 
 
@@ -27,7 +27,11 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
     _line(f"{brief['casebook']} · {brief['model']}", style="bold")
     for finding in brief["findings"]:
         mark, style = _MARKS[finding["verdict"]]
-        _line(finding["claim"], lead=f"{mark} ", lead_style=style)
+        if finding["headline"]:
+            _line(finding["headline"], style="bold", lead=f"{mark} ", lead_style=style)
+            _line(f"  {finding['claim']}")
+        else:
+            _line(finding["claim"], lead=f"{mark} ", lead_style=style)
         _line(f"  {finding['certainty']}", style="dim")
     failed = brief["failed"]
     if failed:

@@ -1,0 +1,211 @@
+"""A casebook that is played leaves what it says, once; it goes on where it stopped, and never mixes two runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import probe
+from probe import capture, discovery, player
+from probe.errors import RunFolderInUse, UsageError
+from probe.storage.trace_store import Run
+
+SPECIMEN = discovery.get("casebooks", "first-look").parent / "specimens" / "needle"
+SMALL: dict[str, Any] = {"lengths": (64, 1024), "depths": (0.0, 0.5), "limit": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return probe.run("first-look", out=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+
+
+def read_units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that fills with the name of every sample that is really read."""
+    read, inner = [], capture.read
+
+    def counted(model: Any, sample: Any, *rest: Any, **options: Any) -> Any:
+        read.append(sample.name)
+        return inner(model, sample, *rest, **options)
+
+    monkeypatch.setattr(capture, "read", counted)
+    return read
+
+
+def test_a_run_leaves_its_findings_its_traces_and_its_report(finished: Run) -> None:
+    assert {"report.html", "findings.json", "run.json", "trace.zarr", "commits.jsonl"} <= {
+        path.name for path in finished.path.iterdir()
+    }
+    assert finished.record["status"] == "complete"
+    assert [f.analysis for f in finished.findings()] == [
+        "effective_length",
+        "position_bias",
+        "retrieval_heads",
+        "attention_sinks",
+        "head_ablation",
+    ]
+    assert not finished.verify()
+
+
+def test_every_condition_reads_the_same_samples(finished: Run) -> None:
+    names = {
+        condition: sorted(trace.sample.name for trace in finished.traces(condition=condition))
+        for condition in ("baseline", "needle-absent", "gold-only")
+    }
+    assert len(names["baseline"]) == 8
+    assert names["baseline"] == names["needle-absent"] == names["gold-only"]
+
+
+def test_heads_are_found_on_one_half_and_tested_on_the_other(finished: Run) -> None:
+    found = next(f for f in finished.findings() if f.analysis == "retrieval_heads")
+    halves = {finished.trace(unit).sample.facts["half"] for unit in found.evidence}
+    tested = {trace.sample.facts["half"] for trace in finished.traces(stage="ablate")}
+    assert (halves, tested) == ({"find"}, {"test"})
+
+
+def test_no_control_holds_a_retrieval_head(finished: Run) -> None:
+    found = next(f for f in finished.findings() if f.analysis == "retrieval_heads")
+    heads = {tuple(head) for head in found.suggests[0].fields["heads"]}
+    drawn = {}
+    for trace in finished.traces(role="control"):
+        fields = trace.facts["intervention"]["ablate_heads"]
+        drawn[trace.facts["draw"]] = tuple(tuple(head) for head in fields["heads"])
+    assert len(drawn) == len(set(drawn.values())) == 20
+    for control in drawn.values():
+        assert not heads & set(control)
+        assert sorted(layer for layer, _ in control) == sorted(layer for layer, _ in heads)
+
+
+def test_the_same_run_is_continued_and_nothing_is_read_twice(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    read = read_units(monkeypatch)
+    again = probe.run("first-look", out=copy, **SMALL)
+    assert not read
+    assert again.findings() == finished.findings()
+
+
+def test_a_stopped_run_goes_on_to_the_same_findings(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_units(monkeypatch)
+    counted = capture.read
+
+    def stop_at_the_tenth(*rest: Any, **options: Any) -> Any:
+        if len(read) == 10:
+            raise KeyboardInterrupt
+        return counted(*rest, **options)
+
+    monkeypatch.setattr(capture, "read", stop_at_the_tenth)
+    with pytest.raises(KeyboardInterrupt):
+        probe.run("first-look", out=tmp_path / "run", **SMALL)
+    stopped = Run(tmp_path / "run")
+    assert stopped.record["status"] == "stopped"
+    assert len(stopped.units) == 10
+    monkeypatch.setattr(capture, "read", counted)
+    resumed = probe.run("first-look", out=tmp_path / "run", **SMALL)
+    assert resumed.findings() == finished.findings()
+    assert len(read) == len(finished.units)
+
+
+def test_another_run_in_the_folder_is_refused_by_what_differs(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    with pytest.raises(RunFolderInUse, match="differs in casebook"):
+        probe.run("first-look", out=copy, **{**SMALL, "seed": 1})
+    assert Run(copy).findings() == finished.findings()
+    (copy / "mine.txt").write_text("keep")
+    read = read_units(monkeypatch)
+    replaced = probe.run("first-look", out=copy, force=True, **{**SMALL, "lengths": (64,), "limit": 1})
+    assert read
+    assert len(replaced.units) < len(finished.units)
+    assert (copy / "mine.txt").read_text() == "keep"
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunFolderInUse, match="holds no run"):
+        probe.run("first-look", out=tmp_path, force=True, **SMALL)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """The specimen with one weight of layer 1 that is not a number."""
+    model = probe.load("needle")
+    with torch.no_grad():
+        model.hf.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    folder = tmp_path / "broken"
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_weights_that_are_not_numbers_are_named_by_layer_and_never_in_a_headline(broken: Path, tmp_path: Path) -> None:
+    run = probe.run("first-look", model=broken, out=tmp_path / "run", lengths=(64,), depths=(0.5,), limit=1)
+    assert run.record["status"] == "partial"
+    assert all("after layer 1 at position 0" in failure["why"] for failure in run.record["failed"])
+    assert all(finding.measured.value is None for finding in run.findings())
+    assert "Nothing could be settled" in (run.path / "report.html").read_text()
+
+
+def untrained(folder: Path, positions: int) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(SPECIMEN)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=positions, n_embd=32, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_length_that_the_model_cannot_run_is_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_units(monkeypatch)
+    with pytest.raises(UsageError, match="128 learned positions and cannot run 256"):
+        probe.run("first-look", model=untrained(tmp_path / "gpt2", 128), out=tmp_path / "run", lengths=(64, 256))
+    assert not read
+
+
+def test_an_untrained_model_gives_no_finding_and_no_crash(tmp_path: Path) -> None:
+    run = probe.run(
+        "first-look", model=untrained(tmp_path / "gpt2", 128), out=tmp_path / "run", lengths=(64,), limit=2
+    )
+    verdicts = {finding.analysis: finding.verdict for finding in run.findings()}
+    assert verdicts["retrieval_heads"] == "inconclusive"
+    assert verdicts["head_ablation"] == "inconclusive"
+    assert "skipped" in run.record["stages"]["ablate"]
+    assert run.record["status"] == "complete"
+
+
+def test_a_model_object_is_played_as_it_is(tmp_path: Path) -> None:
+    model = probe.load("needle")
+    run = probe.run("first-look", model=model, out=tmp_path / "run", lengths=(64,), depths=(0.5,), limit=1)
+    assert run.record["provenance"]["weights_sha256"] == model.weights_sha256
+
+
+def test_a_dry_run_reads_nothing_into_the_folder(tmp_path: Path) -> None:
+    told = player.dry_run("first-look", out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+    # Three conditions of 2 × 2 × 2 samples, then one treatment and twenty draws of the half of them.
+    assert [stage.units for stage in told.stages] == [24, 84]
+    assert told.units == 108
+    assert told.seconds > 0
+    assert told.peak_memory_bytes > 50e6
+
+
+def test_findings_are_valid_json_without_any_number_that_json_lacks(finished: Run) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    json.loads((finished.path / "findings.json").read_text(), parse_constant=refuse)
+    json.loads((finished.path / "run.json").read_text(), parse_constant=refuse)
