@@ -1,50 +1,30 @@
-"""What removing the found heads does that removing others like them does not."""
+"""What removing the found heads does that removing as many others does not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from probe.analyses.ablation_figures import Condition, ablation_figures
+from probe.analyses.ablation_reading import QUANTITIES, AblationReading, Floats, controls_of, read
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
 from probe.intervals import FEWEST_PROMPTS, all_agree, clopper_pearson, mcnemar_exact, percentiles, resamples, sign_flip
-from probe.selection import LeftOut, answered, finite, intervention_text, selected
+from probe.selection import LeftOut, answered, selected
 
 if TYPE_CHECKING:
-    from probe.outcome import Outcome
     from probe.storage.trace_store import Run, Trace
 
-Floats = NDArray[np.float64]
-
-QUESTION = "Does removing these heads break the answer, where removing others like them does not?"
+QUESTION = "Does removing these heads break the answer, where removing as many others does not?"
 SOURCE = (
     "Masking retrieval heads against random heads: Wu et al. 2024, arXiv 2404.15574, section 4; matched draws, paired "
     "tests and held-out samples: this toolkit's own"
 )
 _COLUMNS = ("condition", "draw", "num_prompts", "accuracy", "accuracy_low", "accuracy_high", "answer_loss", "text_loss")
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What the model did to every prompt that all conditions share, `[prompt]`; of the control `[prompt draw]`.
-
-    NaN where it was not measured; the control's draws may miss prompts.
-    """
-
-    prompts: tuple[str, ...]
-    draws: tuple[int, ...]
-    treatment: dict[str, Floats]
-    control: dict[str, Floats]
-    baseline: dict[str, Floats] | None
-    heads: str
-    how: str
 
 
 @analysis(question=QUESTION, source=SOURCE)
@@ -58,11 +38,12 @@ def head_ablation(
 ) -> Finding:
     """Compare prompts answered with the found heads removed, with as many others removed (random draws), and with none.
 
-    Paired by sample: the treatment's right answers against each sample's mean over the control's draws (paired
-    sign-flip permutation test; interval by resampling prompts and draws), and against the untouched model (exact
-    McNemar test). The treatment is also ranked among the draws. Supported: the interval lies below 0, p < 0.05, and
-    hardly a draw (one in twenty at most) does as much. Refuted: the interval lies within `margin` percentage points of
-    0. `treatment` names the condition, where there are several.
+    Paired by sample: the treatment's right answers against each sample's mean over the control's draws (paired sign-
+    flip permutation test; interval by resampling prompts and draws), and against the untouched model (exact McNemar
+    test). The treatment is also ranked among the draws. Supported: the interval lies below 0, p < 0.05, and hardly a
+    draw (one in twenty at most, of 19 or more) does as much. Refuted: the interval, no narrower than so few prompts
+    allow, lies within `margin` percentage points of 0, and the control leaves right answers to break. `treatment`
+    names the condition, where there are several.
 
     Answer loss tells how far the right answer fell, text loss whether the model broke altogether. Heads must be found
     on other samples than these (see `retrieval_heads(half=...)`). That the answer breaks says that the heads are
@@ -77,11 +58,13 @@ def head_ablation(
     parameters: dict[str, JsonValue] = {"treatment": treatment, "margin": margin, "half": half, "seed": seed}
     reading = None
     evidence: tuple[str, ...] = ()
+    others: list[str] = []
     if chosen is not None:
         treated = answered([trace for trace in traces if trace.condition == chosen], left_out)
-        controls = answered(selected(run, role="control", half=half), left_out)
+        controls, foreign = controls_of(chosen, answered(selected(run, role="control", half=half), left_out))
+        others = [*(name for name in names if name != chosen), *foreign]
         untouched = answered(selected(run, role="baseline", half=half), left_out)
-        reading = _read(treated, controls, untouched)
+        reading = read(treated, controls, untouched)
         if reading is not None:
             used = [*treated, *controls, *untouched]
             evidence = tuple(trace.unit for trace, _ in used if trace.sample.name in reading.prompts)
@@ -102,67 +85,11 @@ def head_ablation(
             measured=Measurement(name=_MEASURED, value=None, unit="%", n=0, dropped=left_out.total),
             notes=(*left_out.notes(), "It needs traces with the roles treatment and control."),
         )
-    return _finding(said, reading, left_out, margin, seed, [name for name in names if name != chosen])
+    return _finding(said, reading, left_out, margin, seed, others)
 
 
 _MEASURED = "right answers with the found heads removed"
-_QUANTITIES = ("accuracy", "answer_loss", "text_loss")
-
-
-def _values(outcome: Outcome) -> dict[str, float]:
-    loss, text = outcome.answer_loss, outcome.text_loss
-    return {
-        "accuracy": 100.0 * bool(outcome.correct),
-        "answer_loss": float(loss) if finite(loss) and loss is not None else np.nan,
-        "text_loss": float(text) if finite(text) and text is not None else np.nan,
-    }
-
-
-def _read(
-    treated: list[tuple[Trace, Outcome]],
-    controls: list[tuple[Trace, Outcome]],
-    untouched: list[tuple[Trace, Outcome]],
-) -> _Read | None:
-    by_prompt = {trace.sample.name: _values(outcome) for trace, outcome in treated}
-    drawn: dict[tuple[str, int], dict[str, float]] = {}
-    for trace, outcome in controls:
-        drawn[trace.sample.name, int(trace.facts.get("draw") or 0)] = _values(outcome)
-    prompts = tuple(sorted(set(by_prompt) & {prompt for prompt, _ in drawn}))
-    if not prompts:
-        return None
-    draws = tuple(sorted({draw for prompt, draw in drawn if prompt in prompts}))
-    nothing = dict.fromkeys(_QUANTITIES, np.nan)
-    before = {trace.sample.name: _values(outcome) for trace, outcome in untouched}
-    facts = treated[0][0].facts
-    return _Read(
-        prompts=prompts,
-        draws=draws,
-        treatment={key: np.array([by_prompt[prompt][key] for prompt in prompts]) for key in _QUANTITIES},
-        control={
-            key: np.array([[drawn.get((prompt, draw), nothing)[key] for draw in draws] for prompt in prompts])
-            for key in _QUANTITIES
-        },
-        baseline={key: np.array([before.get(prompt, nothing)[key] for prompt in prompts]) for key in _QUANTITIES}
-        if before
-        else None,
-        heads=_heads(facts),
-        how=intervention_text(facts),
-    )
-
-
-def _heads(facts: Any) -> str:
-    """Return the removed heads in words."""
-    intervention = facts.get("intervention")
-    fields: Any = next(iter(intervention.values()), None) if isinstance(intervention, dict) else None
-    heads = fields.get("heads") if isinstance(fields, dict) else None
-    if not heads:
-        return "the found heads"
-    names = ", ".join(f"({layer}, {head})" for layer, head in heads[:6])
-    more = f" and {len(heads) - 6} more" if len(heads) > 6 else ""
-    return f"the {len(heads)} heads {names}{more}" if len(heads) > 1 else f"head {names}"
-
-
-def _difference(reading: _Read, key: str, seed: int) -> tuple[float, Interval | None, Floats]:
+def _difference(reading: AblationReading, key: str, seed: int) -> tuple[float, Interval | None, Floats]:
     """Return treatment less control, its interval over prompts and draws, and the difference of each prompt."""
     treatment, control = reading.treatment[key], reading.control[key]
     known = np.isfinite(treatment) & np.isfinite(control).any(axis=1)
@@ -188,19 +115,26 @@ def _difference(reading: _Read, key: str, seed: int) -> tuple[float, Interval | 
     return float(each.mean()), Interval(low=float(low), high=float(high), method=method), each
 
 
+def _no_narrower(interval: Interval, n: int) -> tuple[float, float]:
+    """Widen a bootstrap's interval to what `n` prompts that all agree would give: a few odd ones make it no surer."""
+    low, high = (float(end) for end in all_agree(0.0, n, (-100.0, 100.0)))
+    return min(interval.low, low), max(interval.high, high)
+
+
 def _mean(values: Floats, bounds: tuple[float, float] | None, seed: int) -> tuple[float, Interval | None]:
     """Return the mean of `[prompt draw]` values over draws, then prompts, with its interval over both."""
-    reading = _Read((), (), {"accuracy": np.zeros(len(values))}, {"accuracy": values}, None, "", "")
+    nothing = {"accuracy": np.zeros(len(values))}
+    reading = AblationReading((), (), nothing, {"accuracy": values}, None, (), "", None)
     value, interval, each = _difference(reading, "accuracy", seed)
     if interval is None:
-        return -value, None
+        return 0.0 - value, None
     low, high = -interval.high, -interval.low
     if bounds is not None and len(each) and np.ptp(each) == 0:
         low, high = (float(end) for end in all_agree(-each[0], len(each), bounds))
-    return -value, interval.model_copy(update={"low": low, "high": high})
+    return 0.0 - value, interval.model_copy(update={"low": low, "high": high})
 
 
-def _rank(reading: _Read) -> tuple[int, float]:
+def _rank(reading: AblationReading) -> tuple[int, float]:
     """Return how many draws have an accuracy as low as the treatment's, and the permutation p-value of that."""
     treatment = reading.treatment["accuracy"]
     control = reading.control["accuracy"]
@@ -212,7 +146,7 @@ def _rank(reading: _Read) -> tuple[int, float]:
 
 
 def _finding(
-    said: dict[str, Any], reading: _Read, left_out: LeftOut, margin: float, seed: int, others: list[str]
+    said: dict[str, Any], reading: AblationReading, left_out: LeftOut, margin: float, seed: int, others: list[str]
 ) -> Finding:
     n, right = len(reading.prompts), reading.treatment["accuracy"] > 50
     exact = clopper_pearson(int(right.sum()), n)
@@ -224,25 +158,28 @@ def _finding(
     as_low, rank_p = _rank(reading)
     verdict: Verdict = "inconclusive"
     if n >= FEWEST_PROMPTS and interval is not None and p is not None:
-        few = rank_p <= 0.05 or (as_low == 0 and len(reading.draws) < 19)
-        if interval.high < 0 and p < 0.05 and few:
+        low, high = _no_narrower(interval, n)
+        could_break = control_ends is not None and control_ends.low > margin
+        if interval.high < 0 and p < 0.05 and rank_p <= 0.05:
             verdict = "supported"
-        elif interval.low >= -margin and interval.high <= margin:
+        elif low >= -margin and high <= margin and could_break:
             verdict = "refuted"
     before = _against_baseline(reading)
     notes = [
         *left_out.notes(),
         f"{as_low} of {len(reading.draws)} draws leave as few right answers as the treatment (rank p = {rank_p:.2g}).",
-        f"Refuted means: the two differ by less than {margin:g} percentage points with 95 % certainty.",
+        f"Refuted means: the two differ by less than {margin:g} percentage points with 95 % certainty, and there were "
+        "right answers to break.",
+        *_norms(reading),
     ]
     if before is not None:
         notes.append(f"Against the untouched model: exact McNemar test, p {_p(before[1])}, n = {before[2]}.")
     if reading.how:
         notes.append(f"Intervention: {reading.how}.")
     if len(reading.draws) < 19:
-        notes.append("Fewer than 19 draws: the rank alone cannot reach p = 0.05.")
+        notes.append("Fewer than 19 draws: the rank cannot reach p = 0.05, so that nothing can be supported.")
     if others:
-        notes.append(f"Other treatments in these traces, not looked at here: {', '.join(others)}.")
+        notes.append(f"Other treatments and controls in these traces, not looked at here: {', '.join(others)}.")
     conditions = _conditions(reading, ends, control, control_ends, seed)
     return Finding(
         **said,
@@ -274,7 +211,20 @@ def _finding(
     )
 
 
-def _against_baseline(reading: _Read) -> tuple[float, float | None, int] | None:
+def _norms(reading: AblationReading) -> Iterator[str]:
+    ratio = reading.norm_ratio
+    if ratio is None:
+        yield "The others' output norms were not measured."
+    elif 0.5 <= ratio <= 2:
+        yield f"The others are matched in output norm: theirs is {ratio:.2g} of the found heads' (median over draws)."
+    else:
+        yield (
+            f"No other heads of these layers have a like output norm: the others' is {ratio:.2g} of the found heads' "
+            "(median over draws), so that the contrast is also one between strong heads and weak ones."
+        )
+
+
+def _against_baseline(reading: AblationReading) -> tuple[float, float | None, int] | None:
     """Return the untouched model's share of right answers, the McNemar p-value and the number of pairs."""
     if reading.baseline is None:
         return None
@@ -285,7 +235,15 @@ def _against_baseline(reading: _Read) -> tuple[float, float | None, int] | None:
     return float(100 * before.mean()), mcnemar_exact(after, before), int(known.sum())
 
 
-def _details(reading: _Read, before: tuple[float, float | None, int] | None, seed: int) -> Iterator[Measurement]:
+def _details(
+    reading: AblationReading, before: tuple[float, float | None, int] | None, seed: int
+) -> Iterator[Measurement]:
+    if reading.norm_ratio is not None:
+        yield Measurement(
+            name="output norm of the others over that of the found heads, median over draws",
+            value=reading.norm_ratio,
+            n=len(reading.draws),
+        )
     if before is not None and reading.baseline is not None:
         exact = clopper_pearson(round(before[0] / 100 * before[2]), before[2])
         ends = None if exact is None else exact.model_copy(update={"low": 100 * exact.low, "high": 100 * exact.high})
@@ -300,7 +258,7 @@ def _details(reading: _Read, before: tuple[float, float | None, int] | None, see
 
 
 def _conditions(
-    reading: _Read, ends: Interval, control: float, control_ends: Interval | None, seed: int
+    reading: AblationReading, ends: Interval, control: float, control_ends: Interval | None, seed: int
 ) -> list[Condition]:
     """Return what each condition gave, for the table and the figures."""
     found = []
@@ -315,7 +273,7 @@ def _conditions(
     found.append(_condition("found heads removed", None, reading.treatment, mean, ends, seed))
     found.append(_condition("others removed", None, reading.control, control, control_ends, seed))
     for index, draw in enumerate(reading.draws):
-        values = {key: reading.control[key][:, index] for key in _QUANTITIES}
+        values = {key: reading.control[key][:, index] for key in QUANTITIES}
         found.append(_condition("others removed", draw, values, float(np.nanmean(values["accuracy"])), None, seed))
     return found
 
@@ -346,21 +304,20 @@ def _rows(conditions: list[Condition]) -> Iterator[tuple[JsonValue, ...]]:
 
 
 def _p(value: float | None) -> str:
-    return "unknown" if value is None else "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
+    return "unknown" if value is None else "≤ 0.0001" if value <= 1e-4 else f"= {value:.2g}"
 
 
-def _headline(reading: _Read, verdict: Verdict) -> str:
-    many = reading.heads.startswith("the")
-    heads, carry = ("these heads", "carry") if many else ("this head", "carries")
+def _headline(reading: AblationReading, verdict: Verdict) -> str:
+    heads, carry = ("this head", "carries") if len(reading.heads) == 1 else ("these heads", "carry")
     return {
-        "supported": f"{heads.capitalize()} {carry} the answer, and others like {'them' if many else 'it'} do not",
+        "supported": f"{heads.capitalize()} {carry} the answer; as many others of the same layers do not",
         "refuted": f"{heads.capitalize()} {carry} no more of the answer than others do",
         "inconclusive": f"Whether {heads} {carry} the answer cannot be told",
     }[verdict]
 
 
 def _claim(
-    reading: _Read,
+    reading: AblationReading,
     value: float,
     ends: Interval,
     control: float,
@@ -378,12 +335,35 @@ def _claim(
         other += f" [{control_ends.low:.1f}, {control_ends.high:.1f}]"
     draws = f"{len(reading.draws)} draw{'s' if len(reading.draws) > 1 else ''}"
     said = (
-        f"Removing {reading.heads} takes right answers {start}{after}; removing as many others leaves {other} ({draws})"
+        f"Removing {_named(reading.heads)} takes right answers {start}{after}; removing as many others of the same "
+        f"layers leaves {other} ({draws})"
     )
-    test = f"difference {difference:+.0f} points, p {_p(p)}, n = {n} prompts"
+    test = f"difference {difference:+.0f} points, p {_p(p)}, n = {n} prompt{'s' if n > 1 else ''}"
     closing = {
         "supported": "",
         "refuted": ": no more than any heads would",
         "inconclusive": ": the two cannot be told apart for certain",
     }[verdict]
-    return f"{said}{closing} ({test})."
+    return f"{said}{closing} ({test}){_text(reading)}."
+
+
+def _named(heads: tuple[tuple[int, int], ...]) -> str:
+    if not heads:
+        return "the found heads"
+    names = ", ".join(str(head) for head in heads[:6])
+    more = f" and {len(heads) - 6} more" if len(heads) > 6 else ""
+    return f"the {len(heads)} heads {names}{more}" if len(heads) > 1 else f"head {names}"
+
+
+def _text(reading: AblationReading) -> str:
+    """Say what became of the loss of the text itself: an answer can also break because the whole model did."""
+    if reading.baseline is None:
+        return ""
+    losses = [reading.baseline["text_loss"], reading.treatment["text_loss"], reading.control["text_loss"]]
+    if not all(np.isfinite(loss).any() for loss in losses):
+        return ""
+    before, without, others = (float(np.nanmean(loss)) for loss in losses)
+    return (
+        f"; the loss of the text itself goes from {before:.2f} to {without:.2f} nats per token, to {others:.2f} with "
+        "others removed"
+    )

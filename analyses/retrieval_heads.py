@@ -218,6 +218,7 @@ def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: 
         name = "heads above the threshold if each step is given another step's token"
         control = _share(name, heads.null[exists] > threshold, heads.null_drawn, threshold, n, 0)
     past = int(((heads.past > threshold) & exists).sum())
+    verdict = _verdict(heads, threshold)
     notes = [
         *left_out.notes(),
         f"Used: {n} prompts answered right, of {heads.num_traces + left_out.total} traces.",
@@ -235,9 +236,9 @@ def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: 
         notes.append(f"{past} heads look one token past what is copied, which the criterion scores 0: see the table.")
     return Finding(
         **said,
-        headline=f"{len(heads.above) or 'None'} of {heads.num_heads} heads copy the answer from where it stands",
-        claim=_claim(heads, measured, threshold),
-        verdict=_verdict(heads, threshold),
+        headline=_headline(heads, verdict),
+        claim=_claim(heads, measured, threshold, verdict),
+        verdict=verdict,
         measured=measured,
         control=control,
         details=tuple(_details(heads, past, group, threshold)),
@@ -250,10 +251,12 @@ def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: 
 
 
 def _suggestions(heads: _Heads) -> Iterator[Suggestion]:
-    if heads.above:
+    # A head that copies no more than looking alone would give is not worth removing for its copying.
+    reading = [at for at in heads.above if not heads.mean[at] <= heads.null[at]]
+    if reading:
         yield Suggestion(
             intervention="ablate_heads",
-            fields={"heads": [list(at) for at in heads.above], "form": "zero", "phase": "both"},
+            fields={"heads": [list(at) for at in reading], "form": "zero", "phase": "both"},
             reason="If these heads carry the answer, removing them breaks it, and removing others like them does not.",
         )
 
@@ -303,7 +306,14 @@ def _definition(threshold: float, denominator: Denominator, counting: Counting, 
     )
 
 
-def _claim(heads: _Heads, measured: Measurement, threshold: float) -> str:
+def _headline(heads: _Heads, verdict: Verdict) -> str:
+    if verdict == "inconclusive":
+        return "Whether any head copies the answer cannot be told"
+    verb = "copies" if len(heads.above) == 1 else "copy"
+    return f"{len(heads.above) or 'None'} of {heads.num_heads} heads {verb} the answer from where it stands"
+
+
+def _claim(heads: _Heads, measured: Measurement, threshold: float, verdict: Verdict) -> str:
     prompts = f"n = {heads.num_prompts} prompt{'s' if heads.num_prompts > 1 else ''} answered right"
     if not heads.above:
         return (
@@ -317,10 +327,16 @@ def _claim(heads: _Heads, measured: Measurement, threshold: float) -> str:
     ends = f" [{heads.low[best]:.2f}, {heads.high[best]:.2f}]" if heads.num_prompts > 1 else ""
     names = ", ".join(str(at) for at in heads.above[:8])
     more = f" and {len(heads.above) - 8} more" if len(heads.above) > 8 else ""
-    verb = "heads copy" if len(heads.above) > 1 else "head copies"
+    verb = "copy" if len(heads.above) > 1 else "copies"
+    doing = f"{verb} the answer from where it stands"
+    doubt = ""
+    if verdict != "supported":
+        few = heads.num_prompts < FEWEST_PROMPTS
+        doubt = ", too few to be sure" if few else ", no more than looking without reading would give for certain"
+        doing = f"{'score' if len(heads.above) > 1 else 'scores'} above {threshold:g}"
     return (
-        f"{len(heads.above)} of {heads.num_heads} {verb} the answer from where it stands ({share}): (layer, head) "
-        f"{names}{more}; the strongest scores {heads.mean[best]:.2f}{ends} of 1 ({prompts})."
+        f"{len(heads.above)} of {heads.num_heads} heads {doing} ({share}): (layer, head) "
+        f"{names}{more}; the strongest scores {heads.mean[best]:.2f}{ends} of 1 ({prompts}{doubt})."
     )
 
 

@@ -32,6 +32,10 @@ class Played:
     """The intervention by name with its fields, heads and all, as JSON values."""
     draw: int | None = None
     """Which draw of a random control this is."""
+    matched_to: str | None = None
+    """The condition whose heads this control's are matched to."""
+    norm_ratio: float | None = None
+    """Mean output norm of this control's heads over that of the heads that they are matched to."""
 
     def facts(self) -> dict[str, Any]:
         """Return what a trace says of its condition."""
@@ -40,6 +44,8 @@ class Played:
             "workload": dict(self.workload),
             "intervention": self.intervention,
             "draw": self.draw,
+            "matched_to": self.matched_to,
+            "norm_ratio": self.norm_ratio,
         }
 
 
@@ -67,11 +73,11 @@ def chosen(stage: Stage, samples: Sequence[Sample], solved: int | None) -> list[
 def resolve(
     stage: Stage,
     findings: Mapping[str, Finding],
-    draw_matched: Callable[[Heads, int], Sequence[Heads]],
+    draw_matched: Callable[[Heads, int], Sequence[tuple[Heads, float]]],
 ) -> list[Played]:
     """Resolve a stage's conditions in the casebook's order; raises CannotPlay naming what is missing.
 
-    `draw_matched(heads, draws)` gives the random control's sets of heads.
+    `draw_matched(heads, draws)` gives the random control's sets of heads, each with its norm ratio.
     """
     resolved: dict[str, list[Played]] = {}
     pending = dict(stage.conditions)
@@ -94,7 +100,7 @@ def _resolve(
     condition: Condition,
     findings: Mapping[str, Finding],
     resolved: Mapping[str, list[Played]],
-    draw_matched: Callable[[Heads, int], Sequence[Heads]],
+    draw_matched: Callable[[Heads, int], Sequence[tuple[Heads, float]]],
 ) -> list[Played]:
     plain = Played(name, condition.role, condition.capture, condition.workload)
     intervention = condition.intervention
@@ -121,8 +127,10 @@ def _resolve(
                 plain,
                 intervention={kind: {**fields, "heads": [list(pair) for pair in drawn]}},
                 draw=i,
+                matched_to=matched.name,
+                norm_ratio=ratio,
             )
-            for i, drawn in enumerate(draw_matched(heads, intervention.draws))
+            for i, (drawn, ratio) in enumerate(draw_matched(heads, intervention.draws))
         ]
     return [dataclasses.replace(plain, intervention=intervention)]
 

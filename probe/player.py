@@ -301,7 +301,7 @@ class Player:
         self._workloads[key] = samples
         return samples
 
-    def _matched(self, heads: plan.Heads, draws: int) -> list[plan.Heads]:
+    def _matched(self, heads: plan.Heads, draws: int) -> list[tuple[plan.Heads, float]]:
         from probe.hooks.head_output_norm import head_output_norm
         from probe.hooks.matched_heads import matched_heads
 
@@ -311,7 +311,14 @@ class Player:
             self._norms = head_output_norm(
                 self.model, [s.tokens for s in found if int(s.facts["length"]) == shortest][:8]
             )
-        return matched_heads(heads, self._norms, exclude=self._never_control(heads), draws=draws, seed=self.book.seed)
+        norms = self._norms
+        drawn = matched_heads(heads, norms, exclude=self._never_control(heads), draws=draws, seed=self.book.seed)
+
+        def mean(chosen: plan.Heads) -> float:
+            return float(sum(norms[layer, head] for layer, head in chosen) / len(chosen))
+
+        # Rounded, since it goes into what a unit is, and the last bits of a norm are the machine's own.
+        return [(each, round(mean(each) / mean(heads), 3)) for each in drawn]
 
     def _never_control(self, heads: plan.Heads) -> plan.Heads:
         """Return the heads that no control may hold: those removed, and every one that a finding suggests."""

@@ -91,7 +91,7 @@ def make_trace(
         ),
         dataset=xr.Dataset(data),
         facts={"role": role, "draw": draw, "intervention": intervention},
-        condition=f"{role}{'' if draw is None else draw}",
+        condition=str(role),
         unit=f"{role}-{draw}-{sample.name}",
     )
 

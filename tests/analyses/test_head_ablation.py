@@ -112,6 +112,57 @@ def test_without_a_control_nothing_is_claimed(sample, trace):
     assert finding.verdict == "inconclusive"
 
 
+def test_each_treatment_is_held_against_its_own_control(sample, trace):
+    breaks = experiment(sample, trace, treatment=0.0, control=1.0)
+    harmless = experiment(sample, trace, treatment=1.0, control=0.0)
+    for made, name in [*((t, "a") for t in breaks), *((t, "b") for t in harmless)]:
+        if made.facts["role"] == "treatment":
+            made.condition = name
+        elif made.facts["role"] == "control":
+            made.condition, made.facts = f"others-{name}", {**made.facts, "matched_to": name}
+    both = [*breaks, *(t for t in harmless if t.facts["role"] != "baseline")]
+    finding = head_ablation(both, treatment="a")
+    assert (finding.measured.value, finding.control.value) == (0, 100)
+    assert finding.verdict == "supported"
+    assert any("others-b" in note for note in finding.notes)
+    assert head_ablation(both, treatment="b").control.value == 0
+
+
+def test_several_controls_that_belong_to_nobody_are_refused(sample, trace):
+    traces = experiment(sample, trace, num=4)
+    for made in traces:
+        if made.facts["role"] == "control":
+            made.condition = f"others-{made.facts['draw'] % 2}"
+    with pytest.raises(UsageError, match="several controls"):
+        head_ablation(traces)
+
+
+def test_too_few_draws_support_nothing(sample, trace):
+    finding = head_ablation(experiment(sample, trace, draws=1))
+    assert finding.verdict == "inconclusive"
+
+
+def test_one_odd_draw_does_not_make_five_prompts_certain(sample, trace):
+    traces = experiment(sample, trace, treatment=1.0, num=5)
+    odd = next(made for made in traces if made.facts["role"] == "control")
+    odd.outcome = trace(odd.sample, correct=False).outcome
+    assert head_ablation(traces).verdict == "inconclusive"
+
+
+def test_where_nothing_was_right_nothing_is_refuted(sample, trace):
+    finding = head_ablation(experiment(sample, trace, baseline=0.0, treatment=0.0, control=0.0, num=60))
+    assert finding.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(0.13, "No other heads"), (0.9, "matched in output norm")])
+def test_how_well_the_control_is_matched_is_said(sample, trace, ratio, said):
+    traces = experiment(sample, trace, num=6)
+    for made in traces:
+        if made.facts["role"] == "control":
+            made.facts = {**made.facts, "norm_ratio": ratio}
+    assert any(said in note for note in head_ablation(traces).notes)
+
+
 def test_an_unknown_treatment_is_refused(sample, trace):
     with pytest.raises(UsageError, match="no treatment 'x'"):
         head_ablation(experiment(sample, trace, num=2), treatment="x")
