@@ -126,8 +126,7 @@ def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
     """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
     if model.tokenizer is None:
         raise UsageError(f"{model.name} has no tokenizer, and a workload is text: load it with tokenizer=…")
-    lengths = book.workload[book.workload_name].get("lengths")
-    longest = max((int(n) for n in lengths), default=0) if isinstance(lengths, list) else 0
+    longest = max(getattr(book.build_workload(), "lengths", ()), default=0)
     if model.hard_limit and model.max_length is not None and longest > model.max_length:
         raise _too_long(model, longest)
 
