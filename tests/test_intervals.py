@@ -9,6 +9,8 @@ from probe.intervals import (
     cluster_bootstrap,
     mcnemar_exact,
     mean_ends,
+    p_text,
+    paired_difference,
     resamples,
     sign_flip,
     square_and_add,
@@ -123,3 +125,42 @@ def test_sign_flips_agree_with_scipy_for_many_pairs():
 def test_differences_of_proportions_have_newcombes_interval(first, second, expected):
     interval = square_and_add([(1.0, *first), (-1.0, *second)])
     assert (interval.low, interval.high) == pytest.approx(expected, abs=6e-5)
+
+
+def pairs(both, only_first, only_second, neither):
+    table = [(True, True)] * both + [(True, False)] * only_first
+    return np.array(table + [(False, True)] * only_second + [(False, False)] * neither).T
+
+
+@pytest.mark.parametrize("n", [1, 5, 6, 10])
+def test_the_paired_interval_holds_0_exactly_where_mcnemar_does_not_reject(n):
+    for only_first in range(n + 1):
+        for only_second in range(n + 1 - only_first):
+            for both in range(n + 1 - only_first - only_second):
+                first, second = pairs(both, only_first, only_second, n - only_first - only_second - both)
+                interval = paired_difference(first, second)
+                assert (interval.low <= 0 <= interval.high) == (mcnemar_exact(first, second) > 0.05)
+                assert interval.low <= first.mean() - second.mean() <= interval.high
+                assert interval.low < interval.high
+
+
+def test_the_paired_interval_turns_with_its_arguments():
+    first, second = pairs(20, 12, 2, 16)
+    one, other = paired_difference(first, second), paired_difference(second, first)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+
+
+def test_the_paired_interval_covers_the_difference_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    for cells in ((0.3, 0.1, 0.5, 0.1), (0.0, 0.02, 0.9, 0.08), (0.2, 0.05, 0.05, 0.7)):
+        drawn = generator.multinomial(12, cells, size=200)
+        intervals = [paired_difference(*pairs(*map(int, each))) for each in drawn]
+        covered = np.mean([i.low <= cells[1] - cells[2] <= i.high for i in intervals])
+        assert covered >= 0.93
+
+
+def test_a_p_value_at_the_floor_of_its_draws_is_a_bound():
+    assert p_text(1 / 5_000, 4_999) == "p ≤ 0.0002"
+    assert p_text(2 / 5_000, 4_999) == "p = 0.0004"
+    assert p_text(2 * 0.5**54) == "p < 0.0001"
+    assert p_text(0.0625) == "p = 0.062"
