@@ -308,7 +308,8 @@ def _p(value: float | None) -> str:
 
 
 def _headline(reading: AblationReading, verdict: Verdict) -> str:
-    heads, carry = ("this head", "carries") if len(reading.heads) == 1 else ("these heads", "carry")
+    number = len(reading.heads)
+    heads, carry = ("one head", "carries") if number == 1 else (f"{number or 'the found'} heads", "carry")
     return {
         "supported": f"{heads.capitalize()} {carry} the answer; as many others of the same layers do not",
         "refuted": f"{heads.capitalize()} {carry} no more of the answer than others do",
