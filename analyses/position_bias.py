@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from probe.analyses.depth_indices import index_interval, position_indices
-from probe.analyses.position_figures import Cell, position_figures
+from probe.analyses.depth_indices import position_indices
+from probe.analyses.position_figures import Cell, listed, position_figures
+from probe.analyses.shuffled_depths import DRAWS, LOSS_DRAWS, DepthProfile, loss_p_value, shuffled_depths
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
-from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap
+from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap, p_text
 from probe.selection import LeftOut, answered, depth, finite, length, selected
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ SOURCE = (
     "Accuracy by position: Liu et al. 2023, Lost in the Middle, arXiv 2307.03172, sections 2-3; best-worst gap: Zhang "
     "et al. 2024, arXiv 2403.04797; U-index, primacy and recency: this toolkit's own"
 )
-_DRAWS = 4_999
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ def position_bias(
 ) -> Finding:
     """Measure how much the answer depends on the needle's depth: accuracy, answer loss and attention, by length.
 
-    The headline is the gap between the best and the worst depth, in percentage points, at the length whose accuracy
-    over all depths is closest to one half (of those where it is neither 0 nor 100 %; the shorter on a tie): there
-    neither ceiling nor floor hides an effect. A gap of noisy cells is never below 0, so beside it stands the gap that
-    shuffled depths give; and whether depth matters is tested by the spread of accuracy over depths, against depths
-    shuffled within each length. U-index, primacy and recency are details. Supported: p < 0.05; refuted: it is not, and
-    the gap's interval lies below `margin` points.
+    Test, claim, shape and gap are over the same prompts: those of all lengths with right and wrong answers, since
+    elsewhere ceiling or floor hides an effect. Whether depth matters is tested by slope and bend of accuracy over
+    depth, against depths shuffled among the prompts of each length; the larger of the two says which part is lost.
+    Depths that are lost at one length and best at another cancel out, and what neither rises, falls nor sags is not
+    seen. The gap between the best and the worst depth describes the effect: noise alone makes one, so beside it stands
+    the gap that shuffled depths give. Supported: p < 0.05; refuted: it is not, and the gap's interval lies below
+    `margin` points.
 
     Attention is `span_mass` of the needle in the row that produced the first answer token, mean over all heads or over
     `heads` ([[layer, head], …]). It does not say why a depth is lost, and not that the attention is used.
@@ -79,29 +80,35 @@ def position_bias(
     said: dict[str, Any] = {
         "analysis": "position_bias",
         "question": QUESTION,
-        "definition": "Accuracy at the needle's best depth less that at its worst, in percentage points, at the length "
-        "whose accuracy over all depths is closest to one half; against the same with depths shuffled among prompts.",
+        "definition": "Accuracy at the needle's best depth less that at its worst, in percentage points, over all "
+        "lengths with right and wrong answers; against the same with depths shuffled among the prompts of each length.",
         "source": SOURCE,
         "parameters": parameters,
         "evidence": tuple(case.unit for case in cases),
     }
     cells = [_cell(group, seed) for group in _grouped(cases)]
-    lengths = sorted({cell.length for cell in cells})
-    chosen = _chosen(cases, lengths)
-    figures = tuple(position_figures(cells, chosen, heads is not None))
-    table = tuple(_row(cell) for cell in cells)
-    if chosen is None:
+    profile = shuffled_depths(
+        np.array([case.correct for case in cases], bool),
+        np.array([case.length for case in cases], np.int64),
+        np.array([case.depth for case in cases], np.float64),
+        seed=seed,
+    )
+    said |= {
+        "columns": _COLUMNS,
+        "table": tuple(_row(cell) for cell in cells),
+        "figures": tuple(position_figures(cells, profile.lengths if profile else (), heads is not None)),
+    }
+    loss = tuple(_loss_note(cases, seed))
+    if profile is None:
         return Finding(
             **said,
-            claim=_unmeasured(cases, lengths),
+            headline="Whether it matters where the answer stands cannot be told",
+            claim=_unmeasured(cases),
             verdict="inconclusive",
             measured=Measurement(name=_GAP, value=None, unit="points", n=len(cases), dropped=left_out.total),
-            columns=_COLUMNS,
-            table=table,
-            figures=figures,
-            notes=(*left_out.notes(), "Every answer at every length is right, or wrong, or there are no two depths."),
+            notes=(*left_out.notes(), "No length has both right and wrong answers at two depths or more.", *loss),
         )
-    return _finding(said, cases, cells, chosen, left_out, margin, seed, table, figures)
+    return _finding(said, cells, profile, left_out, margin, loss)
 
 
 _GAP = "accuracy at the best depth less that at the worst"
@@ -196,159 +203,109 @@ def _row(cell: Cell) -> tuple[JsonValue, ...]:
     return (cell.length, cell.depth, cell.num_prompts, *shown)
 
 
-def _profile(cases: list[_Case], at: int) -> tuple[NDArray[np.bool_], NDArray[np.int64], list[float]]:
-    """Return, for one length, whether each prompt was answered right, and the index of its depth."""
-    here = [case for case in cases if case.length == at]
-    depths = sorted({case.depth for case in here})
-    right = np.array([case.correct for case in here], bool)
-    return right, np.array([depths.index(case.depth) for case in here], np.int64), depths
+def _loss_note(cases: list[_Case], seed: int) -> Iterator[str]:
+    known = [case for case in cases if case.loss is not None]
+    if known:
+        p = loss_p_value(
+            np.array([case.loss for case in known], np.float64),
+            np.array([case.length for case in known], np.int64),
+            np.array([case.depth for case in known], np.float64),
+            seed=seed,
+        )
+        if p is not None:
+            yield (
+                "The right answer's loss over depth (spread of its ranks, all lengths, shuffled likewise): "
+                f"{p_text(p, LOSS_DRAWS)}, {_prompts(len(known))}. It shows effects where all is right, or all wrong, "
+                "and decides nothing here."
+            )
 
 
-def _chosen(cases: list[_Case], lengths: list[int]) -> int | None:
-    """Return the length that tells most: its accuracy is closest to one half, and it has two depths at least."""
-    rates = {}
-    for at in lengths:
-        right, _, depths = _profile(cases, at)
-        if len(depths) > 1 and 0 < right.mean() < 1:
-            rates[at] = abs(float(right.mean()) - 0.5)
-    return min(rates, key=lambda at: (rates[at], at)) if rates else None
+def _prompts(n: int) -> str:
+    return f"n = {n} prompt{'' if n == 1 else 's'}"
 
 
-def _unmeasured(cases: list[_Case], lengths: list[int]) -> str:
+def _unmeasured(cases: list[_Case]) -> str:
     if not cases:
         return "No prompt was answered, so nothing can be said of the depth."
-    rates = {at: np.mean([case.correct for case in cases if case.length == at]) for at in lengths}
-    solved, lost = [at for at in lengths if rates[at] == 1], [at for at in lengths if rates[at] == 0]
+    if len({case.depth for case in cases}) == 1:
+        said = "Every needle stands at the same depth, so it cannot be told whether depth matters"
+        return f"{said} ({_prompts(len(cases))})."
+    by_length = {at: [case for case in cases if case.length == at] for at in sorted({case.length for case in cases})}
+    several = {
+        at: np.mean([c.correct for c in here]) for at, here in by_length.items() if len({c.depth for c in here}) > 1
+    }
+    solved, lost = [at for at in several if several[at] == 1], [at for at in several if several[at] == 0]
     parts = [
-        f"every answer is right at {_listed(solved)} tokens" if solved else "",
-        f"every answer is wrong at {_listed(lost)} tokens" if lost else "",
+        f"every answer is right at {listed(solved)} tokens" if solved else "",
+        f"every answer is wrong at {listed(lost)} tokens" if lost else "",
     ]
-    said = " and ".join(part for part in parts if part) or "no length has two depths"
-    return f"Where the answer stands makes no difference that could be seen: {said} (n = {len(cases)} prompts)."
-
-
-def _listed(lengths: list[int]) -> str:
-    texts = [f"{at:,}" for at in lengths]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def _by_depth(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: int) -> Floats:
-    counts = np.bincount(where, minlength=num_depths)
-    return np.asarray(100 * np.bincount(where, weights=right, minlength=num_depths) / counts, np.float64)
-
-
-def _depth_effect(cases: list[_Case], seed: int) -> tuple[float, int]:
-    """Return the permutation p-value that depth matters, over all lengths that tell anything, and the prompts in it.
-
-    The statistic is the spread of accuracy over depths, each prompt taken less the mean of its length; depths are
-    shuffled within each length.
-    """
-    generator = np.random.default_rng([seed, 2])
-    depths = sorted({case.depth for case in cases})
-    profiles = [_profile(cases, at) for at in sorted({case.length for case in cases})]
-    told = [(right, where, there) for right, where, there in profiles if 0 < right.mean() < 1 and len(there) > 1]
-    residual = np.concatenate([right - right.mean() for right, _, _ in told])
-    index = [np.array([depths.index(there[i]) for i in where]) for _, where, there in told]
-    counts = np.maximum(np.bincount(np.concatenate(index), minlength=len(depths)), 1)
-
-    def spread(places: list[NDArray[np.int64]]) -> float:
-        sums = np.bincount(np.concatenate(places), weights=residual, minlength=len(depths))
-        return float((sums**2 / counts).sum())
-
-    observed = spread(index)
-    drawn = (spread([generator.permutation(places) for places in index]) for _ in range(_DRAWS))
-    return (1 + sum(value >= observed - 1e-9 for value in drawn)) / (1 + _DRAWS), len(residual)
-
-
-def _shuffled(right: NDArray[np.bool_], where: NDArray[np.int64], num_depths: int, seed: int) -> Floats:
-    """Return profiles of prompts whose depths were shuffled among them, `[draw depth]`."""
-    generator = np.random.default_rng([seed, 1])
-    return np.array([_by_depth(right, generator.permutation(where), num_depths) for _ in range(_DRAWS)])
+    reason = " and ".join(part for part in parts if part) or "at each length all needles stand at one depth"
+    return f"Whether it matters where the answer stands cannot be told: {reason} ({_prompts(len(cases))})."
 
 
 def _finding(
     said: dict[str, Any],
-    cases: list[_Case],
     cells: list[Cell],
-    chosen: int,
+    profile: DepthProfile,
     left_out: LeftOut,
     margin: float,
-    seed: int,
-    table: tuple[tuple[JsonValue, ...], ...],
-    figures: tuple[Any, ...],
+    loss: tuple[str, ...],
 ) -> Finding:
-    right, where, depths = _profile(cases, chosen)
-    profile = _by_depth(right, where, len(depths))
-    value = position_indices(profile)
-    null = position_indices(_shuffled(right, where, len(depths), seed))
-    n = len(right)
-
-    def interval(name: str) -> Interval:
-        return index_interval(name, right, where, len(depths))
-
-    def p_value(name: str) -> float:
-        # One-sided: an effect is a gap, or a U, larger than shuffled depths give.
-        return float((1 + (null[name] >= value[name] - 1e-9).sum()) / (1 + _DRAWS))
-
-    ends = interval("gap")
-    p, num_tested = _depth_effect(cases, seed)
+    where = listed(profile.lengths)
+    n, ends, p = profile.n, profile.gap_interval, profile.p_value
     verdict: Verdict = "supported" if p < 0.05 else "refuted" if ends.high <= margin else "inconclusive"
+    value, null = position_indices(profile.accuracy), position_indices(profile.shuffled)
     low, high = np.quantile(null["gap"], [0.025, 0.975])
+    control = Measurement(
+        name="the same with depths shuffled among the prompts of each length",
+        value=float(null["gap"].mean()),
+        unit="points",
+        interval=Interval(low=float(low), high=float(high), method=f"{DRAWS:,} permutations"),
+        n=n,
+    )
     details = [
-        Measurement(
-            name=f"{names} at {chosen:,} tokens", value=float(value[key]), unit="points", interval=interval(key), n=n
-        )
-        for key, names in _INDICES.items()
-        if len(depths) > 2
+        Measurement(name=f"{name} at {where} tokens", value=float(value[key]), unit="points", n=n)
+        for key, name in _INDICES.items()
+        if len(profile.depths) > 2
     ]
-    for at in sorted({cell.length for cell in cells} - {chosen}):
-        other, there, their = _profile(cases, at)
-        if len(their) > 1:
-            gap = position_indices(_by_depth(other, there, len(their)))["gap"]
-            details.append(Measurement(name=f"gap at {at:,} tokens", value=float(gap), unit="points", n=len(other)))
+    for at in sorted({cell.length for cell in cells}):
+        here = [cell for cell in cells if cell.length == at]
+        if len(here) > 1:
+            gap = 100 * float(np.ptp([cell.accuracy[0] for cell in here]))
+            num = sum(cell.num_prompts for cell in here)
+            details.append(Measurement(name=f"gap at {at:,} tokens", value=gap, unit="points", n=num))
     notes = [
         *left_out.notes(),
-        f"The headline is for {chosen:,} tokens, where the accuracy over all depths, {100 * right.mean():.0f} %, is "
-        "closest to one half.",
-        "A gap of noisy depths is never below 0, and its interval is for the depths that came out best and worst: the "
-        "test against shuffled depths decides. It takes each prompt less the mean of its length, at lengths with right "
-        "and wrong answers.",
+        f"Test, claim and gap are over the same {_prompts(n).removeprefix('n = ')}, at {where} tokens: the lengths "
+        "that have right and wrong answers. Each prompt is taken less the mean of its length; depths that are lost at one "
+        "length and best at another cancel out.",
+        "A gap between noisy depths is never 0, so the test against shuffled depths decides: it adds the squares of "
+        "the slope and the bend of accuracy over depth. The gap's interval is for all depths at once, and wide.",
         f"Refuted means: no more than shuffled depths give, and below {margin:g} points with 95 % certainty.",
+        *loss,
     ]
-    if len(depths) > 2:
-        notes.append(
-            f"U-index {value['U']:.1f} points (this toolkit's own), p = {p_value('U'):.2g} against shuffled depths."
-        )
+    if len(profile.depths) > 2:
+        # One-sided: an effect is a U larger than shuffled depths give.
+        u_value = float((1 + (null["U"] >= value["U"] - 1e-9).sum()) / (1 + DRAWS))
+        notes.append(f"U-index {value['U']:.1f} points (this toolkit's own), {p_text(u_value, DRAWS)} if shuffled.")
     return Finding(
         **said,
-        headline=_headline(chosen, cells, verdict),
-        claim=_claim(chosen, cells, value, ends, p, verdict, n),
+        headline=_headline(profile, verdict),
+        claim=_claim(profile, control, verdict, margin),
         verdict=verdict,
         measured=Measurement(
-            name=f"{_GAP}, at {chosen:,} tokens",
-            value=float(value["gap"]),
+            name=f"{_GAP}, at {where} tokens",
+            value=profile.gap,
             unit="points",
             interval=ends,
             n=n,
             dropped=left_out.total,
         ),
-        control=Measurement(
-            name="the same with depths shuffled among prompts",
-            value=float(null["gap"].mean()),
-            unit="points",
-            interval=Interval(low=float(low), high=float(high), method=f"{_DRAWS:,} permutations"),
-            n=n,
-        ),
+        control=control,
         comparison=Comparison(
-            name="accuracy over depths against shuffled depths, at all lengths with right and wrong answers",
-            difference=float(value["gap"] - null["gap"].mean()),
-            p_value=p,
-            n=num_tested,
+            name="slope and bend of accuracy over depth, against depths shuffled within each length", p_value=p, n=n
         ),
         details=tuple(details),
-        columns=_COLUMNS,
-        table=table,
-        figures=figures,
         notes=tuple(notes),
     )
 
@@ -360,39 +317,34 @@ _INDICES = {
 }
 
 
-def _headline(chosen: int, cells: list[Cell], verdict: Verdict) -> str:
+def _headline(profile: DepthProfile, verdict: Verdict) -> str:
     if verdict == "supported":
-        shape = _shape([cell for cell in cells if cell.length == chosen])
-        return f"{shape[0].upper()}{shape[1:]} at {chosen:,} tokens"
+        shape = profile.shape or "where the answer stands matters"
+        return f"{shape[0].upper()}{shape[1:]} at {listed(profile.lengths)} tokens"
     if verdict == "refuted":
         return "Where the answer stands makes no difference"
     return "Whether it matters where the answer stands cannot be told"
 
 
-def _claim(
-    chosen: int, cells: list[Cell], value: dict[str, Floats], ends: Interval, p: float, verdict: Verdict, n: int
-) -> str:
-    here = [cell for cell in cells if cell.length == chosen]
-    best, worst = max(here, key=lambda c: c.accuracy[0]), min(here, key=lambda c: c.accuracy[0])
-    tail = f"(gap {float(value['gap']):.0f} points [{ends.low:.0f}, {ends.high:.0f}], p = {p:.2g}, n = {n} prompts)"
-    if verdict != "supported":
-        seen = "makes no difference" if verdict == "refuted" else "makes no difference that can be told from chance"
-        return f"At {chosen:,} tokens, where the answer stands {seen} {tail}."
-
-    def said(cell: Cell) -> str:
-        return f"{100 * cell.accuracy[0]:.0f} % right with the needle at depth {cell.depth:g}"
-
-    return (
-        f"At {chosen:,} tokens it matters where the answer stands: {_shape(here)}; {said(best)}, {said(worst)} {tail}."
+def _claim(profile: DepthProfile, control: Measurement, verdict: Verdict, margin: float) -> str:
+    several = len(profile.lengths) > 1
+    over = f"{'Over the lengths' if several else 'At'} {listed(profile.lengths)}{'' if several else ' tokens'}"
+    null = control.interval
+    chance = (
+        "" if null is None else f", where shuffled depths give {control.value:.0f} [{null.low:.0f}, {null.high:.0f}]"
     )
+    tail = f"(gap {profile.gap:.0f} points{chance}; {p_text(profile.p_value, DRAWS)}, {_prompts(profile.n)})"
+    if verdict == "refuted":
+        return f"{over}, where the answer stands makes no difference of more than {margin:g} points {tail}."
+    if verdict == "inconclusive":
+        return f"{over}, where the answer stands makes no difference that can be told from chance {tail}."
+    best, worst = int(profile.accuracy.argmax()), int(profile.accuracy.argmin())
 
+    def said(at: int) -> str:
+        return f"{profile.right[at]} of {profile.asked[at]}"
 
-def _shape(cells: list[Cell]) -> str:
-    """Return which part of the context is lost, from the profile's ends against its middle."""
-    rates = [cell.accuracy[0] for cell in cells]
-    first, last, inner = rates[0], rates[-1], min(rates[1:-1], default=float("nan"))
-    if first > inner and last > inner:
-        return "the middle is lost"
-    if first < last:
-        return "the beginning is lost"
-    return "the end is lost" if last < first else "some depths are lost"
+    shape = f": {profile.shape}" if profile.shape else ""
+    return (
+        f"{over} it matters where the answer stands{shape}; {said(worst)} are right with the needle at depth "
+        f"{profile.depths[worst]:g}, {said(best)} at depth {profile.depths[best]:g} {tail}."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,8 +36,16 @@ class Cell:
         return self.name or f"{self.length:,} tokens"
 
 
-def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) -> Iterator[Figure]:
-    """Yield the figures; `chosen` is the length of the headline, drawn among the lines whichever others are."""
+def listed(lengths: Sequence[int]) -> str:
+    """Return lengths as a reader says them, e.g. `64, 128 and 256`; of more than four, how many and their ends."""
+    texts = [f"{at:,}" for at in lengths]
+    if len(texts) > 4:
+        return f"{len(texts)} from {texts[0]} to {texts[-1]}"
+    return " and ".join(part for part in (", ".join(texts[:-1]), texts[-1]) if part)
+
+
+def position_figures(cells: list[Cell], chosen: Sequence[int], some_heads: bool) -> Iterator[Figure]:
+    """Yield the figures; `chosen` are the lengths of the claim, drawn among the lines before others are."""
     if not cells:
         return
     yield _grid(cells)
@@ -45,11 +53,12 @@ def position_figures(cells: list[Cell], chosen: int | None, some_heads: bool) ->
         return
     every_length = sorted({cell.length for cell in cells})
     bars = "Bars: 95 % intervals"
+    claimed = f" The claim pools the prompts of {listed(chosen)} tokens." if len(chosen) > 1 else ""
     yield _lines(
         "depth_accuracy",
         "Right answers by depth of the needle",
         f"Share of prompts answered right, by where the needle stands, one line a length. {bars} (Clopper-Pearson). "
-        "Lengths at which all is right, or all wrong, share one line.",
+        "Lengths at which all is right, or all wrong, share one line." + claimed,
         _merged(cells),
         every_length,
         chosen,
@@ -106,12 +115,11 @@ def _grid(cells: list[Cell]) -> Figure:
         scale=chart.SUCCESS,
         tickformat=".0%",
     )
-    overall = {at: [cell for cell in cells if cell.length == at] for at in lengths}
-    failing = [at for at, here in overall.items() if sum(c.num_right for c in here) < sum(c.num_prompts for c in here)]
+    every = all(cell.num_right == cell.num_prompts for cell in cells)
     title = (
         f"Every answer is right up to {lengths[-1]:,} tokens"
-        if not failing
-        else "Where in the text, and from what length, the needle is lost"
+        if every
+        else "Right answers by prompt length and depth of the needle"
     )
     return chart.figure(
         "needle_grid",
@@ -158,16 +166,17 @@ def _lines(
     caption: str,
     cells: list[Cell],
     every_length: list[int],
-    chosen: int | None,
+    chosen: Sequence[int],
     of: Callable[[Cell], tuple[float, float, float]],
     axis: dict[str, object],
     hover: str,
 ) -> Figure:
     lengths = sorted({cell.length for cell in cells if np.isfinite(of(cell)[0])})
     if len(lengths) > _MOST_LINES:
-        spread = {lengths[round(i * (len(lengths) - 1) / (_MOST_LINES - 1))] for i in range(_MOST_LINES)}
-        caption += f" {_MOST_LINES} of {len(lengths)} lengths are drawn."
-        lengths = sorted(spread | ({chosen} & set(lengths) if chosen is not None else set()))
+        first = [at for at in lengths if at in chosen] or lengths
+        num = min(_MOST_LINES, len(first))
+        caption += f" {num} of {len(lengths)} lengths are drawn."
+        lengths = [first[round(i * (len(first) - 1) / max(num - 1, 1))] for i in range(num)]
     depths = sorted({cell.depth for cell in cells})
     # The same length has the same colour in every figure.
     order = {at: index for index, at in enumerate(every_length)}

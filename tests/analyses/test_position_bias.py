@@ -73,6 +73,94 @@ def test_weak_effects_of_several_lengths_add_up(sample, trace):
     assert finding.verdict == "supported"
 
 
+def counted(sample, trace, counts, num=4, **fields):
+    """Prompts of which so many are right, by length and depth."""
+    return [
+        trace(sample(i, length=length, depth=depth), correct=i < right, **fields)
+        for length, profile in counts.items()
+        for depth, right in zip(DEPTHS, profile, strict=True)
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num", "counts"),
+    [
+        (4, {256: (4,) * 5, 512: (0, 0, 3, 4, 4), 1024: (0, 0, 0, 1, 2)}),
+        (2, {256: (2,) * 5, 512: (0, 0, 1, 2, 2), 1024: (0, 0, 0, 0, 2)}),
+    ],
+)
+def test_the_shipped_casebook_loses_the_beginning(sample, trace, num, counts):
+    finding = position_bias(counted(sample, trace, counts, num))
+    assert finding.verdict == "supported"
+    assert finding.headline == "The beginning is lost at 512 and 1,024 tokens"
+    assert "Over the lengths 512 and 1,024" in finding.claim
+    assert f"0 of {2 * num} are right with the needle at depth 0" in finding.claim
+    assert f"n = {10 * num} prompts" in finding.claim
+    assert finding.measured.n == finding.comparison.n == finding.control.n == 10 * num
+
+
+def test_an_effect_at_other_lengths_lends_no_shape_to_noise_at_one(sample, trace):
+    late = (0.1, 0.1, 0.2, 0.6, 0.9)
+    for seed in range(15):
+        finding = position_bias(grid(sample, trace, {512: (0.5,) * 5, 1024: late, 2048: late}, seed=seed))
+        assert finding.headline == "The beginning is lost at 512, 1,024 and 2,048 tokens"
+        assert finding.comparison.n == finding.measured.n == 180
+
+
+def test_an_effect_at_one_length_is_found_beside_a_flat_one(sample, trace):
+    finding = position_bias(counted(sample, trace, {512: (2,) * 5, 1024: (0, 0, 1, 4, 4)}))
+    assert finding.verdict == "supported"
+    assert "the beginning is lost" in finding.claim
+
+
+def test_nulls_are_supported_no_more_often_than_the_test_allows(sample, trace):
+    null = {256: (1,) * 5, 512: (0.5,) * 5, 1024: (0.2,) * 5}
+    findings = [position_bias(grid(sample, trace, null, num=4, seed=seed)) for seed in range(150)]
+    # 95 % of binomial(150, 0.05) lie at or below 12.
+    assert sum(finding.verdict == "supported" for finding in findings) <= 12
+    assert sum(finding.measured.interval.low > 0 for finding in findings) <= 12
+    assert not any(finding.verdict == "refuted" for finding in findings)
+
+
+def test_depths_that_no_two_lengths_share_are_held_against_their_own_length(sample, trace):
+    # Flat at both lengths, one easy and one hard: the raw accuracies by depth would differ by 60 points.
+    traces = [
+        trace(sample(i, length=length, depth=depth), correct=i < right)
+        for length, depths, right in ((512, (0.0, 0.5), 8), (1024, (0.75, 1.0), 2))
+        for depth in depths
+        for i in range(10)
+    ]
+    finding = position_bias(traces)
+    assert finding.measured.value == pytest.approx(0)
+    assert finding.verdict == "inconclusive"
+
+
+def test_no_difference_needs_many_prompts(sample, trace):
+    flat = [trace(sample(i, length=64, depth=depth), correct=i % 2 == 0) for depth in (0.0, 1.0) for i in range(1000)]
+    finding = position_bias(flat)
+    assert finding.verdict == "refuted"
+    assert "no difference of more than 10 points" in finding.claim
+
+
+def test_the_loss_shows_what_a_ceiling_hides(sample, trace):
+    traces = [
+        trace(sample(i, length=64, depth=depth), loss=0.01 * (i + 1) * (10 if depth == 0.5 else 1))
+        for depth in DEPTHS
+        for i in range(6)
+    ]
+    finding = position_bias(traces)
+    assert finding.measured.value is None
+    assert any("loss" in note and "p = 0.00" in note for note in finding.notes)
+
+
+@pytest.mark.parametrize(("num", "said"), [(1, "n = 1 prompt)"), (3, "n = 3 prompts)")])
+def test_one_depth_is_said_in_plain_words(sample, trace, num, said):
+    claim = position_bias([trace(sample(i), correct=i > 0) for i in range(num)]).claim
+    assert "same depth" in claim
+    assert said in claim
+
+
 @pytest.mark.parametrize(("rate", "words"), [(1.0, "every answer is right"), (0.0, "every answer is wrong")])
 def test_a_floor_or_a_ceiling_shows_nothing_and_says_so(sample, trace, rate, words):
     finding = position_bias(grid(sample, trace, {64: (rate,) * 5}))
