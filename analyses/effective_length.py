@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import JsonValue
 
+from probe.analyses.length_claims import GUESSING, LengthAnswer
 from probe.analyses.length_figures import NAMES, Rate, length_figure
 from probe.analyses.source_looks import SourceHits, follow_heads
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
-from probe.intervals import cluster_bootstrap, mcnemar_exact
+from probe.intervals import mcnemar_exact, paired_difference
 from probe.selection import LeftOut, answered, length, selected
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def effective_length(
     is the last length before the first whose interval lies below. Supported: some length certainly fails; refuted: all
     lengths certainly hold.
 
-    The same question over the needle's sentence alone tells `cannot find` from `cannot answer`; with the needle left
-    out, right answers are guesses. Where `top_keys` was captured, it also says how often the heads that copy (score
-    above `head_threshold` where answers are right, see `retrieval_heads`) look at the right token. It says nothing of
-    lengths that were not tried.
+    The same question over the needle's sentence alone tells `cannot find` from `cannot answer`, by an exact paired test
+    over the first length that fails and all beyond; with the needle left out, right answers are guesses. Where
+    `top_keys` was captured, it also says how often the heads that copy (score above `head_threshold` where answers are
+    right, see `retrieval_heads`) look at the right token. It says nothing of lengths that were not tried.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold {threshold}: expected a share above 0, up to 1")
@@ -90,11 +91,12 @@ def effective_length(
     first_failure = next((at for at in baseline if at > reach), None)
     hits = follow_heads(roles["baseline"], head_threshold, seed)
     guessed = _pooled(rates["needle_absent"])
-    comparison = _against_gold(roles, first_failure, seed)
+    comparison = _against_gold(roles, first_failure)
+    answer = LengthAnswer(rates, reach, first_failure, threshold, verdict, comparison, hits)
     return Finding(
         **said,
-        headline=_headline(reach, first_failure),
-        claim=_claim(rates, reach, first_failure, threshold, hits),
+        headline=answer.headline,
+        claim=answer.claim,
         verdict=verdict,
         measured=Measurement(
             name="effective length",
@@ -109,7 +111,7 @@ def effective_length(
         details=tuple(_details(rates, hits)),
         columns=_COLUMNS,
         table=tuple(_rows(rates, hits)),
-        figures=(length_figure(rates, hits.by_length if hits else None, reach, first_failure, threshold),),
+        figures=(length_figure(rates, hits.by_length if hits else None, answer.headline, threshold),),
         notes=tuple(_notes(left_out, rates, hits, threshold, head_threshold)),
     )
 
@@ -158,21 +160,25 @@ def _percentage(name: str, rate: Rate) -> Measurement:
     return Measurement(name=name, value=100 * rate.share, unit="%", interval=interval, n=rate.n)
 
 
-def _against_gold(roles: Mapping[str, Sequence[tuple[Trace, Outcome]]], at: int | None, seed: int) -> Comparison | None:
-    """Return the test of the whole text against the sentence alone, at the first length that fails, by sample."""
-    if at is None:
+def _against_gold(roles: Mapping[str, Sequence[tuple[Trace, Outcome]]], failure: int | None) -> Comparison | None:
+    """Return the paired test of the whole text against the sentence alone, from the first length that fails on."""
+    if failure is None:
         return None
-    whole = {t.sample.name: bool(o.correct) for t, o in roles["baseline"] if length(t) == at}
+    whole = {t.sample.name: (length(t), bool(o.correct)) for t, o in roles["baseline"] if length(t) >= failure}
     alone = {t.sample.name: bool(o.correct) for t, o in roles["gold_only"] if t.sample.name in whole}
     names = sorted(alone)
     if not names:
         return None
-    differences = [100.0 * (whole[name] - alone[name]) for name in names]
+    first, second = [whole[name][1] for name in names], [alone[name] for name in names]
+    interval = paired_difference(first, second)
+    if interval is not None:
+        interval = interval.model_copy(update={"low": 100 * interval.low, "high": 100 * interval.high})
+    beyond = " and beyond" if max(whole[name][0] for name in names) > failure else ""
     return Comparison(
-        name=f"whole text less sentence alone at {at:,} tokens, in points; exact McNemar test, paired by sample",
-        difference=float(np.mean(differences)),
-        interval=cluster_bootstrap(differences, names, bounds=(-100.0, 100.0), seed=seed),
-        p_value=mcnemar_exact([whole[name] for name in names], [alone[name] for name in names]),
+        name=f"whole text less sentence alone at {failure:,} tokens{beyond}, in points; exact McNemar test, by sample",
+        difference=100 * (float(np.mean(first)) - float(np.mean(second))),
+        interval=interval,
+        p_value=mcnemar_exact(first, second),
         n=len(names),
     )
 
@@ -209,6 +215,11 @@ def _notes(
         f"Supported means: at some length the share of right answers is below {100 * threshold:g} % with 95 % "
         "certainty; refuted: at no length, with the same certainty."
     )
+    if rates["needle_absent"]:
+        yield (
+            f"Not guessing means: with the needle left out, fewer than {100 * GUESSING:g} % are right with 95 % "
+            f"certainty; it may guess: more than {100 * GUESSING:g} %, with the same certainty."
+        )
     if not rates["needle_absent"]:
         yield "The needle was never left out, so guessing cannot be told from finding."
     if not rates["gold_only"]:
@@ -220,63 +231,6 @@ def _notes(
         yield (
             f"Heads followed: (layer, head) {names}{' …' if len(hits.heads) > 12 else ''}, those with a copying score "
             f"above {head_threshold:g} where answers are right; at step r the right token is the answer's r-th, "
-            "whatever the model produced."
+            "whatever the model produced. Where samples are halved, heads are chosen on one half and "
+            "followed on the other."
         )
-
-
-def _headline(reach: int, failure: int | None) -> str:
-    if failure is None:
-        return f"It finds the needle at every length tried, up to {reach:,} tokens"
-    if not reach:
-        return f"It fails from the shortest length on, {failure:,} tokens"
-    return f"It finds the needle up to {reach:,} tokens and loses it from {failure:,} on"
-
-
-def _claim(
-    rates: Mapping[str, Mapping[int, Rate]],
-    reach: int,
-    failure: int | None,
-    threshold: float,
-    hits: SourceHits | None,
-) -> str:
-    baseline = rates["baseline"]
-    if failure is None:
-        return f"The model finds the needle at every length tried, up to {reach:,} tokens ({_said(baseline[reach])})."
-    longest, lost = max(baseline), baseline[failure]
-    later = f", then {100 * baseline[longest].share:.0f} % at {longest:,}" if longest > failure else ""
-    if reach:
-        first = f"The model finds the needle up to {reach:,} tokens ({_said(baseline[reach])}) and loses it from "
-        first += f"{failure:,} on ({_said(lost)}{later})"
-    else:
-        first = f"The model fails from the shortest length on, {failure:,} tokens ({_said(lost)}{later})"
-    why = ", ".join(_why(rates, threshold, failure))
-    parts = [f"{first}: {why}" if why else first]
-    if hits is not None and failure in hits.by_length and reach in hits.by_length:
-        looks = [f"{100 * hits.by_length[reach][0]:.0f} % of the time at {reach:,} tokens"]
-        looks += [f"{100 * hits.by_length[at][0]:.0f} % at {at:,}" for at in dict.fromkeys((failure, longest))]
-        heads = f"its {len(hits.heads)} retrieval heads look" if len(hits.heads) > 1 else "its retrieval head looks"
-        parts.append(f"{heads} at the right token {', '.join(looks[:-1])} and {looks[-1]}")
-    return "; ".join(parts) + "."
-
-
-def _said(rate: Rate) -> str:
-    return (
-        f"{100 * rate.share:.0f} % right [{100 * rate.interval.low:.0f}, {100 * rate.interval.high:.0f}], n = {rate.n}"
-    )
-
-
-def _why(rates: Mapping[str, Mapping[int, Rate]], threshold: float, failure: int) -> Iterator[str]:
-    """Yield what the controls say: whether it guesses, and whether it fails to find or to answer."""
-    absent = _pooled(rates["needle_absent"])
-    if absent is not None:
-        guess = f"needle left out: {100 * absent.share:.0f} % right"
-        yield f"it is not guessing ({guess})" if absent.interval.low < 0.05 else f"part of this is guessing ({guess})"
-    gold = _pooled({at: rate for at, rate in rates["gold_only"].items() if at >= failure}) or _pooled(
-        rates["gold_only"]
-    )
-    if gold is not None:
-        alone = f"sentence alone: {100 * gold.share:.0f} % right"
-        if gold.share >= threshold:
-            yield f"and it can answer ({alone}), so it fails to find, not to answer"
-        else:
-            yield f"but it cannot answer reliably even from the sentence alone ({alone})"

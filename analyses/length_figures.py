@@ -39,8 +39,7 @@ class Rate:
 def length_figure(
     rates: Mapping[str, Mapping[int, Rate]],
     hits: Mapping[int, tuple[float, float, float]] | None,
-    reach: int,
-    failure: int | None,
+    title: str,
     threshold: float,
 ) -> Figure:
     styles = {
@@ -87,12 +86,6 @@ def length_figure(
                 hovertemplate="%{customdata} tokens: %{y:.0%} of steps<extra></extra>",
             )
         )
-    if failure is None:
-        title = f"The needle is found at every length tried, up to {reach:,} tokens"
-    elif reach:
-        title = f"Found up to {reach:,} tokens, lost from {failure:,} on"
-    else:
-        title = f"Lost at every length from {failure:,} tokens on"
     return chart.figure(
         "effective_length",
         title,

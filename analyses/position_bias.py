@@ -277,8 +277,8 @@ def _finding(
     notes = [
         *left_out.notes(),
         f"Test, claim and gap are over the same {_prompts(n).removeprefix('n = ')}, at {where} tokens: the lengths "
-        "that have right and wrong answers. Each prompt is taken less the mean of its length; depths that are lost at one "
-        "length and best at another cancel out.",
+        "that have right and wrong answers. Each prompt is taken less the mean of its length; depths that are lost at "
+        "one length and best at another cancel out.",
         "A gap between noisy depths is never 0, so the test against shuffled depths decides: it adds the squares of "
         "the slope and the bend of accuracy over depth. The gap's interval is for all depths at once, and wide.",
         f"Refuted means: no more than shuffled depths give, and below {margin:g} points with 95 % certainty.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceHits:
-    """How often the retrieval heads look at the right token."""
+    """How often the retrieval heads look at the right token: where samples are halved, on the half that tests."""
 
     heads: tuple[tuple[int, int], ...]
     by_length: Mapping[int, tuple[float, float, float]]
@@ -33,13 +33,17 @@ def follow_heads(cases: Sequence[tuple[Trace, Outcome]], head_threshold: float, 
     captured = [(trace, outcome) for trace, outcome in cases if has_top_keys(trace)]
     right = [(trace, outcome) for trace, outcome in captured if outcome.correct]
     # Where samples are halved, heads are chosen on the half that finds.
-    right = [(t, o) for t, o in right if fact(t, "half") == "find"] or right
+    chosen = [(t, o) for t, o in right if fact(t, "half") == "find"]
+    right = chosen or right
     readings = [read(trace, outcome, "needle_value", "set", LeftOut()) for trace, outcome in right]
     scores = [reading.score for reading in readings if reading is not None]
     if not scores:
         return None
     heads = np.argwhere(np.mean(scores, axis=0) > head_threshold)
-    looked = [(trace, outcome, source_hits(trace)) for trace, outcome in captured]
+    # And followed on the other, where a head that was lucky on the first has no luck left.
+    tested = [(trace, outcome) for trace, outcome in captured if fact(trace, "half") == "test"]
+    followed = tested if chosen and tested else captured
+    looked = [(trace, outcome, source_hits(trace)) for trace, outcome in followed]
     known = [(t, o, float(hits[heads[:, 0], heads[:, 1]].mean())) for t, o, hits in looked if hits is not None]
     if not len(heads) or not known:
         return None
@@ -58,15 +62,15 @@ def follow_heads(cases: Sequence[tuple[Trace, Outcome]], head_threshold: float, 
     mixed = {at for at in by_length if len({bool(o.correct) for t, o, _ in known if length(t) == at}) == 2}
 
     def when(correct: bool) -> Measurement | None:
-        chosen = [case for case in known if bool(case[1].correct) == correct and length(case[0]) in mixed]
-        if not chosen:
+        cases = [case for case in known if bool(case[1].correct) == correct and length(case[0]) in mixed]
+        if not cases:
             return None
-        value, ends = mean(chosen)
+        value, ends = mean(cases)
         name = f"steps at which those heads look at the right token, answer {'right' if correct else 'wrong'}"
         interval = None
         if ends is not None:
             interval = ends.model_copy(update={"low": 100 * ends.low, "high": 100 * ends.high})
-        return Measurement(name=name, value=100 * value, unit="%", interval=interval, n=len(chosen))
+        return Measurement(name=name, value=100 * value, unit="%", interval=interval, n=len(cases))
 
     found = tuple((int(layer), int(head)) for layer, head in heads)
     return SourceHits(found, by_length, when(True), when(False))

@@ -34,9 +34,12 @@ def test_a_clear_failure_to_find_is_said_in_plain_words(sample, trace):
     assert "not guessing" in finding.claim
     assert "fails to find, not to answer" in finding.claim
     assert finding.control.value == 0
-    assert finding.comparison.difference == pytest.approx(-40)
-    # 16 prompts are right alone and wrong in the whole text, none the other way: exact binomial, two-sided.
-    assert finding.comparison.p_value == pytest.approx(2 * 0.5**16)
+    # Of 80 prompts at 512 and beyond 16 + 38 are right alone and wrong in the whole text, none the other way.
+    assert finding.comparison.n == 80
+    assert finding.comparison.difference == pytest.approx(-67.5)
+    assert finding.comparison.p_value == pytest.approx(2 * 0.5**54)
+    assert finding.headline == "It finds the needle up to 256 tokens and loses it from 512 on"
+    assert finding.figures[0].title == finding.headline
 
 
 def test_a_model_that_cannot_answer_is_not_said_to_fail_to_find(sample, trace):
@@ -51,6 +54,86 @@ def test_a_model_that_guesses_is_caught(sample, trace):
     assert "guessing" in finding.claim
     assert "not guessing" not in finding.claim
     assert finding.control.value == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "words"),
+    [
+        (0, 1, "whether it guesses cannot be told (needle left out: 0 % right [0, 98], n = 1)"),
+        (0, 30, "whether it guesses cannot be told"),
+        (0, 40, "it is not guessing (needle left out: 0 of 40 right)"),
+        (3, 40, "whether it guesses cannot be told"),
+        (20, 40, "it may be guessing (needle left out: 50 % right [34, 66], n = 40)"),
+    ],
+)
+def test_guessing_is_told_by_the_interval_not_the_share(sample, trace, right, n, words):
+    absent = [trace(sample(i), correct=i < right, role="needle_absent") for i in range(n)]
+    finding = effective_length([*read(sample, trace, {64: 1, 128: 0}), *absent])
+    assert words in finding.claim
+    assert any("10 %" in note for note in finding.notes)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (5, "which suggests that it fails to find rather than to answer (p = 0.062)"),
+        (6, "so it fails to find, not to answer"),
+    ],
+)
+def test_fails_to_find_is_flat_only_where_the_paired_test_says_so(sample, trace, wrong, words):
+    traces = [
+        *read(sample, trace, {64: 1}, num=20),
+        *read(sample, trace, {128: 1 - wrong / 10}, num=10),
+        *read(sample, trace, {64: 1, 128: 1}, num=10, role="gold_only"),
+    ]
+    finding = effective_length(traces)
+    assert finding.verdict == "supported"
+    assert words in finding.claim
+    interval = finding.comparison.interval
+    assert (interval.low <= 0 <= interval.high) == (finding.comparison.p_value >= 0.05)
+
+
+def test_lengths_beyond_the_failure_add_to_the_paired_test(sample, trace):
+    rates = {64: 1, 512: 0.5, 1024: 0.2}
+    finding = effective_length(diagnosis(sample, trace, rates, num=10))
+    assert finding.comparison.n == 20
+    assert finding.comparison.p_value == pytest.approx(2 * 0.5**13)
+    assert "512 tokens and beyond" in finding.comparison.name
+
+
+@pytest.mark.parametrize(
+    ("rights", "n", "headline"),
+    [
+        ({64: 1, 128: 0.5}, 2, "It may lose the needle at 128 tokens: too few prompts to tell"),
+        ({64: 1, 128: 0, 256: 0}, 1, "It may lose the needle from 128 tokens on: too few prompts to tell"),
+        (
+            {64: 1, 128: 0.5, 256: 0},
+            2,
+            "It has lost the needle by 256 tokens: too few prompts to tell up to where it finds it",
+        ),
+        ({64: 1}, 1, "No failure seen up to 64 tokens, but too few prompts to tell"),
+        ({64: 1, 128: 1}, 4, "No failure seen up to 128 tokens, but too few prompts to tell"),
+        ({64: 1}, 40, "It finds the needle at the one length tried, 64 tokens"),
+        ({64: 1, 128: 1}, 40, "It finds the needle at every length tried, up to 128 tokens"),
+        ({64: 1, 128: 0, 256: 1}, 20, "It fails at 128 tokens, though not at 256"),
+        ({64: 1, 128: 0.8, 256: 0}, 10, "It finds the needle up to 64 tokens and has lost it by 256"),
+        ({64: 0, 128: 0}, 20, "It fails from the shortest length on, 64 tokens"),
+    ],
+)
+def test_the_headline_is_no_surer_than_the_verdict(sample, trace, rights, n, headline):
+    finding = effective_length(read(sample, trace, rights, num=n))
+    assert finding.headline == headline
+    assert finding.claim.startswith(headline.split(" up to")[0])
+    assert finding.figures[0].title == headline
+
+
+def test_heads_are_chosen_on_one_half_and_followed_on_the_other(sample, trace, looking):
+    traces = []
+    for i in range(40):
+        made = sample(i, half=("find", "test")[i % 2])
+        # On the half that finds, a head copies that has no part in the other.
+        traces.append(trace(made, keys=looking(made, {(2, 1): 1.0} if i % 2 == 0 else {}, seed=i)))
+    assert effective_length(traces).records()[0]["heads_at_source"] == 0
 
 
 def test_no_failure_is_refuted_only_with_enough_prompts(sample, trace):
