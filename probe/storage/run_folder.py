@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import StoreCorrupt
+from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt
 from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import read_json
@@ -108,6 +108,30 @@ class Run:
             f"<p><b>Run</b> {_text(str(self.path))} · {len(self)} traces{' · ' + status if status else ''}</p>"
             f"<ul>{claims}</ul><table><tr><th>stage</th><th>condition</th><th>traces</th></tr>{rows}</table>"
         )
+
+
+def read_record(path: Path | str) -> dict[str, Any] | None:
+    """Return what the `run.json` in a folder says, None where there is none.
+
+    Raises StoreCorrupt where it is not a JSON object or a newer version wrote it, RunFolderInUse where something other
+    than a run is written in it.
+    """
+    file = Path(path, "run.json")
+    try:
+        record = read_json(file)
+    except NotAvailable:
+        return None
+    except StoreCorrupt as error:
+        raise StoreCorrupt(f"{error}; nothing was touched: {_ELSEWHERE}") from error
+    if not isinstance(record, dict):
+        raise StoreCorrupt(f"{file} is not the record of a run; nothing was touched: {_ELSEWHERE}")
+    if type(record.get("format")) is not int or not isinstance(record.get("identity"), dict):
+        raise RunFolderInUse(f"{path} holds no run: its run.json is not the record of one; {_ELSEWHERE}")
+    check_format(record["format"], str(file))
+    return record
+
+
+_ELSEWHERE = "move that file away, or give another folder with --out"
 
 
 def _text(text: str) -> str:
