@@ -40,6 +40,8 @@ class _Reading:
     unit: str
     alpha: Floats
     """Importance of each key, `[layer head key]`, keys up to half the horizon."""
+    windows: NDArray[np.int64]
+    """How many keys a query sees at most, `[layer]`; the horizon where it is as many or more."""
     first: Floats | None
     """Mass on the first four keys, mean over the queries after them, `[layer head]`."""
     first_uniform: float
@@ -64,16 +66,22 @@ def attention_sinks(
 
     A key's importance is its mean probability over the queries from itself to the `horizon`-th (T = 64 in the paper);
     the metric is the share, in percent, of prompts, layers and heads in which the first key's is above `epsilon`
-    (Gu et al. 2024, section 3.1). Queries that a sliding window keeps from the key count, with probability 0. Refuted
-    means that the interval lies below `margin` percent. Prompts shorter than the horizon are left out and counted.
+    (Gu et al. 2024, section 3.1). Queries that a sliding window keeps from the key count, with probability 0.
+    Supported: the share's interval lies above 0, which uniform attention gives; refuted: the share is at most `margin`
+    percent, and every head's mean importance lies below `epsilon` with 95 % certainty. Prompts shorter than the horizon
+    are left out and counted.
 
     It depends on the horizon and on whether the tokenizer puts a special token first; it does not say that a sink harms
     or helps. Raises MissingStatistic where `received_mass` with this horizon was not captured.
     """
-    if not 0 < epsilon < 1:
-        raise UsageError(f"epsilon {epsilon}: expected a share between 0 and 1")
-    if horizon < 2 * _NUM_SINK:
-        raise UsageError(f"horizon {horizon}: expected at least {2 * _NUM_SINK} queries")
+    if horizon <= 2 * _NUM_SINK + 1:
+        raise UsageError(f"horizon {horizon}: expected more than {2 * _NUM_SINK + 1} queries")
+    bound = float(uniform_importance(horizon)[0])
+    if not bound < epsilon < 1:
+        raise UsageError(
+            f"epsilon {epsilon}: expected a share below 1, and above {bound:.3g}, which the first token gets within "
+            f"{horizon} queries where attention is uniform"
+        )
     left_out = LeftOut()
     readings = list(_readings(selected(run), horizon, left_out))
     parameters: dict[str, JsonValue] = {"epsilon": epsilon, "horizon": horizon, "margin": margin, "seed": seed}
@@ -89,7 +97,7 @@ def attention_sinks(
     if not readings:
         return Finding(
             **said,
-            claim=f"No prompt reaches {horizon} tokens, so no sink could be measured.",
+            claim=_unmeasured(left_out),
             verdict="inconclusive",
             measured=Measurement(name="heads with a sink", value=None, unit="%", n=0, dropped=left_out.total),
             notes=left_out.notes(),
@@ -116,10 +124,15 @@ def _readings(traces: list[Trace], horizon: int, left_out: LeftOut) -> Iterator[
         if not np.isfinite(mass).all():
             left_out.add("attention was not finite")
             continue
-        yield _beside(trace, mass / (horizon - np.arange(mass.shape[-1])), horizon)
+        windows = np.full(len(mass), horizon, np.int64)
+        if f"{name}_num_queries" in trace:
+            # The first key is seen by as many queries as the window is long.
+            seen = trace[f"{name}_num_queries"].isel(key=0).to_numpy()
+            windows = np.where(seen > 0, np.minimum(seen, horizon), horizon).astype(np.int64)
+        yield _beside(trace, mass / (horizon - np.arange(mass.shape[-1])), windows, horizon)
 
 
-def _beside(trace: Trace, alpha: Floats, horizon: int) -> _Reading:
+def _beside(trace: Trace, alpha: Floats, windows: NDArray[np.int64], horizon: int) -> _Reading:
     """Return a prompt's reading: the importance, and what stands beside it where it was captured.
 
     Masses are means over the queries from the horizon on, so that a trace that is pooled over blocks that divide it
@@ -133,7 +146,7 @@ def _beside(trace: Trace, alpha: Floats, horizon: int) -> _Reading:
         if after.any():
             first = np.average(sink[..., after], axis=-1, weights=weight[after])
             position = np.arange(start[after][0], start[-1] + weight[-1])
-            first_uniform = float(np.mean(_NUM_SINK / (position + 1)))
+            first_uniform = float(np.mean([_first_uniform(position, int(at), horizon) for at in windows]))
         apart = start >= max(2 * horizon, _NUM_SINK + _NUM_RECENT)
         if "recent_mass" in trace and apart.any():
             near, _, _ = _over_queries(trace, "recent_mass")
@@ -149,12 +162,20 @@ def _beside(trace: Trace, alpha: Floats, horizon: int) -> _Reading:
         trace.sample.name,
         trace.unit,
         alpha,
+        windows,
         kept[0],
         first_uniform,
         kept[1] if kept[2] is not None else None,
         kept[2] if kept[1] is not None else None,
         None if drain is None or not np.isfinite(drain).all() else drain,
     )
+
+
+def _first_uniform(position: NDArray[np.int64], window: int, horizon: int) -> float:
+    """Return the mean mass on the first four keys of queries at these positions, were attention uniform."""
+    # A window that reaches past the horizon cannot be told from none.
+    start = np.maximum(position - window + 1, 0) if window < horizon else np.zeros_like(position)
+    return float(np.mean(np.maximum(_NUM_SINK - start, 0) / (position + 1 - start)))
 
 
 def _over_queries(trace: Trace, name: str) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
@@ -182,10 +203,11 @@ def _finding(
 ) -> Finding:
     prompts = [reading.prompt for reading in readings]
     alpha = by_cluster([reading.alpha for reading in readings], prompts)
-    uniform = uniform_importance(horizon)
+    windows = readings[0].windows
+    uniform = np.stack([uniform_importance(horizon, int(window)) for window in windows])
 
     def share(name: str, hits: list[float], dropped: int = 0) -> Measurement:
-        interval = cluster_bootstrap(hits, prompts, seed=seed)
+        interval = cluster_bootstrap(hits, prompts, bounds=(0.0, 1.0), seed=seed)
         mean = 100 * float(by_cluster(hits, prompts).mean())
         return Measurement(
             name=name, value=mean, unit="%", interval=_percentages(interval), n=len(alpha), dropped=dropped
@@ -196,7 +218,7 @@ def _finding(
         [float((r.alpha[..., 0] > epsilon).mean()) for r in readings],
         left_out.total,
     )
-    expected = 100.0 * float(uniform[0] > epsilon)
+    expected = 100.0 * float((uniform[:, 0] > epsilon).mean())
     control = Measurement(
         name="heads, were attention uniform over what they see", value=expected, unit="%", n=len(alpha)
     )
@@ -223,16 +245,19 @@ def _finding(
             n=len(alpha),
         )
     )
-    details.append(
-        Measurement(name="importance of the first token, were attention uniform", value=float(uniform[0]), n=0)
-    )
+    for window in np.unique(windows)[::-1]:
+        layers = "" if (windows == window).all() else f" in layers {np.flatnonzero(windows == window).tolist()}"
+        what = f" (window of {window} tokens)" if window < horizon else ""
+        name = f"importance of the first token, were attention uniform{layers}{what}"
+        value = float(uniform_importance(horizon, int(window))[0])
+        details.append(Measurement(name=name, value=value, n=0))
     details += _masses(readings, seed)
     verdict: Verdict = "inconclusive"
     interval = measured.interval
-    if interval is not None and len(alpha) >= FEWEST_PROMPTS:
+    if interval is not None and measured.value is not None and len(alpha) >= FEWEST_PROMPTS:
         if interval.low > expected:
             verdict = "supported"
-        elif interval.high <= max(margin, expected):
+        elif measured.value <= margin and high.max() < epsilon:
             verdict = "refuted"
     num_heads = mean.size
     order = np.argsort(-mean, axis=None, kind="stable")[:256]
@@ -240,8 +265,8 @@ def _finding(
     hit = (alpha[..., 0] > epsilon).mean(axis=0)
     return Finding(
         **said,
-        headline="The first token is no sink" if verdict == "refuted" else _headline(measured),
-        claim=_claim(measured, mean, strongest, low, high, epsilon, expected, verdict),
+        headline=_headline(measured, epsilon, verdict),
+        claim=_claim(measured, mean, strongest, low, high, epsilon, verdict),
         verdict=verdict,
         measured=measured,
         control=control,
@@ -256,13 +281,15 @@ def _finding(
         details=tuple(details),
         columns=("layer", "head", "importance_of_first_token", "low", "high", "share_of_prompts_above"),
         table=tuple((*at, *(float(f"{a[at]:.4g}") for a in (mean, low, high, hit))) for at in where),
-        figures=tuple(sink_figures(alpha, _drains(readings), epsilon, horizon, seed)),
+        figures=tuple(sink_figures(alpha, uniform, _drains(readings), epsilon, horizon, seed)),
         notes=(
             *left_out.notes(),
-            f"Used: {len(alpha)} prompts, {num_heads} heads; the interval is over prompts and has no width where each "
-            "prompt gives as many heads.",
-            f"Refuted means: at most {margin:g} % of heads, with 95 % certainty; supported: more than under uniform "
-            f"attention, where the first token's importance is {uniform[0]:.3f}.",
+            f"Used: {len(alpha)} prompt{'' if len(alpha) == 1 else 's'}, {num_heads} heads. Where each prompt gives as "
+            "many heads, the share's interval is the exact bound on what other prompts may give.",
+            f"Refuted means: at most {margin:g} % of heads, and every head's mean importance below {epsilon:g} with "
+            "95 % certainty; supported: more heads than under uniform attention, with the same certainty.",
+            "Uniform attention is over the keys that each layer's window lets a query see; a window longer than the "
+            "horizon counts as none.",
             "The metric hangs on the horizon and on what stands first: without a special token at the beginning the "
             "sink may be another.",
             "Value norm of the first token over the median of the others: this toolkit's own ratio.",
@@ -313,8 +340,22 @@ def _percentages(interval: Interval | None) -> Interval | None:
     )
 
 
-def _headline(measured: Measurement) -> str:
-    return f"{measured.value:.0f} % of heads park their attention on the first token"
+def _unmeasured(left_out: LeftOut) -> str:
+    reasons = [f"{reason} ({number} of {left_out.total})" for reason, number in left_out.reasons.items()]
+    return f"No sink could be measured: {'; '.join(reasons) or 'there is no prompt'}."
+
+
+def _headline(measured: Measurement, epsilon: float, verdict: Verdict) -> str:
+    if verdict == "refuted":
+        return f"No head makes the first token a sink at ε = {epsilon:g}"
+    if verdict == "inconclusive":
+        return "Whether heads make the first token a sink cannot be told"
+    return f"{_percent(measured.value or 0.0, 0)} % of heads park their attention on the first token"
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    """Return a number without the sign of a rounded -0."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _claim(
@@ -324,24 +365,19 @@ def _claim(
     low: Floats,
     high: Floats,
     epsilon: float,
-    expected: float,
     verdict: Verdict,
 ) -> str:
-    n = f"n = {measured.n} prompt{'s' if measured.n > 1 else ''}"
-    ends = f" [{low[strongest]:.2f}, {high[strongest]:.2f}]" if measured.n > 1 else ""
-    share = f"{measured.value:.1f} %"
+    n = f"n = {measured.n} prompt{'' if measured.n == 1 else 's'}"
+    share = f"{_percent(measured.value or 0.0)} %"
     if measured.interval is not None:
-        share += f" [{measured.interval.low:.1f}, {measured.interval.high:.1f}]"
-    most = f"the largest share that a head gives it is {100 * mean[strongest]:.0f} %"
-    if ends:
-        most += f" [{100 * low[strongest]:.0f}, {100 * high[strongest]:.0f}]"
+        share += f" [{_percent(measured.interval.low)}, {_percent(measured.interval.high)}]"
+    most = f"the strongest, head {strongest}, gives it {_percent(100 * mean[strongest], 0)} %"
+    if measured.n > 1:
+        most += f" [{_percent(100 * low[strongest], 0)}, {_percent(100 * high[strongest], 0)}]"
     if verdict == "refuted":
         return (
-            f"The first token is no sink: {share} of heads give it above {100 * epsilon:g} % of their attention, "
-            f"and {most} "
-            f"({n})."
+            f"No head makes the first token a sink, with above {100 * epsilon:g} % of its attention: {most}, and "
+            f"{share} of heads pass that line in a prompt ({n})."
         )
-    return (
-        f"{share} of heads give the first token above {100 * epsilon:g} % of their attention, against {expected:.0f} % "
-        f"under uniform attention; {most}, in head {strongest} ({n})."
-    )
+    told = "" if verdict == "supported" else "Whether heads make the first token a sink cannot be told: "
+    return f"{told}{share} of heads give the first token above {100 * epsilon:g} % of their attention; {most} ({n})."

@@ -16,15 +16,25 @@ _NUM_SINK = 4
 _EPSILONS = np.round(np.arange(0.02, 1.0, 0.02), 2)
 
 
-def uniform_importance(horizon: int) -> Floats:
-    """Return each key's importance under uniform causal attention, 1 / (i + 1) for query i, `[key]`."""
-    mass = np.cumsum((1 / np.arange(1, horizon + 1))[::-1])[::-1]
+def uniform_importance(horizon: int, window: int | None = None) -> Floats:
+    """Return each key's importance under uniform causal attention, `[key]`.
+
+    Query i sees min(i + 1, window) keys, and gives each the same; a key's mean is over all queries from itself on,
+    those that the window keeps from it among them.
+    """
+    window = horizon if window is None else min(window, horizon)
+    given = 1 / np.minimum(np.arange(1, horizon + 1), window)
+    mass = [given[key : key + window].sum() for key in range(horizon)]
     return np.asarray(mass / (horizon - np.arange(horizon)), np.float64)
 
 
-def sink_figures(alpha: Floats, drain: Floats | None, epsilon: float, horizon: int, seed: int) -> Iterator[Figure]:
-    """Yield the figures for importances `[prompt layer head key]` and value norms' ratios `[prompt layer]`."""
-    uniform = uniform_importance(horizon)
+def sink_figures(
+    alpha: Floats, uniform: Floats, drain: Floats | None, epsilon: float, horizon: int, seed: int
+) -> Iterator[Figure]:
+    """Yield the figures for importances `[prompt layer head key]`, uniform ones `[layer key]`, and value norms' ratios.
+
+    Those are `[prompt layer]`.
+    """
     mean = alpha.mean(axis=0)
     above = [(int(a), int(b)) for a, b in np.argwhere(mean[..., 0] > epsilon)]
     data, layout = chart.atlas(
@@ -59,11 +69,11 @@ def _curve(alpha: Floats, uniform: Floats, epsilon: float, seed: int) -> Figure:
         if len(alpha) > 1:
             data += chart.band(epsilons, *mean_ends(by_prompt, seed=seed), color=color)
         data.append(chart.line(name, epsilons, by_prompt.mean(axis=0), color=color, dash=dash, **hover))
-    flat = (uniform[0] > epsilons).astype(float)
+    flat = (uniform[:, :1] > epsilons).mean(axis=0)
     data.append(chart.line("control: uniform attention", epsilons, flat, color=chart.QUIET, dash="dash", **hover))
     return chart.figure(
         "sink_thresholds",
-        "How many heads hold a sink, whatever the threshold",
+        "How many heads hold a sink, by threshold",
         "Share of prompts, layers and heads in which a token takes more than ε of the attention, with the 95 % "
         f"interval over prompts. Upright: the ε in use, {epsilon:g}.",
         data,
@@ -87,7 +97,7 @@ def _positions(mean: Floats, uniform: Floats, horizon: int, num_prompts: int) ->
         chart.line(
             "uniform attention",
             positions,
-            uniform[: len(positions)],
+            uniform.mean(axis=0)[: len(positions)],
             color=chart.QUIET,
             dash="dash",
             mode="lines",
@@ -99,7 +109,8 @@ def _positions(mean: Floats, uniform: Floats, horizon: int, num_prompts: int) ->
         "Which of the first tokens receive attention",
         f"Mean probability that a token receives from the queries from itself to the {horizon}th, over {num_prompts} "
         "prompts: over all heads, and in the head that gives the first token most. Even "
-        "uniform attention favours early tokens, whose first queries see few others: compare with the dashed line.",
+        "uniform attention favours early tokens, whose first queries see few others: compare with the dashed line, the mean "
+        "over layers.",
         data,
         {"xaxis": chart.axis("position of the token"), "yaxis": chart.axis("attention received", rangemode="tozero")},
     )

@@ -131,9 +131,7 @@ def test_mass_stands_beside_the_metric_pooled_or_not(sample, trace, block):
 def test_value_norm_stands_beside_the_metric(sample, trace):
     norm = np.ones((2, 2, HORIZON))
     norm[..., 0] = 0.25
-    finding = attention_sinks(
-        traces_of(sample, trace, [uniform()] * 6, value_norm=(("layer", "kv_head", "key"), norm))
-    )
+    finding = attention_sinks(traces_of(sample, trace, [uniform()] * 6, value_norm=(("layer", "kv_head", "key"), norm)))
     by_name = {m.name: m.value for m in finding.details}
     assert by_name["value norm of the first token over the median of the others"] == pytest.approx(0.25)
 
@@ -154,7 +152,106 @@ def test_figures_are_valid_plotly(sample, trace):
         go.Figure(figure.plotly)
 
 
-@pytest.mark.parametrize("wrong", [{"epsilon": 0}, {"horizon": 4}])
+@pytest.mark.parametrize("wrong", [{"epsilon": 0}, {"horizon": 4}, {"horizon": 8}, {"horizon": 9}])
 def test_a_bad_parameter_is_refused_by_name(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         attention_sinks([], **wrong)
+
+
+def test_a_threshold_that_uniform_attention_passes_is_refused_with_its_bound():
+    # The first key's uniform importance within 64 queries is 0.0741.
+    with pytest.raises(UsageError, match=r"epsilon 0\.05.*0\.0741"):
+        attention_sinks([], epsilon=0.05)
+    attention_sinks([], epsilon=0.075)
+
+
+def test_the_shortest_horizon_that_is_taken_works(sample, trace):
+    made = [trace(sample(i), arrays={"received_mass_horizon_10": received(uniform()[:, :, :10])}) for i in range(6)]
+    assert attention_sinks(made, horizon=10).measured.value == 0
+
+
+def test_uniform_attention_over_a_window_of_two_is_as_by_hand():
+    # Query 0 gives key 0 all, query 1 half, the other 62 nothing; key 1 gets half of queries 1 and 2.
+    value = uniform_importance(64, 2)
+    assert value[0] == pytest.approx((1 + 1 / 2) / 64)
+    assert value[1] == pytest.approx((1 / 2 + 1 / 2) / 63)
+    assert value[-1] == pytest.approx(1 / 2)
+    assert uniform_importance(64, 64) == pytest.approx(uniform_importance(64))
+    assert uniform_importance(64, 1000) == pytest.approx(uniform_importance(64))
+
+
+def test_the_control_sees_what_each_layers_queries_see(sample, trace):
+    attention = uniform()
+    attention[0] = np.eye(HORIZON) / 2 + np.eye(HORIZON, k=-1) / 2
+    attention[0, :, 0, 0] = 1
+    num_queries = np.array([np.full(HORIZON, 2), HORIZON - np.arange(HORIZON)])
+    num_queries[0, -1] = 1
+    sink = np.zeros((2, 4, 2 * HORIZON))
+    made = [
+        trace(
+            sample(i, length=2 * HORIZON),
+            arrays={
+                "received_mass_horizon_64": received(attention),
+                "received_mass_horizon_64_num_queries": (("layer", "key"), num_queries),
+                "sink_mass": (("layer", "head", "query"), sink),
+            },
+        )
+        for i in range(6)
+    ]
+    finding = attention_sinks(made)
+    by_name = {m.name: m.value for m in finding.details}
+    importance = "importance of the first token, were attention uniform in layers"
+    assert by_name[f"{importance} [0] (window of 2 tokens)"] == pytest.approx(0.0234, abs=5e-5)
+    assert by_name[f"{importance} [1]"] == pytest.approx(0.0741, abs=5e-5)
+    # Past the horizon the window never reaches the first four; the other layer sees everything.
+    full = np.mean(4 / np.arange(HORIZON + 1, 2 * HORIZON + 1))
+    expected = by_name["attention on the first 4 tokens, by those queries, were it uniform"]
+    assert expected == pytest.approx(100 * full / 2)
+    positions = next(figure for figure in finding.figures if figure.name == "sink_positions").plotly["data"][-1]
+    assert positions["y"][0] == pytest.approx((0.0741 + 0.0234) / 2, abs=5e-4)
+
+
+def test_a_share_that_all_prompts_agree_on_has_an_interval_all_the_same(sample, trace):
+    finding = attention_sinks(traces_of(sample, trace, [uniform()] * 8))
+    # Clopper-Pearson of 0 in 8.
+    assert finding.measured.interval.low == 0
+    assert finding.measured.interval.high == pytest.approx(100 * (1 - 0.025 ** (1 / 8)))
+    assert finding.headline == "No head makes the first token a sink at ε = 0.3"
+    assert "-0" not in finding.claim
+
+
+def test_a_head_that_may_reach_the_threshold_refutes_nothing(sample, trace):
+    shares = np.linspace(0.0, 0.24, 5).tolist() + [0.24] * 3
+    below = [sunk(uniform(), [(0, 1)], share) for share in shares]
+    assert attention_sinks(traces_of(sample, trace, below), epsilon=0.3).verdict == "refuted"
+    # One prompt in eight far above: on average below the threshold, and not certainly.
+    mixed = [sunk(uniform(), [(0, 1)], share) for share in [0.1] * 5 + [0.5] * 3]
+    finding = attention_sinks(traces_of(sample, trace, mixed), epsilon=0.3, margin=50)
+    assert finding.verdict != "refuted"
+
+
+def test_one_prompt_is_no_prompts_and_gives_no_verdict(sample, trace):
+    finding = attention_sinks(traces_of(sample, trace, [uniform()]))
+    assert finding.verdict == "inconclusive"
+    assert finding.claim.startswith("Whether heads make the first token a sink cannot be told")
+    assert finding.claim.endswith("(n = 1 prompt).")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        ({"length": 40}, "shorter than the horizon of 64 tokens (1 of 1)"),
+        ({"failed": "no memory"}, "the unit failed (1 of 1)"),
+        ({"pooled": True}, "pooled over blocks"),
+        (None, "there is no prompt"),
+    ],
+)
+def test_where_nothing_is_measured_the_claim_says_why(sample, trace, make, reason):
+    traces = []
+    if make is not None:
+        pooled = {"received_mass_horizon_64": (("layer", "head", "key_block"), np.ones((2, 4, 4)))}
+        made = sample(0, length=make.get("length", 64))
+        traces = [trace(made, failed=make.get("failed"), arrays=pooled if "pooled" in make else None)]
+    finding = attention_sinks(traces)
+    assert reason in finding.claim
+    assert ("horizon" in finding.claim) == (make is not None and "length" in make)
