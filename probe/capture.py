@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ def trace(
     model: HuggingFaceModel | Any,
     x: str | Sequence[int] | Tensor | Sample,
     *,
-    statistics: Sequence[Request] | None = None,
+    statistics: Request | Sequence[Request] | None = None,
     max_new_tokens: int | None = None,
     pool_tokens: int | str | None = "auto",
     chunk_tokens: int = CHUNK_TOKENS,
@@ -54,6 +55,8 @@ def trace(
     """
     loaded = model if isinstance(model, HuggingFaceModel) else load(model)
     sample = as_sample(loaded, x)
+    if isinstance(statistics, str | dict):
+        statistics = [statistics]
     requests = [parse(request) for request in expand(default_statistics() if statistics is None else statistics)]
     store = MemoryStore()
     unit = unit_id(sample.name, {"sample": sample.to_json()})
@@ -103,11 +106,7 @@ def as_sample(model: HuggingFaceModel, x: str | Sequence[int] | Tensor | Sample)
             raise UsageError(f"{model.name} has no tokenizer: give tokens, or load it with tokenizer=…")
         sample = Sample("text", tuple(model.tokenizer(x)["input_ids"]), text=x)
     else:
-        tokens = x.tolist() if isinstance(x, Tensor) else list(x)
-        if isinstance(x, Tensor) and x.ndim != 1:
-            raise UsageError(f"tokens must be one row, not of shape {tuple(x.shape)}")
-        text = "" if model.tokenizer is None else str(model.tokenizer.decode(tokens))
-        sample = Sample("tokens", tuple(int(token) for token in tokens), text=text)
+        sample = Sample("tokens", _token_ids(x))
     if not sample.tokens:
         raise UsageError(f"{sample.name!r} has no tokens")
     wrong = next((t for t in (*sample.tokens, *sample.answer_tokens) if not 0 <= t < model.vocab_size), None)
@@ -115,7 +114,20 @@ def as_sample(model: HuggingFaceModel, x: str | Sequence[int] | Tensor | Sample)
         raise UsageError(
             f"token id {wrong} of {sample.name!r} is outside {model.name}'s vocabulary of {model.vocab_size}"
         )
+    if not sample.text and model.tokenizer is not None:
+        sample = dataclasses.replace(sample, text=str(model.tokenizer.decode(sample.tokens)))
     return sample
+
+
+def _token_ids(x: Any) -> tuple[int, ...]:
+    if isinstance(x, Tensor):
+        if x.ndim != 1 or x.is_floating_point():
+            raise UsageError(f"tokens must be one row of integers, not {x.dtype} of shape {tuple(x.shape)}")
+        return tuple(x.tolist())
+    try:
+        return tuple(operator.index(token) for token in x)
+    except TypeError:
+        raise UsageError(f"text, token ids or a sample is needed, not {x!r:.100}") from None
 
 
 def read(
@@ -136,7 +148,10 @@ def read(
     requests = [parse(request) for request in statistics]
     if pool_tokens == "auto":
         pool_tokens = POOL_TOKENS if len(sample) >= POOL_FROM_TOKENS else None
-    assert pool_tokens is None or isinstance(pool_tokens, int)
+    if pool_tokens is not None and (not isinstance(pool_tokens, int) or pool_tokens < 1):
+        raise UsageError(f"pool_tokens is a whole number above 0, 'auto' or None, not {pool_tokens!r}")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is at least 1, not {max_new_tokens}")
     reader = _Reader(model, sample, requests, pool_tokens)
     num_new = max_new_tokens if max_new_tokens is not None else max(1, len(sample.answer_tokens))
     outcome = reader.play(num_new, chunk_tokens)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -163,7 +165,11 @@ class Override:
             update["model"] = self.model
         if self.seed is not None:
             update["seed"] = self.seed
-        changed = casebook.model_copy(update=update)
+        try:
+            changed = Casebook.model_validate_json(casebook.model_copy(update=update).model_dump_json())
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise UsageError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
         changed.build_workload()
         return changed
 
@@ -171,15 +177,17 @@ class Override:
 def load(casebook: str | Path) -> Casebook:
     """Read a casebook by name (one that ships, or a plugin's) or path; CasebookError with file, line and column."""
     path = find(casebook)
-    document = strict_yaml.parse(path.read_bytes(), str(casebook) if Path(casebook).is_file() else path.name)
-    return check(document)
+    with path.open("rb") as file:
+        text = file.read(strict_yaml.MAX_BYTES + 1)
+    return check(strict_yaml.parse(text, str(casebook) if Path(str(casebook)) == path else path.name))
 
 
 def find(casebook: str | Path) -> Path:
     """Return the file of a casebook; raises UsageError naming those that ship where there is none."""
     path = Path(casebook)
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            return path
     shipped = discovery.names("casebooks")
     if str(casebook) in shipped:
         return Path(discovery.get("casebooks", str(casebook)))
@@ -205,20 +213,45 @@ def check(document: Document) -> Casebook:
         for label, condition in stage.conditions.items():
             _check_condition(document, (*where, "conditions", label), casebook, stage, condition, seen)
         for j, request in enumerate(stage.capture):
-            statistic, parameters = _named(document, (*where, "capture", j), request)
-            _known(document, (*where, "capture", j), "kernels", statistic)
-            del parameters
+            _check_statistic(document, (*where, "capture", j), request)
         for j, request in enumerate(stage.analyses):
-            analysis, parameters = _named(document, (*where, "analyses", j), request)
-            _known(document, (*where, "analyses", j), "analyses", analysis)
-            allowed = list(inspect.signature(discovery.get("analyses", analysis)).parameters)[1:]
-            for key in parameters:
-                if key not in allowed:
-                    raise document.error(
-                        (*where, "analyses", j, analysis, key), f"{analysis} has no parameter {key!r}; it has {allowed}"
-                    )
-            seen.add(analysis)
+            seen.add(_check_analysis(document, (*where, "analyses", j), request))
     return casebook
+
+
+def _check_statistic(document: Document, path: strict_yaml.Path, request: JsonValue) -> None:
+    name, _ = _named(document, path, request)
+    _known(document, path, "kernels", name)
+    # Here rather than at the top: reading a casebook that captures nothing of its own needs no torch.
+    from probe.kernels.statistic import parse
+
+    try:
+        parse(request)
+    except UsageError as error:
+        raise document.error((*path, name), str(error)) from None
+
+
+def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonValue) -> str:
+    """Return the analysis' name, its parameters known, of their types, and accepted by the analysis itself."""
+    name, parameters = _named(document, path, request)
+    _known(document, path, "analyses", name)
+    analysis = discovery.get("analyses", name)
+    allowed = list(inspect.signature(analysis).parameters)[1:]
+    # What an analysis reads is named for type checkers alone; here its parameters matter.
+    hints = get_type_hints(analysis, localns={"Run": Any, "Trace": Any})
+    for key, value in parameters.items():
+        where = (*path, name, key)
+        if key not in allowed:
+            raise document.error(where, f"{name} has no parameter {key!r}; it has {allowed}")
+        try:
+            TypeAdapter(hints[key]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            raise _pointed(document, error, where) from None
+    try:
+        analysis([], **parameters)
+    except UsageError as error:
+        raise document.error((*path, name), str(error)) from None
+    return name
 
 
 def named(request: JsonValue) -> tuple[str, dict[str, Any]]:
@@ -245,7 +278,8 @@ def _build(document: Document, path: strict_yaml.Path, room: str, name: str, val
         if key not in known:
             raise document.error((*path, key), f"{name} has no field {key!r}; it has {known}")
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        # As JSON, where a list stands for a tuple and nothing else is taken for what it is not.
+        return TypeAdapter(kind).validate_json(json.dumps(dict(values)), strict=True)
     except ValidationError as error:
         raise _pointed(document, error, path) from None
     except UsageError as error:
@@ -276,6 +310,11 @@ def _check_condition(
             raise document.error(
                 (*path, "intervention", "matched_to"),
                 f"this stage has no condition {intervention.matched_to!r}; it has {sorted(stage.conditions)}",
+            )
+        if isinstance(stage.conditions[intervention.matched_to].intervention, MatchedControl | None):
+            raise document.error(
+                (*path, "intervention", "matched_to"),
+                f"{intervention.matched_to!r} names no heads of its own to be matched",
             )
     elif intervention is not None:
         if len(intervention) != 1:

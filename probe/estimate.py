@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from probe import capture, plan
@@ -13,11 +15,12 @@ from probe.casebook import Casebook, Condition, MatchedControl, Stage
 from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel
 from probe.sample import Sample
+from probe.storage.store import RunStore
 
 _SCAN_BYTES: Final = 96 << 20
 """Scores of the blocks that a scan holds, as measured."""
-_UNIT_BYTES: Final = 12_000
-"""Metadata and manifest of a unit, as measured."""
+_UNIT_BYTES: Final = 8_000
+"""What a unit takes on a disk beyond its bytes: its last blocks, its line in the commit record."""
 _LONGEST_TRIAL: Final = 2048
 """Most tokens of a trial read, where the casebook's lengths allow the choice."""
 
@@ -61,7 +64,6 @@ def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
     lengths = sorted({len(sample) for sample in samples})
     short = next(s for s in samples if len(s) == lengths[0])
     longer = max((s for s in samples if len(s) <= max(_LONGEST_TRIAL, lengths[0])), key=len)
-    capture.trace(model, short, statistics=[])
     watched = _fit(model, (short, longer), requests)
     alone = _fit(model, (short, longer), [])
     stages = []
@@ -87,20 +89,25 @@ def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
 
 
 def _fit(model: HuggingFaceModel, samples: Sequence[Sample], requests: list[Any]) -> tuple[Any, float]:
-    """Time two reads; return seconds as b·n + c·n² of the prompt length, and stored bytes per token."""
-    points = []
+    """Time two reads, written as a run writes them; return seconds as a + b·n + c·n² of the prompt length, and bytes
+    a token."""
+    points: list[tuple[int, float]] = []
     stored = 0.0
-    for sample in samples:
-        begun = time.perf_counter()
-        trace = capture.trace(model, sample, statistics=requests)
-        points.append((len(sample), time.perf_counter() - begun))
-        stored = trace.dataset.nbytes / len(sample)
-    (n, t), (m, u) = points
+    with tempfile.TemporaryDirectory() as folder, RunStore(folder) as store:
+        for i, sample in enumerate((samples[0], *samples)):
+            begun = time.perf_counter()
+            with store.begin_unit(f"trial-{i}-000000000000", sample=sample) as writer:
+                writer.commit(capture.read(model, sample, requests, writer))
+            points.append((len(sample), time.perf_counter() - begun))
+            files = Path(folder, "trace.zarr", f"trial-{i}-000000000000").rglob("*")
+            stored = sum(f.stat().st_size for f in files if f.is_file()) / len(sample)
+    # The first read warms up and does not count.
+    (n, t), (m, u) = points[1:]
     curve = max(0.0, (u / m - t / n) / (m - n)) if m != n else 0.0
     slope = max(0.0, u / m - curve * m)
 
     def seconds(length: int) -> float:
-        return slope * length + curve * length * length
+        return max(min(t, u), slope * length + curve * length * length)
 
     return seconds, stored
 

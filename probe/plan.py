@@ -150,7 +150,10 @@ def requests_of(stage: Stage) -> list[dict[str, Any]]:
 
 def intervention_of(played: Played) -> Any | None:
     """Build the intervention of a resolved condition, or None."""
-    if not played.intervention:
-        return None
-    kind, values = next(iter(played.intervention.items()))
+    return built(played.intervention) if played.intervention else None
+
+
+def built(intervention: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Build an intervention from its name and fields."""
+    kind, values = next(iter(intervention.items()))
     return build("hooks", kind, values)

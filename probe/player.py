@@ -71,6 +71,7 @@ def run(
     )
     folder = Path(out) if out is not None else default_folder(book, loaded)
     player = Player(book, loaded, folder, progress or Silent(), command=command)
+    player.check()
     with store.hold(folder):
         player.claim(force=force)
         try:
@@ -174,6 +175,25 @@ class Player:
             identity["haystack"] = hashlib.sha256(Path(haystack).read_bytes()).hexdigest()
         return identity
 
+    def check(self) -> None:
+        """Raise, before anything is written, what would else come up in the middle of the run.
+
+        Every condition's prompts are made and held against the model's length, every named intervention is entered,
+        and the shortest prompt goes through the model as it will be watched.
+        """
+        conditions = [condition for stage in self.book.stages for condition in stage.conditions.values()]
+        samples = [sample for condition in conditions for sample in self._made(condition.workload)]
+        if not samples:
+            raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
+        for condition in conditions:
+            if isinstance(condition.intervention, dict):
+                with plan.built(condition.intervention)(self.model):
+                    pass
+        if any(condition.capture for condition in conditions):
+            shortest = min(samples, key=len)
+            with self.model.calls(lambda *_: None):
+                self.model.step(self.model.prefill(shortest.tokens[:-1]), shortest.tokens[-1:])
+
     def claim(self, *, force: bool) -> None:
         """Make the folder this run's: new, or continued; raises RunFolderInUse where it holds another run."""
         record = self.folder / "run.json"
@@ -211,6 +231,12 @@ class Player:
             work = {i: self._samples(stage, p) for i, p in enumerate(played)}
         except CannotPlay as reason:
             self.stages[stage.name] = {"skipped": str(reason)}
+            self.progress.message(f"stage {stage.name}: not played: {reason}")
+            return
+        if not any(work.values()):
+            which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
+            reason = f"there is no sample in the {which}; two samples a cell (--limit 2) give both halves"
+            self.stages[stage.name] = {"skipped": reason}
             self.progress.message(f"stage {stage.name}: not played: {reason}")
             return
         self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}

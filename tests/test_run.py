@@ -176,6 +176,59 @@ def test_a_length_that_the_model_cannot_run_is_said_before_anything_runs(
     assert not read
 
 
+def test_the_answers_tokens_count_towards_the_limit(tmp_path: Path) -> None:
+    # 128 positions, prompts of up to 128 tokens, and three of the four answer tokens are put through after them.
+    with pytest.raises(UsageError, match="128 learned positions"):
+        probe.run("first-look", model=untrained(tmp_path / "gpt2", 128), out=tmp_path / "run", lengths=(128,), limit=8)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_refused_leaves_no_folder_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        probe.run("first-look", out=tmp_path / "run", lengths=(8,))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_the_model_lacks_is_said_before_anything_runs(tmp_path: Path) -> None:
+    book = tmp_path / "book.yaml"
+    book.write_text(
+        "name: b\nquestion: q\nworkload: {needle: {lengths: [64], depths: [0.5], samples: 2}}\n"
+        "stages:\n  - name: s\n    conditions:\n      x: {intervention: {ablate_heads: {heads: [[0, 99]]}}}\n"
+    )
+    with pytest.raises(UsageError, match=r"no head \(0, 99\)"):
+        probe.run(book, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_without_samples_says_so(tmp_path: Path) -> None:
+    run = probe.run("first-look", out=tmp_path / "run", lengths=(64,), depths=(0.5,), limit=1)
+    assert "no sample in the test half" in run.record["stages"]["ablate"]["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ([1, -1], "token id -1"),
+        ([1.5, 2], "token ids"),
+        (["a"], "token ids"),
+        (None, "token ids"),
+        ([], "no tokens"),
+        ("", "no tokens"),
+        (torch.ones(3), "one row of integers"),
+        (torch.ones(1, 3, dtype=torch.long), "one row of integers"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_words(given: Any, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        probe.trace(probe.load("needle"), given)
+
+
+@pytest.mark.parametrize("options", [{"pool_tokens": 0}, {"pool_tokens": "yes"}, {"max_new_tokens": 0}])
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        probe.trace(probe.load("needle"), [1, 2, 3], statistics="entropy", **options)
+
+
 def test_an_untrained_model_gives_no_finding_and_no_crash(tmp_path: Path) -> None:
     run = probe.run(
         "first-look", model=untrained(tmp_path / "gpt2", 128), out=tmp_path / "run", lengths=(64,), limit=2
