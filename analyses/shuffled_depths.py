@@ -87,7 +87,9 @@ class DepthProfile:
         """
         reach = float(np.quantile(np.ptp(self.shuffled, axis=-1), 0.95))
         low, high = max(self.gap - reach, 0.0), min(self.gap + reach, 100.0)
-        return Interval(low=low, high=high, method="all depths at once, as far as shuffled depths scatter")
+        return Interval(
+            low=low, high=high, method="conservative, all depths at once, as far as shuffled depths scatter"
+        )
 
 
 def shuffled_depths(

@@ -109,8 +109,8 @@ def _positions(mean: Floats, uniform: Floats, horizon: int, num_prompts: int) ->
         "Which of the first tokens receive attention",
         f"Mean probability that a token receives from the queries from itself to the {horizon}th, over {num_prompts} "
         "prompts: over all heads, and in the head that gives the first token most. Even "
-        "uniform attention favours early tokens, whose first queries see few others: compare with the dashed line, the mean "
-        "over layers.",
+        "uniform attention favours early tokens, whose first queries see few others: compare with the dashed line, the "
+        "mean over layers.",
         data,
         {"xaxis": chart.axis("position of the token"), "yaxis": chart.axis("attention received", rangemode="tozero")},
     )

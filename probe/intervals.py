@@ -65,9 +65,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) 
     below = [rate - w.low for rate, w in zip(rates, wilson, strict=True)]
     above = [w.high - rate for rate, w in zip(rates, wilson, strict=True)]
     product = float(a.sum()) * float((~a).sum()) * float(b.sum()) * float((~b).sum())
-    agreement = both * neither - only_first * only_second
+    agreement = float(both * neither - only_first * only_second)
     if agreement > 0:
-        agreement = max(agreement - n / 2, 0)
+        agreement = max(agreement - n / 2, 0.0)
     phi = agreement / product**0.5 if product else 0.0
     value = float(rates[0] - rates[1])
     low = value - max(below[0] ** 2 - 2 * phi * below[0] * above[1] + above[1] ** 2, 0.0) ** 0.5
