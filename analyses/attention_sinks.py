@@ -376,8 +376,8 @@ def _claim(
         most += f" [{_percent(100 * low[strongest], 0)}, {_percent(100 * high[strongest], 0)}]"
     if verdict == "refuted":
         return (
-            f"No head parks above {100 * epsilon:g} % of its attention on the first token: {most}, and {share} of heads "
-            f"pass {100 * epsilon:g} % in a single prompt ({n})."
+            f"No head parks above {100 * epsilon:g} % of its attention on the first token: {most}, and {share} of "
+            f"heads pass {100 * epsilon:g} % in a single prompt ({n})."
         )
     told = "" if verdict == "supported" else "Whether heads make the first token a sink cannot be told: "
     return f"{told}{share} of heads give the first token above {100 * epsilon:g} % of their attention; {most} ({n})."
