@@ -25,6 +25,7 @@ _PREFIX = "probe_over_"
 Redirection = Callable[[Callable[..., Any], nn.Module, Tensor, Tensor, Tensor, "Tensor | None", dict[str, Any]], Any]
 
 _redirections: weakref.WeakKeyDictionary[nn.Module, Redirection] = weakref.WeakKeyDictionary()
+_names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -56,10 +57,15 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
     return decoder if isinstance(decoder, nn.Module) else model
 
 
+def named(model: PreTrainedModel, name: str) -> None:
+    """Have messages speak of the model by the name that it was asked for by."""
+    _names[model] = name
+
+
 def name_of(model: PreTrainedModel) -> str:
-    """The name under which messages speak of the model: where it came from, and its class."""
-    path = str(getattr(model.config, "_name_or_path", "") or "")
-    name = Path(path).name if Path(path).is_dir() else path
+    """The name under which messages speak of the model: as it was asked for, or where it came from; and its class."""
+    path = _names.get(model) or str(getattr(model.config, "_name_or_path", "") or "")
+    name = Path(path).name if model not in _names and Path(path).is_dir() else path
     return f"{name} ({type(model).__name__})" if name else type(model).__name__
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import huggingface_hub
-from safetensors import SafetensorError
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers.utils import logging
 
 from probe.errors import NotAvailable
 
@@ -32,10 +34,23 @@ def specimens() -> dict[str, Path]:
     }
 
 
-def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) -> tuple[PreTrainedModel, Any]:
-    """The model and its tokenizer (None where it has none); `options` go to `from_pretrained`.
+@dataclass(frozen=True, eq=False)
+class found_model:
+    """A model as it was found."""
 
-    A specimen or a folder is read without any network. Raises `NotAvailable` naming what was tried.
+    hf: PreTrainedModel
+    """The model, with every weight from its checkpoint."""
+    tokenizer: Any
+    """Its tokenizer, or None."""
+    tokenizer_error: str | None
+    """Why it has no tokenizer, in one line; None where it has one."""
+
+
+def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) -> found_model:
+    """The model and its tokenizer, which it may lack; `options` go to `from_pretrained`.
+
+    A specimen or a folder is read without any network. Raises `NotAvailable` naming what was tried, and the tensors
+    that the checkpoint lacks or holds in another shape: transformers would fill them with random numbers.
     """
     known = specimens()
     folder = known.get(name) or (Path(name) if Path(name).is_dir() else None)
@@ -45,16 +60,34 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     if folder is not None and not (folder / "config.json").is_file():
         raise NotAvailable(f"{name}: the folder {folder} holds no config.json, so no model")
     revision = {"revision": options["revision"]} if options.get("revision") else {}
-    try:
-        with nullcontext() if folder is None else _without_progress_bar():
-            model = AutoModelForCausalLM.from_pretrained(**settings, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise NotAvailable(_explain(name, folder, known, error)) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**settings, **revision)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
-        tokenizer = None
-    return model, tokenizer
+    # A tensor of another shape is then told of by name and shapes, not by an error that points to a table.
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _quiet():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(**settings, **reporting, **options)
+        except Exception as error:
+            raise NotAvailable(_explain(name, folder, known, error)) from error
+        _refuse_random_weights(name, report)
+        try:
+            return found_model(model, AutoTokenizer.from_pretrained(**settings, **revision), None)
+        except Exception as error:  # noqa: BLE001 (a tokenizer fails in as many ways; whoever needs it tells why)
+            return found_model(model, None, _in_one_line(error))
+
+
+def _refuse_random_weights(name: str, report: Mapping[str, Any]) -> None:
+    said = []
+    if report["missing_keys"]:
+        said.append(f"lacks {_few(report['missing_keys'])}")
+    if report["mismatched_keys"]:
+        shapes = [f"{key} as {tuple(held)}, not {tuple(due)}" for key, held, due in report["mismatched_keys"]]
+        said.append(f"holds {_few(shapes)}")
+    if said:
+        raise NotAvailable(f"model {name!r}: its checkpoint {' and '.join(said)}; it would run on random weights")
+
+
+def _few(names: Collection[str]) -> str:
+    first = sorted(names)[:5]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
 def _hub_has_an_address() -> bool:
@@ -69,19 +102,35 @@ def _hub_has_an_address() -> bool:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
+def _quiet() -> Iterator[None]:
+    """Keep transformers' remarks and its bars off stderr; the hub's downloads, and who asked for more, still speak."""
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    downloads = not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+    if verbosity == logging.WARNING:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
-            enable_progress_bar()
+            logging.enable_progress_bar()
+        if not downloads:
+            disable_progress_bars()
+
+
+def _in_one_line(error: Exception) -> str:
+    said = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {said if len(said) <= 400 else said[:400] + '…'}"
 
 
 def _explain(name: str, folder: Path | None, known: Mapping[str, Path], error: Exception) -> str:
-    said = " ".join(str(error).split()) or "no reason given"
-    reason = f"{type(error).__name__}: {said if len(said) <= 400 else said[:400] + '…'}"
+    reason = _in_one_line(error)
+    # transformers goes on with the names of all that it has.
+    if config := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(error)):
+        reason = f"{config[1]} is not the configuration of a causal language model"
     if folder is not None:
         return f"model {name!r} could not be loaded from {folder}: {reason}"
     names = ", ".join(known) or "none"

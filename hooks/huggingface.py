@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks import decoding
-from probe.hooks.attention_interface import loaded_attention, name_of, text_decoder
+from probe.hooks.attention_interface import loaded_attention, name_of, named, text_decoder
 from probe.hooks.attention_layers import attention_layer, attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import tap
@@ -36,11 +36,20 @@ OnResidual = Callable[[int, int, Float[Tensor, "token channel"]], None]
 class HuggingFaceModel:
     """A transformers model with the attention that it was loaded with, and what the toolkit asks of it."""
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: Any = None, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        name: str | None = None,
+        tokenizer_error: str | None = None,
+    ) -> None:
         self.hf = hf
         """The transformers model itself."""
         self.tokenizer = tokenizer
         """Its tokenizer, or None."""
+        self.tokenizer_error = tokenizer_error
+        """Why the tokenizer that belongs to the model could not be loaded, in one line; None where nothing failed."""
         self.name = name or name_of(hf)
         """The name that it was asked for by."""
 
@@ -221,24 +230,29 @@ def load(
 
     A loaded model keeps the dtype that it is stored in, goes to CUDA where there is one, and has no gradients. A given
     object stays as it is, except that it is put into evaluation mode. Raises `NotAvailable` naming the model and what
-    was tried, `UsageError` for options that a given object cannot take.
+    was tried, `UsageError` for a device that is not there, a dtype that no model runs in, and options that a given
+    object cannot take.
     """
     if isinstance(name_or_model, HuggingFaceModel):
         return name_or_model
     if isinstance(name_or_model, os.PathLike):
         name_or_model = os.fspath(name_or_model)
+    place = None if device is None else _device(device)
     if not isinstance(name_or_model, str):
-        return _wrapped(name_or_model, tokenizer, device, dtype, revision, attention_implementation)
+        return _wrapped(name_or_model, tokenizer, place, dtype, revision, attention_implementation)
     options: dict[str, Any] = {"dtype": "auto" if dtype is None else _dtype(dtype)}
     if revision is not None:
         options["revision"] = revision
     if attention_implementation is not None:
         options["attn_implementation"] = attention_implementation
-    model, found = find_model(name_or_model, trust_remote_code=trust_remote_code, **options)
-    model.requires_grad_(False)
-    model.eval()
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return HuggingFaceModel(model, found if tokenizer is None else tokenizer, name=name_or_model)
+    found = find_model(name_or_model, trust_remote_code=trust_remote_code, **options)
+    named(found.hf, name_or_model)
+    found.hf.requires_grad_(False)
+    found.hf.eval()
+    found.hf.to(place or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if tokenizer is not None:
+        return HuggingFaceModel(found.hf, tokenizer, name=name_or_model)
+    return HuggingFaceModel(found.hf, found.tokenizer, name=name_or_model, tokenizer_error=found.tokenizer_error)
 
 
 def _wrapped(
@@ -261,12 +275,27 @@ def _wrapped(
     return HuggingFaceModel(model, tokenizer)
 
 
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    counts = {"cpu": 1}
+    for kind in ("cuda", "mps", "xpu"):
+        if (module := getattr(torch, kind)).is_available():
+            counts[kind] = module.device_count()
+    if (found.index or 0) < counts.get(found.type, 0):
+        return found
+    there = ", ".join(kind if kind == "cpu" else f"{kind}:{i}" for kind, n in counts.items() for i in range(n))
+    raise UsageError(f"there is no device {str(device)!r} to run a model on; there is {there}")
+
+
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype == "auto":
         return "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UsageError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16, float16 or float64")
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        said = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+        raise UsageError(f"unknown dtype {said!r}; expected auto, float32, bfloat16, float16 or float64")
+    assert isinstance(found, torch.dtype)
     return found

@@ -64,6 +64,9 @@ def _nearest(
     """The layer's other heads, those with the most similar norm first."""
     if not 0 <= layer < norms.shape[0]:
         raise UsageError(f"layer {layer} has no norms: they are of {norms.shape[0]} layers")
+    for head in (head for each, head in heads if each == layer):
+        if not 0 <= head < norms.shape[1]:
+            raise UsageError(f"layer {layer} has no head {head}: the norms are of {norms.shape[1]} heads")
     wanted = [norms[layer, head] for each, head in heads if each == layer]
     if not np.isfinite(wanted).all():
         raise UsageError(f"layer {layer}: the norms of its ablated heads are not finite")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from probe.errors import NotAvailable, UsageError
+from probe.errors import NotAvailable, NotReproducible, UsageError
 from probe.hooks import find_model
 from probe.hooks.huggingface import load
 
@@ -74,6 +78,116 @@ def test_a_folder_that_holds_no_model_is_named_with_the_reason(folder: Path, bro
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999])
     with pytest.raises(NotAvailable, match="saved"):
         load(str(folder))
+
+
+def changed(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Put tensors, by their names with "__" for a dot, into the folder's checkpoint, or take them out (None)."""
+    held = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        held.pop(name.replace("__", "."), None)
+        if tensor is not None:
+            held[name.replace("__", ".")] = tensor
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(folder: Path) -> None:
+    changed(folder, model__layers__1__mlp__down_proj__weight=None, extra=torch.ones(3))
+    reason = r"saved'.* lacks model\.layers\.1\.mlp\.down_proj\.weight; it would run on random weights"
+    with pytest.raises(NotAvailable, match=reason):
+        load(str(folder))
+
+
+def test_a_tensor_of_another_shape_is_refused_by_its_name_and_shapes(folder: Path) -> None:
+    changed(folder, model__norm__weight=torch.ones(33))
+    with pytest.raises(NotAvailable, match=r"holds model\.norm\.weight as \(33,\), not \(32,\)"):
+        load(str(folder))
+
+
+def test_many_missing_tensors_are_counted(folder: Path) -> None:
+    save_file({"model.norm.weight": torch.ones(32)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NotAvailable, match=r"lacks lm_head\.weight, model\.embed_tokens\.weight, .* and 15 more"):
+        load(str(folder))
+
+
+def test_tied_weights_and_tensors_too_many_are_fine(make: Any, tmp_path: Path) -> None:
+    make("llama-gqa", tie_word_embeddings=True).save_pretrained(tmp_path)
+    changed(tmp_path, extra=torch.ones(3))
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = load(str(tmp_path))
+    assert torch.equal(model.hf.lm_head.weight, model.hf.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("changes", [{"num_attention_heads": 5}, {"hidden_size": "wide"}, {"rms_norm_eps": None}])
+def test_a_configuration_that_cannot_be_is_named_with_the_reason(folder: Path, changes: dict[str, Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["head_dim"]
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(NotAvailable, match=r"saved' could not be loaded from .*: \w+: ") as caught:
+        load(str(folder))
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_model_that_predicts_no_next_token_is_refused_in_few_words(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(NotAvailable, match=r": T5Config is not the configuration of a causal language model$"):
+        load(str(tmp_path))
+
+
+def test_why_there_is_no_tokenizer_is_kept(folder: Path) -> None:
+    model = load(str(folder))
+    assert model.tokenizer is None
+    assert "Error: " in str(model.tokenizer_error)
+    assert "\n" not in str(model.tokenizer_error)
+    (folder / "tokenizer.json").write_text("{")
+    assert load(str(folder)).tokenizer_error
+    given = load(str(folder), tokenizer="mine")
+    assert (given.tokenizer, given.tokenizer_error) == ("mine", None)
+
+
+def test_loading_says_nothing_on_stderr_and_leaves_transformers_as_talkative_as_before(
+    make: Any, tmp_path: Path
+) -> None:
+    make("llama-gqa", bos_token_id=99, eos_token_id=98).save_pretrained(tmp_path)
+    code = (
+        "import sys; from transformers.utils import logging; from probe.hooks.huggingface import load\n"
+        "before = logging.get_verbosity(), logging.is_progress_bar_enabled()\n"
+        "load(sys.argv[1], device='cpu')\n"
+        "assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", "cpu:3", "xla", torch.device("meta"), 1.5])
+def test_a_device_that_is_not_there_is_a_usage_error_that_tells_what_is(make: Any, folder: Path, device: Any) -> None:
+    for what in (str(folder), make("llama-gqa")):
+        with pytest.raises(UsageError, match=r"there is no device '.*' to run a model on; there is cpu"):
+            load(what, device=device)
+
+
+def test_cuda_is_refused_where_there_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"there is no device 'cuda' to run a model on; there is cpu$"):
+        load(str(folder), device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "banana", "load", torch.float8_e5m2, torch.int64, 3])
+def test_a_dtype_that_no_model_runs_in_is_a_usage_error(folder: Path, dtype: Any) -> None:
+    with pytest.raises(UsageError, match=r"unknown dtype '.*'; expected auto, float32, bfloat16, float16 or float64"):
+        load(str(folder), dtype=dtype)
+
+
+def test_a_refused_model_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("bloom", vocab_size=61, hidden_size=32, n_layer=2, n_head=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "asked")
+    name = str(tmp_path / "asked")
+    with pytest.raises(NotReproducible, match=rf"{name} \(BloomForCausalLM\)"), load(name).calls(None):
+        pass
 
 
 def test_a_model_object_is_taken_as_it_is(make: Any) -> None:

@@ -83,6 +83,12 @@ def test_heads_without_a_norm_are_never_drawn() -> None:
         matched_heads([(0, 2)], norms)
 
 
+@pytest.mark.parametrize("head", [[0, 99], [0, -1], [99, 0], [-1, 0]])
+def test_a_head_that_is_not_there_is_a_usage_error_that_tells_how_many_there_are(head: list[int]) -> None:
+    with pytest.raises(UsageError, match=r"layer (0 has no head (99|-1): .* 4 heads|(99|-1) has no norms)"):
+        matched_heads([head], np.ones((2, 4)))  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(("heads", "draws"), [([], 3), ([(0, 0)], 0), ([(5, 0)], 3)])
 def test_what_cannot_be_drawn_is_a_usage_error(heads: list[tuple[int, int]], draws: int) -> None:
     with pytest.raises(UsageError):
