@@ -55,9 +55,11 @@ def trace(
     """
     loaded = model if isinstance(model, HuggingFaceModel) else load(model)
     sample = as_sample(loaded, x)
-    if isinstance(statistics, str | dict):
-        statistics = [statistics]
-    requests = [parse(request) for request in expand(default_statistics() if statistics is None else statistics)]
+    asked: Sequence[Request] = default_statistics()
+    if statistics is not None:
+        alone = isinstance(statistics, str | dict | Statistic) or callable(statistics)
+        asked = [statistics] if alone else statistics  # type: ignore[list-item,assignment]
+    requests = [parse(request) for request in expand(asked)]
     store = MemoryStore()
     unit = unit_id(sample.name, {"sample": sample.to_json()})
     writer = store.begin_unit(

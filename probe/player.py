@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import probe
 from probe import capture, discovery, plan
-from probe.casebook import Casebook, Override, Stage, load, named
+from probe.casebook import Casebook, Stage, named
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.finding import Finding
 from probe.plan import CannotPlay, Played
+from probe.prepare import default_folder, prepare, too_long
 from probe.progress import Progress, Silent
 from probe.reporting.report import write_report
 from probe.sample import Sample
 from probe.storage import store
+from probe.storage.hold import LOCK_FILE
+from probe.storage.run_folder import read_record
 from probe.storage.trace_store import Run
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def run(
     folder = Path(out) if out is not None else default_folder(book, loaded)
     player = Player(book, loaded, folder, progress or Silent(), command=command)
     player.check()
+    player.judge(force=force)
     with store.hold(folder):
         player.claim(force=force)
         try:
@@ -79,64 +82,6 @@ def run(
         finally:
             player.progress.stop()
     return Run(folder)
-
-
-def default_folder(book: Casebook, model: HuggingFaceModel) -> Path:
-    """Return the folder of a run whose caller names none: `runs/<casebook>-<model>`."""
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", Path(model.name).name if Path(model.name).is_dir() else model.name)
-    return Path("runs") / f"{book.name}-{name.strip('-.') or 'model'}"
-
-
-def prepare(
-    casebook: str | Path | Casebook,
-    *,
-    model: Any = None,
-    lengths: tuple[int, ...] | None = None,
-    depths: tuple[float, ...] | None = None,
-    limit: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    haystack: str | Path | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[Casebook, HuggingFaceModel]:
-    """Read the casebook with what is set over it, load its model, and check that the one can run the other."""
-    given = casebook if isinstance(casebook, Casebook) else load(casebook)
-    named_model = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
-    if model is not None and named_model is None:
-        named_model = str(getattr(model, "name", type(model).__name__))
-    book = Override(
-        model=named_model,
-        seed=seed,
-        lengths=lengths,
-        depths=depths,
-        samples=limit,
-        haystack=None if haystack is None else str(haystack),
-    ).apply(given)
-    loaded = capture.load(
-        book.model if model is None or isinstance(model, str | Path) else model,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
-    check_lengths(book, loaded)
-    return book, loaded
-
-
-def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
-    """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
-    if model.tokenizer is None:
-        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: load it with tokenizer=…")
-    longest = max(getattr(book.build_workload(), "lengths", ()), default=0)
-    if model.hard_limit and model.max_length is not None and longest > model.max_length:
-        raise _too_long(model, longest)
-
-
-def _too_long(model: HuggingFaceModel, length: int) -> UsageError:
-    return UsageError(
-        f"{model.name} has {model.max_length} learned positions and cannot run {length} tokens; "
-        "ask for shorter lengths (--lengths)"
-    )
 
 
 @dataclass
@@ -194,22 +139,29 @@ class Player:
             with self.model.calls(lambda *_: None):
                 self.model.step(self.model.prefill(shortest.tokens[:-1]), shortest.tokens[-1:])
 
-    def claim(self, *, force: bool) -> None:
-        """Make the folder this run's: new, or continued; raises RunFolderInUse where it holds another run."""
-        record = self.folder / "run.json"
-        identity = self.identity
-        if record.is_file():
-            before = json.loads(record.read_text("utf-8")).get("identity", {})
-            changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
+    def judge(self, *, force: bool) -> bool:
+        """Return whether another run in the folder is to be replaced; raises RunFolderInUse where it may not be.
+
+        Nothing is written: a folder that is somebody else's stays as it is.
+        """
+        before = read_record(self.folder)
+        if before is not None:
+            known = before["identity"]
+            changed = sorted(key for key in {*known, *self.identity} if known.get(key) != self.identity.get(key))
             if changed and not force:
                 raise RunFolderInUse(
                     f"{self.folder} holds another run, which differs in {', '.join(changed)}; "
                     "give another folder with --out, or --force to replace it"
                 )
-            if changed or force:
-                store.clear(self.folder)
-        elif self.folder.is_dir() and any(p.name != ".lock" for p in self.folder.iterdir()):
+            return force
+        if self.folder.is_dir() and any(path.name != LOCK_FILE for path in self.folder.iterdir()):
             raise RunFolderInUse(f"{self.folder} is not empty and holds no run; give another folder with --out")
+        return False
+
+    def claim(self, *, force: bool) -> None:
+        """Make the folder, which is held, this run's: new, continued, or cleared of another run."""
+        if self.judge(force=force):
+            store.clear(self.folder)
         self._record("running")
 
     def play(self) -> None:
@@ -229,14 +181,11 @@ class Player:
         try:
             played = plan.resolve(stage, self.findings, lambda heads, draws: self._matched(heads, draws))
             work = {i: self._samples(stage, p) for i, p in enumerate(played)}
+            if not any(work.values()):
+                which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
+                raise CannotPlay(f"there is no sample in the {which}; two samples a cell (--limit 2) give both halves")
         except CannotPlay as reason:
             self.stages[stage.name] = {"skipped": str(reason)}
-            self.progress.message(f"stage {stage.name}: not played: {reason}")
-            return
-        if not any(work.values()):
-            which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
-            reason = f"there is no sample in the {which}; two samples a cell (--limit 2) give both halves"
-            self.stages[stage.name] = {"skipped": reason}
             self.progress.message(f"stage {stage.name}: not played: {reason}")
             return
         self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}
@@ -317,7 +266,7 @@ class Player:
         limit = self.model.max_length
         if limit is not None and longest > limit:
             if self.model.hard_limit:
-                raise _too_long(self.model, longest)
+                raise too_long(self.model, longest)
             if not self._workloads:
                 self.progress.message(
                     f"{self.model.name} is configured for {limit} tokens; up to {longest} are read, more than it was "

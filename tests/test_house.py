@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("kernels", "hooks", "analyses", "casebooks", "dashboard")
 STREET = ("kernels", "hooks", "analyses", "dashboard", "probe/workloads")
 
-COMPOSITION = {"__main__", "capture", "casebook", "command", "estimate", "plan", "player", "reporting"}
+COMPOSITION = {
+    "__main__", "capture", "casebook", "command", "estimate", "plan", "player", "prepare", "progress", "reporting",
+}  # fmt: skip
 """Files and folders of probe/ that may import everything, and that nobody else imports. The rest is vocabulary."""
 
 OURS = {

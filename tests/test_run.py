@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import probe
 from probe import capture, discovery, player
-from probe.errors import RunFolderInUse, UsageError
+from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
 from probe.storage.trace_store import Run
 
 SPECIMEN = discovery.get("casebooks", "first-look").parent / "specimens" / "needle"
@@ -135,7 +135,15 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunFolderInUse, match="holds no run"):
         probe.run("first-look", out=tmp_path, force=True, **SMALL)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("thesis.txt", "years of work")]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "my web app"}', "\x00"])
+def test_a_record_that_is_not_ours_is_not_taken_for_a_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises((RunFolderInUse, StoreCorrupt)):
+        probe.run("first-look", out=tmp_path, force=True, **SMALL)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("run.json", text)]
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""What a run is asked to do: the casebook with what is set over it, and a model that can run it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import capture
+from probe.casebook import Casebook, Override, load
+from probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from probe.hooks.huggingface import HuggingFaceModel
+
+
+def default_folder(book: Casebook, model: HuggingFaceModel) -> Path:
+    """Return the folder of a run whose caller names none: `runs/<casebook>-<model>`."""
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", Path(model.name).name if Path(model.name).is_dir() else model.name)
+    return Path("runs") / f"{book.name}-{name.strip('-.') or 'model'}"
+
+
+def prepare(
+    casebook: str | Path | Casebook,
+    *,
+    model: Any = None,
+    lengths: tuple[int, ...] | None = None,
+    depths: tuple[float, ...] | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    haystack: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Casebook, HuggingFaceModel]:
+    """Read the casebook with what is set over it, load its model, and check that the one can run the other."""
+    given = casebook if isinstance(casebook, Casebook) else load(casebook)
+    named_model = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
+    if model is not None and named_model is None:
+        named_model = str(getattr(model, "name", type(model).__name__))
+    book = Override(
+        model=named_model,
+        seed=seed,
+        lengths=lengths,
+        depths=depths,
+        samples=limit,
+        haystack=None if haystack is None else str(haystack),
+    ).apply(given)
+    loaded = capture.load(
+        book.model if model is None or isinstance(model, str | Path) else model,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    check_lengths(book, loaded)
+    return book, loaded
+
+
+def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
+    """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
+    if model.tokenizer is None:
+        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: load it with tokenizer=…")
+    longest = max(getattr(book.build_workload(), "lengths", ()), default=0)
+    if model.hard_limit and model.max_length is not None and longest > model.max_length:
+        raise too_long(model, longest)
+
+
+def too_long(model: HuggingFaceModel, length: int) -> UsageError:
+    """Return the error of a prompt that the model cannot run."""
+    return UsageError(
+        f"{model.name} has {model.max_length} learned positions and cannot run {length} tokens; "
+        "ask for shorter lengths (--lengths)"
+    )
