@@ -201,6 +201,7 @@ def _finding(
             difference=difference,
             interval=interval,
             p_value=p,
+            p_is_bound=p is not None and p <= 1e-4,
             n=n,
         ),
         details=tuple(_details(reading, before, seed)),

@@ -303,7 +303,10 @@ def _finding(
         ),
         control=control,
         comparison=Comparison(
-            name="slope and bend of accuracy over depth, against depths shuffled within each length", p_value=p, n=n
+            name="slope and bend of accuracy over depth, against depths shuffled within each length",
+            p_value=p,
+            p_is_bound=p <= 1.001 / (1 + DRAWS),
+            n=n,
         ),
         details=tuple(details),
         notes=tuple(notes),

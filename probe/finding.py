@@ -57,6 +57,9 @@ class Comparison(_Frozen):
     difference: float | None = Field(default=None, allow_inf_nan=False)
     interval: Interval | None = None
     p_value: float | None = Field(default=None, ge=0, le=1)
+    p_is_bound: bool = Field(
+        default=False, description="Whether p is an upper bound, since no permutation drawn went as far."
+    )
     n: int
 
 

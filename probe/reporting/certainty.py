@@ -58,4 +58,6 @@ def _test(comparison: Comparison) -> str:
 def _p_value(comparison: Comparison) -> list[str]:
     if comparison.p_value is None:
         return []
-    return ["p < 1e-6" if comparison.p_value < 1e-6 else f"p = {comparison.p_value:.2g}"]
+    if comparison.p_value < 1e-6:
+        return ["p < 1e-6"]
+    return [f"p {'≤' if comparison.p_is_bound else '='} {comparison.p_value:.2g}"]
