@@ -321,8 +321,10 @@ def _claim(heads: _Heads, measured: Measurement, threshold: float, verdict: Verd
             f"{heads.mean.max():.2f}, the threshold {threshold:g} ({prompts})."
         )
     share = f"{measured.value:.1f} %"
-    if measured.interval is not None:
+    if measured.interval is not None and measured.interval.low < measured.interval.high:
         share += f" [{measured.interval.low:.1f}, {measured.interval.high:.1f}]"
+    elif measured.interval is not None:
+        share += ", the same in every resample of the prompts"
     best = heads.above[0]
     ends = f" [{heads.low[best]:.2f}, {heads.high[best]:.2f}]" if heads.num_prompts > 1 else ""
     names = ", ".join(str(at) for at in heads.above[:8])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe.errors import RunFolderInUse
+from probe.errors import RunFolderInUse, UsageError
 
 LOCK_FILE = ".lock"
 """The file in the run folder that says who holds it. It stays when nobody does."""
@@ -28,17 +30,21 @@ class _Held:
 
 @contextlib.contextmanager
 def hold(path: Path | str) -> Iterator[None]:
-    """Hold a run folder, making it if need be; raises RunFolderInUse naming the process that holds it.
+    """Hold a run folder, making it if need be.
 
+    Raises RunFolderInUse naming the process that holds it, or a `.lock` that is not ours; UsageError where there can be
+    no such folder.
     A process may hold a folder more than once. The operating system frees it when the holder ends, however it ends.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder = folder.resolve()
-    with _guard:
-        if folder not in _held:
-            _held[folder] = _Held(_lock(folder))
-        _held[folder].times += 1
+    try:
+        folder = _take(Path(path))
+    except FileExistsError as error:
+        raise UsageError(f"{path} cannot hold a run: it is not a folder; give another with --out") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"{path} cannot hold a run: {reason}; give another folder with --out") from error
     try:
         yield
     finally:
@@ -48,18 +54,40 @@ def hold(path: Path | str) -> Iterator[None]:
                 os.close(_held.pop(folder).descriptor)
 
 
+def _take(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    folder = path.resolve()
+    with _guard:
+        if folder not in _held:
+            _held[folder] = _Held(_lock(folder))
+        _held[folder].times += 1
+    return folder
+
+
 def _lock(folder: Path) -> int:
     # Not on Windows, where traces can still be read.
     import fcntl
 
     path = folder / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    not_ours = RunFolderInUse(f"{path} was not written by a run; move it away, or give another folder with --out")
     try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise not_ours from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise not_ours
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        before = os.pread(descriptor, 1000, 0)
+        # A crash of the machine can leave zeros.
+        if before.strip(b"\0") and _holder(before) is None:
+            raise not_ours
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
     except BlockingIOError as error:
-        holder = _holder(os.pread(descriptor, 1000, 0))
+        holder = _holder(os.pread(descriptor, 1000, 0)) or "another process"
         os.close(descriptor)
         raise RunFolderInUse(f"{folder} is in use by {holder}") from error
     except BaseException:
@@ -68,9 +96,9 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _holder(data: bytes) -> str:
+def _holder(data: bytes) -> str | None:
     try:
         value = json.loads(data)
         return f"process {int(value['process'])} on {value['host']}"
     except (ValueError, KeyError, TypeError):
-        return "another process"
+        return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,14 @@ from probe.storage.array import Array
 from probe.storage.commits import UNIT_ID, Commits
 from probe.storage.durable import canonical_json, sync_folder, write_json
 from probe.storage.hold import hold
-from probe.storage.unit_files import MemoryFiles, OpenFiles
+from probe.storage.unit_files import MemoryFiles, OpenFiles, is_unit, remove_unit
 from probe.storage.unit_trace import Trace
 from probe.storage.unit_writer import UnitWriter
 
 __all__ = ["Array", "MemoryStore", "RunStore", "UnitWriter", "clear", "hold", "unit_id", "write_json"]
 
-CONTENTS: Final = ("run.json", "trace.json", "commits.jsonl", "findings.json", "report.html", "trace.zarr")
-"""All that a run folder holds, the lock aside."""
+CONTENTS: Final = ("trace.json", "findings.json", "report.html", "report.html.part")
+"""What a run folder holds besides the lock, `run.json`, `commits.jsonl` and the units in `trace.zarr`."""
 
 
 class RunStore:
@@ -71,8 +70,10 @@ class RunStore:
         if not UNIT_ID.fullmatch(unit):
             raise UsageError(f"{unit!r} cannot name a unit: small letters, digits, '.', '_' and '-', at most 121")
         folder = self._units / unit
-        if folder.exists():
+        if is_unit(folder):
             raise UsageError(f"unit {unit!r} is being written already in {self.path}")
+        if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+            raise UsageError(f"{folder} is where unit {unit!r} belongs, and was not made for one; move it away")
         # Before the folder is made, so that what cannot be stored leaves none behind.
         about = {"stage": stage, "condition": condition, "facts": dict(facts or {}), "provenance": provenance or {}}
         canonical_json([about, sample.to_json()])
@@ -115,7 +116,7 @@ class RunStore:
         if self._units.is_symlink():
             raise StoreCorrupt(f"{self._units} is a link; a run folder holds none")
         for leftover in _uncommitted(self._units, self._commits):
-            shutil.rmtree(leftover)
+            remove_unit(leftover)
         if not (self._units / "zarr.json").is_file():
             zarr.create_group(str(self._units), attributes={"holds": "one group for each unit"}, overwrite=False)
             sync_folder(self._units)
@@ -183,19 +184,38 @@ def unit_id(prefix: str, identity: Mapping[str, Any]) -> str:
 
 
 def clear(path: Path | str) -> None:
-    """Remove a run from its folder, and nothing else that is in it; raises RunFolderInUse where a process holds it."""
+    """Remove a run from its folder, and nothing else that is in it; raises RunFolderInUse where a process holds it.
+
+    `run.json` goes last, so that what a crash leaves is still a run, to be continued or cleared again.
+    """
     with hold(path):
+        folder = Path(path)
+        units = folder / "trace.zarr"
+        committed: set[str] = set()
+        with contextlib.suppress(StoreCorrupt):
+            committed.update(Commits(folder / "commits.jsonl").units)
         # The commit record first: from then on no unit counts as written.
-        for name in sorted(CONTENTS, key=lambda name: name != "commits.jsonl"):
-            target = Path(path, name)
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+        (folder / "commits.jsonl").unlink(missing_ok=True)
+        if units.is_dir() and not units.is_symlink():
+            for unit in _units_in(units):
+                remove_unit(unit)
+            for unit in (units / name for name in committed):
+                if unit.is_dir() and not unit.is_symlink():
+                    remove_unit(unit)
+            (units / "zarr.json").unlink(missing_ok=True)
+            if not any(units.iterdir()):
+                units.rmdir()
+        for name in CONTENTS:
+            for aside in folder.glob(f".{name}.[0-9]*.writing"):
+                aside.unlink()
+            (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
+        (folder / "run.json").unlink(missing_ok=True)
+
+
+def _units_in(units: Path) -> list[Path]:
+    return [folder for folder in sorted(units.iterdir()) if is_unit(folder)] if units.is_dir() else []
 
 
 def _uncommitted(units: Path, commits: Commits) -> Iterator[Path]:
-    for folder in sorted(units.iterdir()) if units.is_dir() else ():
-        ours = UNIT_ID.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
-        if ours and folder.name not in commits.units:
-            yield folder
+    yield from (folder for folder in _units_in(units) if folder.name not in commits.units)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from probe.errors import NotAvailable, StoreCorrupt
 from probe.storage.durable import read_bytes, sync_files
 from probe.storage.manifest import Entry, Manifest, place
+
+MARKER: Final = ".probe-unit"
+"""An empty file, the first in a unit's folder and the last to go: a folder without it is not ours to remove."""
 
 
 class UnitFiles(Protocol):
@@ -48,7 +52,9 @@ class OpenFiles:
         self.folder = folder
         """The unit's folder."""
         self._entries: dict[str, Entry] = {}
-        folder.mkdir()
+        # An empty one is what a crash leaves before the marker is there, or after it has gone.
+        folder.mkdir(exist_ok=True)
+        (folder / MARKER).touch(exist_ok=False)
 
     def write(self, path: str, data: bytes) -> None:
         """Add a file or replace it."""
@@ -66,6 +72,22 @@ class OpenFiles:
         sync_files([*files, *{folder for path in files for folder in path.parents if self.folder in folder.parents}])
         sync_files([self.folder, self.folder.parent])
         return manifest
+
+
+def is_unit(folder: Path) -> bool:
+    """Return whether a folder was made for a unit, whole or not."""
+    return not folder.is_symlink() and (folder / MARKER).is_file()
+
+
+def remove_unit(folder: Path) -> None:
+    """Remove a unit's folder so that a crash at any moment leaves one that is still known as ours, or an empty one."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
+    (folder / MARKER).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 class SealedFiles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from probe.storage.commits import UNIT_ID
 from probe.storage.durable import canonical_json
 from probe.storage.layered_array import LayeredArray
 from probe.storage.manifest import FORMAT
-from probe.storage.unit_files import MemoryFiles, OpenFiles
+from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
 
 _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
 
@@ -131,7 +130,7 @@ class UnitWriter:
             self._open = False
             self._layered.clear()
             if isinstance(self._files, OpenFiles):
-                shutil.rmtree(self._files.folder)
+                remove_unit(self._files.folder)
 
     def __enter__(self) -> UnitWriter:
         return self

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from probe.errors import RunFolderInUse, StoreCorrupt
+from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
+from probe.storage.hold import hold
 from probe.storage.run_folder import read_record
 
 
@@ -34,3 +37,55 @@ def test_a_record_of_something_else_is_no_run(tmp_path: Path, value: dict[str, o
     (tmp_path / "run.json").write_text(json.dumps(value))
     with pytest.raises(RunFolderInUse, match="holds no run"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"mine", b"{}", b"[]", b'{"host": 1}', b"\xff", b"x" * 5000])
+def test_a_lock_that_is_not_ours_is_named_and_stays(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / ".lock").write_bytes(data)
+    with pytest.raises(RunFolderInUse, match=r"\.lock was not written by a run"), hold(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_bytes() == data
+
+
+def test_a_lock_that_is_no_file_is_named(tmp_path: Path) -> None:
+    for name, make in {"link": lambda p: p.symlink_to("x"), "folder": Path.mkdir, "pipe": os.mkfifo}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder / ".lock")
+        with pytest.raises(RunFolderInUse, match=r"\.lock was not written by a run"), hold(folder):
+            pass
+        assert not (folder / "x").exists()
+
+
+@pytest.mark.parametrize("before", [b"", b"\0" * 40, b'{"host": "h", "process": 1}'])
+def test_a_lock_of_ours_is_taken_again(tmp_path: Path, before: bytes) -> None:
+    (tmp_path / ".lock").write_bytes(before)
+    with hold(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_bytes())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file", "not a folder"),
+        ("file/run", "Not a directory"),
+        ("n" * 300, "File name too long"),
+        ("\0", "null"),
+        ("/proc/run", "No such file|not permitted|denied"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_named_with_the_reason(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=said) as caught, hold(tmp_path / name):
+        pass
+    assert str(tmp_path / name) in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"), hold(tmp_path / "run"):
+        pass

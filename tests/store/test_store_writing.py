@@ -267,6 +267,52 @@ def test_clear_removes_a_run_and_nothing_else(written: Any) -> None:
     assert sorted(path.name for path in written.path.iterdir()) == [".lock", "notes.txt"]
 
 
+def test_clear_leaves_what_others_put_among_the_units(written: Any) -> None:
+    units = written.path / "trace.zarr"
+    (units / "notes").mkdir()
+    (units / "notes" / "a.txt").write_text("mine")
+    (units / "todo.txt").write_text("mine")
+    clear(written.path)
+    assert sorted(path.name for path in units.rglob("*")) == ["a.txt", "notes", "todo.txt"]
+    with RunStore(written.path) as store:
+        store.begin_unit("u", sample=Sample("s", (1,))).commit()
+        assert store.trace("u").verify() == []
+
+
+def test_a_writer_leaves_folders_that_no_writer_made(written: Any, sample: Sample) -> None:
+    notes = written.path / "trace.zarr" / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("mine")
+    with RunStore(written.path) as store:
+        with pytest.raises(UsageError, match="notes is where unit 'notes' belongs"):
+            store.begin_unit("notes", sample=sample)
+        store.begin_unit("half", sample=sample)
+    assert (notes / "a.txt").read_text() == "mine"
+    (written.path / "trace.zarr" / "empty").mkdir()
+    with RunStore(written.path) as store:
+        for unit in ("half", "empty"):
+            store.begin_unit(unit, sample=sample).commit()
+
+
+@pytest.mark.parametrize("at", range(1, 12, 2))
+def test_a_clear_that_is_killed_can_be_done_again(written: Any, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    write_json(written.path / "run.json", {"format": 1, "identity": {}})
+    unlink, left = Path.unlink, iter(range(at))
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clear(written.path)
+    assert (written.path / "run.json").is_file()
+    clear(written.path)
+    assert [path.name for path in written.path.iterdir()] == [".lock"]
+
+
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_json(path, {"a": "·\ud800"})
