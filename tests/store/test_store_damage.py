@@ -38,7 +38,7 @@ def first_trace(run: Path) -> Trace:
 @pytest.mark.parametrize("seed", range(100))
 def test_one_flipped_bit_in_any_file_of_a_unit_is_found_and_named(written: Any, seed: int) -> None:
     rng = random.Random(seed)
-    files = sorted(path for path in written.folder().rglob("*") if path.is_file())
+    files = sorted(path for path in written.folder().rglob("*") if path.is_file() and path.stat().st_size)
     target = rng.choice(files)
     flip(target, rng)
     (damage,) = Run(written.path).verify()
@@ -175,7 +175,8 @@ def test_an_entry_twice_is_refused(written: Any) -> None:
 def reseal(run: Path, unit: str, files: list[list[Any]] | None = None, **manifest: Any) -> None:
     """Make manifest and record agree with what a hostile hand put into the unit."""
     folder = run / "trace.zarr" / unit
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "manifest.json")
+    outside = ("manifest.json", ".probe-unit")
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name not in outside)
     listed = [[str(p.relative_to(folder)), p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in paths]
     data = canonical_json({"format": 1, "files": listed + (files or []), **manifest}).encode() + b"\n"
     (folder / "manifest.json").write_bytes(data)
