@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,6 +24,7 @@ from probe import errors
 from probe.command.cli import app
 from probe.command.terminal_progress import bar_progress, plain_progress, silent_progress, terminal_progress
 from probe.finding import Finding, Interval, Measurement
+from probe.storage.run_folder import UnreadableRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "\x1b[31m[bold]red[/bold]\x07 \u202egnirts [link=https://x]y[/link]"
@@ -31,10 +32,11 @@ HOSTILE = "\x1b[31m[bold]red[/bold]\x07 \u202egnirts [link=https://x]y[/link]"
 
 class FakeRun:
     path = Path("runs/x")
-    units: ClassVar[dict[str, Any]] = {}
+    units: dict[str, Any]
 
     def __init__(self, *findings: Finding, failed: list[dict[str, str]] | None = None, model: str = "needle") -> None:
         self._findings = list(findings)
+        self.units = {}
         self.record = {
             "casebook": {"name": "first-look", "model": model},
             "provenance": {"model": model},
@@ -201,6 +203,7 @@ def test_debug_shows_the_traceback(play: Callable[..., dict[str, Any]]) -> None:
     "arguments",
     [
         ["--lengths", "0"], ["--lengths", "64,,128"], ["--lengths", "1e3"], ["--lengths", "-4"], ["--lengths", "٣"],
+        ["--lengths", "64,64"], ["--depths", "0,0.0"],
         ["--depths", "1.1"], ["--depths", "nan"], ["--depths", "a"], ["--limit", "0"], ["--seed", "-1"], ["--nonsense"],
     ],
     ids=" ".join,
@@ -222,7 +225,67 @@ def test_failed_units_give_exit_4_after_the_summary(play: Callable[..., dict[str
     assert "It answers up to 256 tokens" in done.stdout
     assert "u1: out of memory" in done.stdout
     assert "1 unit failed; the report is partial" in done.stderr
-    assert "probe run first-look" in done.stderr
+    assert "To try again:\n  probe run first-look" in done.stderr
+
+
+def test_failures_are_grouped_and_those_that_would_come_again_are_not_to_be_tried(
+    play: Callable[..., dict[str, Any]],
+) -> None:
+    run = FakeRun(finding())
+    run.units = {f"u{i}": {"failed": f"NaN at layer {i}"} for i in range(24)}
+    play(run)
+    done = call("run", "first-look", "--quiet")
+    assert done.exit_code == 4
+    assert "24 units: NaN at layer 0 (first: u0)" in done.stdout
+    assert done.stderr == (
+        "probe: 24 units failed; the report is partial. They would fail again with the same model, "
+        "and are not read again.\n"
+    )
+    run.record["failed"] = [{"unit": "v", "why": "out of memory"}]
+    mixed = call("run", "first-look", "--quiet").stderr
+    assert "25 units failed" in mixed
+    assert "24 of them would fail again" in mixed
+    assert "To try the others again:\n  probe run first-look" in mixed
+
+
+def test_a_run_that_has_not_ended_says_so_and_how_to_go_on(play: Callable[..., dict[str, Any]]) -> None:
+    run = FakeRun(finding())
+    run.units = {"u": {}, "v": {}}
+    run.record |= {"status": "stopped", "command": "probe run first-look --out x"}
+    play(run)
+    shown = call("run", "first-look", "--quiet").stdout
+    assert "! this run has not ended (stopped): 2 units are done\n  to go on: probe run first-look --out x\n" in shown
+    brief = json.loads(call("run", "first-look", "--quiet", "--json").stdout)
+    assert (brief["status"], brief["units"], brief["command"]) == ("stopped", 2, "probe run first-look --out x")
+
+
+def test_a_stage_that_was_not_played_is_named_with_the_reason(play: Callable[..., dict[str, Any]]) -> None:
+    run = FakeRun(finding())
+    run.record["stages"] = {"look": {"conditions": []}, "ablate": {"skipped": "no head was found"}}
+    play(run)
+    assert "stage ablate was not played: no head was found" in call("run", "first-look", "--quiet").stdout
+    brief = json.loads(call("run", "first-look", "--quiet", "--json").stdout)
+    assert brief["skipped"] == [{"stage": "ablate", "reason": "no head was found"}]
+
+
+def test_damage_comes_with_the_command_that_starts_over(play: Callable[..., dict[str, Any]]) -> None:
+    play(errors.StoreCorrupt("chunk 0 is not what was written"))
+    assert "  probe run first-look --out o --force\n" in call("run", "first-look", "--out", "o", "-q").stderr
+    play(UnreadableRecord("run.json is not JSON"))
+    assert "--force" not in call("run", "first-look", "--out", "o", "-q").stderr
+
+
+def test_a_dry_run_that_is_stopped_has_nothing_to_go_on(
+    play: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play()
+
+    def stopped(casebook: str, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["probe.player"], "dry_run", stopped)
+    done = call("run", "first-look", "--dry-run")
+    assert (done.exit_code, done.stderr) == (130, "probe: stopped; nothing was run\n")
 
 
 def test_ctrl_c_says_what_is_done_and_how_to_go_on(play: Callable[..., dict[str, Any]]) -> None:

@@ -282,6 +282,14 @@ def test_failed_units_are_named_with_their_reason() -> None:
     assert "u2: layer 3: NaN at position 12" in text
 
 
+def test_units_that_failed_alike_are_one_line() -> None:
+    text = "".join(page(finding(), failed={f"u{i}": f"layer {i}: NaN" for i in range(24)} | {"v": "odd"}).text)
+    assert "24 units failed" not in text
+    assert "This report is partial: 25 units failed." in text
+    assert "24 units: layer 0: NaN (first: u0)" in text
+    assert "v: odd" in text
+
+
 def test_the_report_ends_with_what_the_numbers_come_from() -> None:
     text = "".join(page(finding()).text)
     end = text[text.index("Where these numbers come from") :]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import probe
-from probe.command.exits import exits, partial, stops
+from probe.command.exits import exits, partial, starts_over, stops
 from probe.errors import NotAvailable, UsageError
 
 # What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
@@ -100,7 +100,7 @@ def run_casebook(
         from probe.command.terminal_summary import print_estimate, print_summary
 
         progress = terminal_progress(Console(stderr=True), quiet=quiet or dry_run)
-        with stops(progress, again):
+        with stops(progress, None if dry_run else again), starts_over(again):
             from probe.player import dry_run as estimate
             from probe.player import run as play
 
@@ -113,7 +113,7 @@ def run_casebook(
         brief = summary(finished)
         print_summary(brief, as_json=as_json)
         if brief["failed"]:
-            raise partial(len(brief["failed"]), again)
+            raise partial(len(brief["failed"]), again, sum(failure["kept"] for failure in brief["failed"]))
 
 
 @app.command("list")
@@ -171,6 +171,8 @@ def _whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     for part in parts:
         if not (part.isascii() and part.isdigit() and 0 < int(part) < 10**9):
             raise UsageError(f"{option}: expected whole numbers above 0 separated by commas, got {part!r}")
+        if parts.count(part) > 1:
+            raise UsageError(f"{option}: {part} is given twice")
     return tuple(int(part) for part in parts)
 
 
@@ -185,5 +187,7 @@ def _fractions(option: str, text: str | None) -> tuple[float, ...] | None:
             number = -1.0
         if not 0 <= number <= 1:
             raise UsageError(f"{option}: expected numbers from 0 to 1 separated by commas, got {part.strip()!r}")
+        if number in numbers:
+            raise UsageError(f"{option}: {part.strip()} is given twice")
         numbers.append(number)
     return tuple(numbers)

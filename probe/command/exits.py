@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 import probe
-from probe.errors import ProbeError, SomeUnitsFailed
+from probe.errors import ProbeError, SomeUnitsFailed, StoreCorrupt
 from probe.visible import visible
 
 
@@ -53,8 +53,11 @@ def exits(*, debug: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stops(progress: _Counted, again: str) -> Iterator[None]:
-    """Let Ctrl-C (exit 130) and SIGTERM (143) stop a run where it is, and print `again`, the command that goes on."""
+def stops(progress: _Counted, again: str | None) -> Iterator[None]:
+    """Let Ctrl-C (exit 130) and SIGTERM (143) stop a run where it is, and print `again`, the command that goes on.
+
+    It is None where nothing is run that could go on.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -64,19 +67,42 @@ def stops(progress: _Counted, again: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         progress.stop()
+        code = 143 if isinstance(stop, Terminated) else 130
+        if again is None:
+            _leave("stopped; nothing was run", code)
         done = "nothing was read yet"
         if progress.total:
             done = f"{progress.done} of {progress.total} units are done and stay"
-        _leave(f"stopped; {done}. To go on:\n  {again}", 143 if isinstance(stop, Terminated) else 130)
+        _leave(f"stopped; {done}. To go on:\n  {again}", code)
     finally:
         progress.stop()
         signal.signal(signal.SIGTERM, previous)
 
 
-def partial(num_failed: int, again: str) -> SomeUnitsFailed:
-    """Return the error of a run that ended with failed units."""
-    units = "1 unit" if num_failed == 1 else f"{num_failed} units"
-    return SomeUnitsFailed(f"{units} failed; the report is partial. To try again:\n  {again}")
+@contextlib.contextmanager
+def starts_over(again: str) -> Iterator[None]:
+    """Say, where a run meets damage in its own folder, the command that starts it over."""
+    try:
+        yield
+    except StoreCorrupt as error:
+        from probe.storage.run_folder import UnreadableRecord
+
+        # Whose record cannot be read may not be a run, and is not cleared.
+        if isinstance(error, UnreadableRecord):
+            raise
+        raise StoreCorrupt(f"{error}\nTo start over, and read every unit again:\n  {again} --force") from error
+
+
+def partial(num_failed: int, again: str, num_kept: int = 0) -> SomeUnitsFailed:
+    """Return the error of a run that ended with failed units, of which `num_kept` are not tried again."""
+    failed = "1 unit" if num_failed == 1 else f"{num_failed} units"
+    said = f"{failed} failed; the report is partial."
+    if num_kept:
+        which = "It" if num_failed == num_kept == 1 else "They" if num_failed == num_kept else f"{num_kept} of them"
+        said += f" {which} would fail again with the same model, and {'is' if num_kept == 1 else 'are'} not read again."
+    if num_failed > num_kept:
+        said += f" To try {'the others ' if num_kept else ''}again:\n  {again}"
+    return SomeUnitsFailed(said)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -24,7 +24,14 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(brief, indent=2))
         return
+    from probe.reporting.summary import Failure, in_groups, unfinished
+
     _line(f"{brief['casebook']} · {brief['model']}", style="bold")
+    if unfinished(brief):
+        done = "1 unit is" if brief["units"] == 1 else f"{brief['units']} units are"
+        _line(f"! this run has not ended ({brief['status']}): {done} done", style="bold yellow")
+        if brief["command"]:
+            _line(f"  to go on: {brief['command']}", wrap=False)
     for finding in brief["findings"]:
         mark, style = _MARKS[finding["verdict"]]
         if finding["headline"]:
@@ -33,13 +40,15 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
         else:
             _line(finding["claim"], lead=f"{mark} ", lead_style=style)
         _line(f"  {finding['certainty']}", style="dim")
-    failed = brief["failed"]
+    for stage in brief["skipped"]:
+        _line(f"stage {stage['stage']} was not played: {stage['reason']}", lead="– ", lead_style="yellow")
+    failed = in_groups(Failure(**failure) for failure in brief["failed"])
     if failed:
-        _line(f"! failed: {len(failed)}", style="bold red")
-        for failure in failed[:_MOST_FAILURES]:
-            _line(f"  {failure['unit']}: {failure['reason']}")
+        _line(f"! failed: {len(brief['failed'])}", style="bold red")
+        for line in failed[:_MOST_FAILURES]:
+            _line(f"  {line}")
         if len(failed) > _MOST_FAILURES:
-            _line(f"  and {len(failed) - _MOST_FAILURES} more")
+            _line(f"  and {len(failed) - _MOST_FAILURES} more reasons")
     if "report.html" in brief["files"]:
         _line(brief["files"]["report.html"], lead="report: ", lead_style="bold", wrap=False)
 

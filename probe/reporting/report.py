@@ -25,7 +25,7 @@ from probe.finding import Finding, Suggestion
 from probe.reporting.certainty import certainty
 from probe.reporting.drawing import drawing
 from probe.reporting.headline import headline
-from probe.reporting.summary import failures, model_of, named
+from probe.reporting.summary import failures, in_groups, model_of, named, skipped, unfinished
 from probe.visible import visible
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def report_html(run: Run) -> str:
     """Return the report of a run as one HTML document, from its record and findings. No torch, no network."""
     findings = run.findings()
     record = run.record
+    failed = failures(run)
     scripts = _scripts(any(finding.figures for finding in findings))
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
@@ -78,7 +79,6 @@ def report_html(run: Run) -> str:
         title=f"{named(record.get('casebook'))}: {model_of(record)}",
         casebook=named(record.get("casebook")),
         model=model_of(record),
-        status=record.get("status", ""),
         version=probe.__version__,
         policy=_policy(scripts),
         scripts=scripts,
@@ -87,8 +87,10 @@ def report_html(run: Run) -> str:
         by_claim={finding.claim: finding for finding in findings},
         sections=list(_sections(findings)),
         verdicts=_VERDICTS,
-        failures=failures(run),
-        skipped=_skipped(record),
+        num_failed=len(failed),
+        failures=in_groups(failed),
+        unfinished=unfinished(record),
+        skipped=skipped(record),
         card=_card(record),
         specimen=bool((record.get("model_card") or {}).get("engineered")),
         provenance=list(_provenance(record)),
@@ -195,13 +197,6 @@ def _measured(value: Any) -> Markup:
     if value.interval is not None:
         interval = Markup(' <span class="interval">{}</span>').format(str(value.interval))
     return Markup("<b>{}</b>{}{}").format(f"{value.value:.3g}", unit, interval)
-
-
-def _skipped(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    stages = record.get("stages")
-    if not isinstance(stages, Mapping):
-        return []
-    return [(str(n), str(s["skipped"])) for n, s in stages.items() if isinstance(s, Mapping) and s.get("skipped")]
 
 
 def _card(record: Mapping[str, Any]) -> list[tuple[str, str]]:

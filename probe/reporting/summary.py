@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,44 @@ class Failure:
     """Name of the unit, or of its sample and condition."""
     reason: str
     """Why, in one sentence."""
+    kept: bool = False
+    """Whether the failure is what the model gives, such as NaN, and stays on record: it is not tried again."""
 
 
 def failures(run: Run) -> list[Failure]:
     """Return the units that failed: what the run's record says of its last try, and what is committed as failed."""
     found = {str(entry["unit"]): str(entry["why"]) for entry in run.record.get("failed", [])}
-    for unit, about in run.units.items():
-        if about.get("failed"):
-            found.setdefault(unit, str(about["failed"]))
-    return [Failure(unit, reason) for unit, reason in found.items()]
+    kept = {unit: str(about["failed"]) for unit, about in run.units.items() if about.get("failed")}
+    return [Failure(unit, reason, unit in kept) for unit, reason in (kept | found).items()]
+
+
+def in_groups(failed: Iterable[Failure]) -> list[str]:
+    """Return a line for each reason: the unit where it is one, else how many and which was the first.
+
+    Reasons that differ in numbers alone, such as a layer or a position, are one; the first one's is given.
+    """
+    groups: dict[str, list[Failure]] = {}
+    for failure in failed:
+        groups.setdefault(re.sub(r"\d+", "0", failure.reason), []).append(failure)
+    return [
+        f"{group[0].unit}: {group[0].reason}"
+        if len(group) == 1
+        else f"{len(group)} units: {group[0].reason} (first: {group[0].unit})"
+        for group in sorted(groups.values(), key=len, reverse=True)
+    ]
+
+
+def unfinished(record: Mapping[str, Any]) -> bool:
+    """Return whether a run has not ended: it was stopped or killed, or another process is at it."""
+    return record.get("status") in ("running", "stopped")
+
+
+def skipped(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the stages that were not played, each with the reason."""
+    stages = record.get("stages")
+    if not isinstance(stages, Mapping):
+        return []
+    return [(str(n), str(s["skipped"])) for n, s in stages.items() if isinstance(s, Mapping) and s.get("skipped")]
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -43,6 +73,8 @@ def summary(run: Run) -> dict[str, Any]:
         "casebook": named(run.record.get("casebook")),
         "model": model_of(run.record),
         "status": run.record.get("status"),
+        "units": len(run.units),
+        "command": run.record.get("command"),
         "diagnosis": said.claims,
         "not_settled": said.open_questions,
         "findings": [
@@ -53,6 +85,7 @@ def summary(run: Run) -> dict[str, Any]:
             }
             for finding in findings
         ],
+        "skipped": [{"stage": stage, "reason": reason} for stage, reason in skipped(run.record)],
         "failed": [dataclasses.asdict(failure) for failure in failures(run)],
         "files": {name: str(path) for name, path in files.items() if path.exists()},
     }

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from probe.finding import Finding
 
 
+class UnreadableRecord(StoreCorrupt):
+    """A `run.json` of which nobody can say whether it is a run's; its folder is left alone."""
+
+
 class Run:
     """A run folder, read. What is committed when it is opened is what it shows."""
 
@@ -61,6 +65,8 @@ class Run:
 
     def findings(self) -> list[Finding]:
         """Return what was found; empty before the analyses ran."""
+        from pydantic import ValidationError
+
         from probe.finding import Finding
 
         path = self.path / "findings.json"
@@ -70,7 +76,11 @@ class Run:
         try:
             return [Finding.from_json(finding) for finding in value]
         except (TypeError, ValueError) as error:
-            raise StoreCorrupt(f"{path} does not hold findings: {error}") from error
+            said = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False, include_input=False)[0]
+                said = ": ".join([".".join(map(str, first["loc"])), first["msg"]])
+            raise StoreCorrupt(f"{path} does not hold findings: {said}") from error
 
     def verify(self) -> list[Damage]:
         """Read every byte of every unit and return what is not as it was written; empty where all is well."""
@@ -113,8 +123,8 @@ class Run:
 def read_record(path: Path | str) -> dict[str, Any] | None:
     """Return what the `run.json` in a folder says, None where there is none.
 
-    Raises StoreCorrupt where it is not a JSON object or a newer version wrote it, RunFolderInUse where something other
-    than a run is written in it.
+    Raises UnreadableRecord, a StoreCorrupt, where it is not a JSON object or a newer version wrote it, RunFolderInUse
+    where something other than a run is written in it.
     """
     file = Path(path, "run.json")
     try:
@@ -122,12 +132,15 @@ def read_record(path: Path | str) -> dict[str, Any] | None:
     except NotAvailable:
         return None
     except StoreCorrupt as error:
-        raise StoreCorrupt(f"{error}; nothing was touched: {_ELSEWHERE}") from error
+        raise UnreadableRecord(f"{error}; nothing was touched: {_ELSEWHERE}") from error
     if not isinstance(record, dict):
-        raise StoreCorrupt(f"{file} is not the record of a run; nothing was touched: {_ELSEWHERE}")
+        raise UnreadableRecord(f"{file} is not the record of a run; nothing was touched: {_ELSEWHERE}")
     if type(record.get("format")) is not int or not isinstance(record.get("identity"), dict):
         raise RunFolderInUse(f"{path} holds no run: its run.json is not the record of one; {_ELSEWHERE}")
-    check_format(record["format"], str(file))
+    try:
+        check_format(record["format"], str(file))
+    except StoreCorrupt as error:
+        raise UnreadableRecord(str(error)) from error
     return record
 
 

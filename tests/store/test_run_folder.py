@@ -11,7 +11,7 @@ import pytest
 
 from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
 from probe.storage.hold import hold
-from probe.storage.run_folder import read_record
+from probe.storage.run_folder import Run, read_record
 
 
 def test_a_record_comes_back_and_a_folder_without_one_holds_none(tmp_path: Path) -> None:
@@ -89,3 +89,13 @@ def test_a_full_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(OSError, match="No space left"), hold(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("findings", ["[{}]", "{}1", "3", "[3]", '[{"format": 1}]'])
+def test_findings_that_are_none_are_named_in_one_sentence(tmp_path: Path, findings: str) -> None:
+    (tmp_path / "run.json").write_text('{"format": 1}')
+    (tmp_path / "findings.json").write_text(findings)
+    with pytest.raises(StoreCorrupt, match=r"findings\.json") as caught:
+        Run(tmp_path).findings()
+    assert "http" not in str(caught.value)
+    assert "\n" not in str(caught.value)
