@@ -38,13 +38,10 @@ def hold(path: Path | str) -> Iterator[None]:
     """
     try:
         folder = _take(Path(path))
-    except FileExistsError as error:
-        raise UsageError(f"{path} cannot hold a run: it is not a folder; give another with --out") from error
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UsageError(f"{path} cannot hold a run: {reason}; give another folder with --out") from error
+        raise cannot_hold(path, error) from error
     try:
         yield
     finally:
@@ -52,6 +49,14 @@ def hold(path: Path | str) -> Iterator[None]:
             _held[folder].times -= 1
             if not _held[folder].times:
                 os.close(_held.pop(folder).descriptor)
+
+
+def cannot_hold(path: Path | str, error: Exception) -> UsageError:
+    """Return the error that says, from what the system said, why there can be no run folder at a path."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    if isinstance(error, FileExistsError):
+        reason = "it is not a folder"
+    return UsageError(f"{path} cannot hold a run: {reason}; give another folder with --out")
 
 
 def _take(path: Path) -> Path:

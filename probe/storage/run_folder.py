@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import html
 from collections import Counter
@@ -13,6 +14,7 @@ from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt
 from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import read_json
+from probe.storage.hold import cannot_hold
 from probe.storage.manifest import check_format
 from probe.storage.unit_files import SealedFiles
 from probe.storage.unit_trace import Trace
@@ -124,14 +126,19 @@ def read_record(path: Path | str) -> dict[str, Any] | None:
     """Return what the `run.json` in a folder says, None where there is none.
 
     Raises UnreadableRecord, a StoreCorrupt, where it is not a JSON object or a newer version wrote it, RunFolderInUse
-    where something other than a run is written in it.
+    where something other than a run is written in it, UsageError where there can be no such folder.
     """
     file = Path(path, "run.json")
     try:
         record = read_json(file)
     except NotAvailable:
         return None
+    except ValueError as error:
+        raise cannot_hold(path, error) from error
     except StoreCorrupt as error:
+        why = error.__cause__
+        if isinstance(why, OSError) and why.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise cannot_hold(path, why) from why
         raise UnreadableRecord(f"{error}; nothing was touched: {_ELSEWHERE}") from error
     if not isinstance(record, dict):
         raise UnreadableRecord(f"{file} is not the record of a run; nothing was touched: {_ELSEWHERE}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,12 @@ def test_a_lock_that_is_not_ours_is_named_and_stays(tmp_path: Path, data: bytes)
 
 
 def test_a_lock_that_is_no_file_is_named(tmp_path: Path) -> None:
-    for name, make in {"link": lambda p: p.symlink_to("x"), "folder": Path.mkdir, "pipe": os.mkfifo}.items():
+    makers: dict[str, Callable[[Path], None]] = {
+        "link": lambda path: path.symlink_to("x"),
+        "folder": lambda path: path.mkdir(),
+        "pipe": lambda path: os.mkfifo(path),
+    }
+    for name, make in makers.items():
         folder = tmp_path / name
         folder.mkdir()
         make(folder / ".lock")
@@ -80,6 +86,13 @@ def test_a_folder_that_cannot_be_is_named_with_the_reason(tmp_path: Path, name: 
         pass
     assert str(tmp_path / name) in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "n" * 300, "\0"])
+def test_a_record_where_no_folder_can_be_is_a_matter_of_usage(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="cannot hold a run"):
+        read_record(tmp_path / name)
 
 
 def test_a_full_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
