@@ -14,6 +14,7 @@ from torch import Tensor
 from probe import discovery
 from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.non_finite import first_non_finite
 from probe.kernels.call import Call
 from probe.kernels.result import Result
 from probe.kernels.scan import Scan
@@ -213,8 +214,13 @@ class _Reader:
             success_rule="exact: the response begins with the answer's tokens" if answer else "",
             answer_log_probability=answer_log_probability,
             text_loss=self.nats / (len(prompt) - 1) if len(prompt) > 1 else None,
-            failed=None if self.finite else self._where_not_finite(prompt),
+            failed=None if self.finite else self._where_not_finite([*prompt, *answer[:-1]], [*prompt, *response[:-1]]),
         )
+
+    def _where_not_finite(self, *sequences: list[int]) -> str:
+        """Read once more what was read, to say where the first bad number arises."""
+        found = filter(None, (first_non_finite(self.model, tokens) for tokens in sequences))
+        return f"NaN or infinity {next(found, 'in the logits, and not when the same was read again')}"
 
     def write(self, writer: UnitWriter) -> None:
         """Write every array, layer by layer."""
@@ -255,25 +261,6 @@ class _Reader:
 
     def _check(self, logits: Tensor) -> None:
         self.finite = self.finite and bool(torch.isfinite(logits).all())
-
-    def _where_not_finite(self, prompt: list[int]) -> str:
-        """Read the prompt once more, watching the residual stream, to say where the first bad number stands."""
-        found: list[tuple[int, int]] = []
-        seen: dict[int, int] = {}
-
-        def look(layer: int, _: int, hidden: Tensor) -> None:
-            start = seen.get(layer, 0)
-            seen[layer] = start + len(hidden)
-            bad = (~torch.isfinite(hidden)).any(-1).nonzero()
-            if len(bad):
-                found.append((layer, start + int(bad[0])))
-
-        with self.model.calls(None, look):
-            self.model.step(self.model.prefill([]), prompt, phase="prefill")
-        if not found:
-            return "the logits are not finite (NaN or infinity), though every layer's output is"
-        layer, position = min(found)
-        return f"NaN or infinity in the residual stream, first after layer {layer} at position {position}"
 
 
 def _from_token_0(result: Result) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe import capture
 from probe.casebook import Casebook, Override, load
-from probe.errors import UsageError
+from probe.errors import NotAvailable, UsageError
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
@@ -59,7 +59,8 @@ def prepare(
 def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
     """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
     if model.tokenizer is None:
-        raise UsageError(f"{model.name} has no tokenizer, and a workload is text: load it with tokenizer=…")
+        why = f": {model.tokenizer_error}" if model.tokenizer_error else ""
+        raise NotAvailable(f"{model.name} has no tokenizer, and a workload is text{why}")
     longest = max(getattr(book.build_workload(), "lengths", ()), default=0)
     if model.hard_limit and model.max_length is not None and longest > model.max_length:
         raise too_long(model, longest)

@@ -161,9 +161,21 @@ def broken(tmp_path: Path) -> Path:
 def test_weights_that_are_not_numbers_are_named_by_layer_and_never_in_a_headline(broken: Path, tmp_path: Path) -> None:
     run = probe.run("first-look", model=broken, out=tmp_path / "run", lengths=(64,), depths=(0.5,), limit=1)
     assert run.record["status"] == "partial"
-    assert all("after layer 1 at position 0" in failure["why"] for failure in run.record["failed"])
+    for failure in run.record["failed"]:
+        assert "in layer 1, position 0" in failure["why"]
+        assert "model.layers.1.mlp.down_proj.weight holds 1 value" in failure["why"]
     assert all(finding.measured.value is None for finding in run.findings())
     assert "Nothing could be settled" in (run.path / "report.html").read_text()
+
+
+def test_a_bad_embedding_is_named_by_the_token_that_uses_it() -> None:
+    model = probe.load("needle")
+    tokens = list(range(10, 40))
+    with torch.no_grad():
+        model.hf.get_input_embeddings().weight[tokens[21], 3] = float("inf")
+    failed = probe.trace(model, tokens, statistics=[]).outcome.failed
+    assert failed is not None
+    assert "embedding of token 31 at position 21" in failed
 
 
 def untrained(folder: Path, positions: int) -> Path:
