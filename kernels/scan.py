@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probe.kernels.call import Call
+from probe.kernels.heap import trim
 from probe.kernels.pool import Pool
 from probe.kernels.result import Result
 from probe.kernels.series import Series
@@ -20,6 +21,10 @@ from probe.sample import Span
 
 AXES = {"scan": "query", "row": "row", "key": "key"}
 """Axis along which each kind's arrays grow."""
+
+
+TRIM_FROM_SCORES = 1 << 24
+"""Scores of a call from which giving memory back costs nothing beside them."""
 
 
 class Scan:
@@ -71,6 +76,8 @@ class Scan:
                 self._take_all(call)
             if self._rows and call.phase == "decode":
                 self._take_rows(call)
+        if call.query.device.type == "cpu" and call.num_heads * call.num_queries * call.num_keys > TRIM_FROM_SCORES:
+            trim()
 
     def finish(self) -> dict[str, Result]:
         """Return every array by its name in a trace; an array to which no call contributed is left out."""
