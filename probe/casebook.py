@@ -131,7 +131,10 @@ class Casebook(_Strict):
 
     def build_workload(self, replaced: Mapping[str, Any] | None = None) -> Any:
         """Return the workload with its fields, `replaced` over them; raises UsageError naming a bad field."""
-        return build("workloads", self.workload_name, {**self.workload[self.workload_name], **(replaced or {})})
+        name = self.workload_name
+        # The casebook's seed draws the prompts too, unless the workload names one of its own.
+        drawn = {"seed": self.seed} if "seed" in {f.name for f in fields(discovery.get("workloads", name))} else {}
+        return build("workloads", name, {**drawn, **self.workload[name], **(replaced or {})})
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class Player:
 
     def _play_stage(self, stage: Stage) -> None:
         try:
-            played = plan.resolve(stage, self.findings, lambda heads, draws: self._matched(heads, draws))
+            played = plan.resolve(stage, self.findings, self._matched)
             work = {i: self._samples(stage, p) for i, p in enumerate(played)}
             if not any(work.values()):
                 which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
@@ -341,6 +341,7 @@ def dry_run(casebook: str | Path | Casebook = "first-look", *, out: str | Path |
 
     Raises what `run` raises before it reads anything.
     """
-    del out
     book, loaded = prepare(casebook, **options)
+    folder = Path(out) if out is not None else default_folder(book, loaded)
+    Player(book, loaded, folder, Silent()).check()
     return estimate(book, loaded)

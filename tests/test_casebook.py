@@ -110,6 +110,13 @@ def test_overrides_stand_over_the_casebook(tmp_path: Path) -> None:
     assert (workload.lengths, workload.depths, workload.samples) == ((64, 128), (0.0,), 2)
 
 
+def test_the_seed_draws_the_prompts_unless_the_workload_has_its_own(tmp_path: Path) -> None:
+    book = load(written(tmp_path, GOOD))
+    assert Override(seed=7).apply(book).build_workload().seed == 7
+    own = load(written(tmp_path, GOOD.replace("samples: 1", "samples: 1\n    seed: 3")))
+    assert Override(seed=7).apply(own).build_workload().seed == 3
+
+
 def test_a_limit_never_raises_the_number_of_samples(tmp_path: Path) -> None:
     book = load(written(tmp_path, GOOD))
     assert Override(samples=100).apply(book).build_workload().samples == 1

@@ -266,6 +266,16 @@ def test_a_model_object_is_played_as_it_is(tmp_path: Path) -> None:
     assert run.record["provenance"]["weights_sha256"] == model.weights_sha256
 
 
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
+    book = tmp_path / "book.yaml"
+    book.write_text(
+        "name: b\nquestion: q\nworkload: {needle: {lengths: [64], depths: [0.5], samples: 2}}\n"
+        "stages:\n  - name: s\n    conditions:\n      x: {intervention: {ablate_heads: {heads: [[0, 99]]}}}\n"
+    )
+    with pytest.raises(UsageError, match=r"no head \(0, 99\)"):
+        player.dry_run(book)
+
+
 def test_a_dry_run_reads_nothing_into_the_folder(tmp_path: Path) -> None:
     told = player.dry_run("first-look", out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
