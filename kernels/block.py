@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.kernels.normaliser import Normaliser
+from probe.kernels.visibility import Visibility
 from probe.sample import Span
 
 
@@ -44,6 +45,8 @@ class Block:
     """Whether keys after the query are hidden."""
     window: int | None = None
     """Number of positions that a query sees, its own included."""
+    visibility: Visibility | None = None
+    """Which keys each query of the call sees."""
 
     @property
     def query_stop(self) -> int:

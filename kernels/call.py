@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -16,7 +16,8 @@ class Call:
     Padding is never in here: a backend slices it off, so that position 0 is the first real token. Query i stands at
     position `query_start + i`, key j at `key_start + j`. A query sees a key iff, with distance = query position minus
     key position, `distance >= 0` where `causal` and `distance < window` where there is a window (and, in a
-    bidirectional layer with a window, `distance > -window`).
+    bidirectional layer with a window, `distance > -window`), both stand in the same document where documents are packed,
+    and the key is not hidden from all.
     """
 
     layer: int
@@ -45,6 +46,17 @@ class Call:
     """`decode` from the prompt's last token on: the queries whose logits produce answer tokens."""
     tokens: Int[Tensor, "key"] | None = None
     """Token ids at the keys' positions, where the caller knows them (match_mass needs them)."""
+    alibi_slope: Float[Tensor, "head"] | None = None
+    """Slope per head of a bias −slope · |distance| on the scaled logits (Press et al. 2022). A model that adds
+    slope · key position instead differs by a constant in each row: its probabilities are the same."""
+    document: Int[Tensor, "key"] | None = None
+    """Index of the packed document that each key belongs to, in contiguous runs; the queries' own positions must be
+    among the keys'."""
+    key_visible: Bool[Tensor, "key"] | None = None
+    """False for keys that are hidden from every query, such as padding inside a cache."""
+    log_sum_exp: Float[Tensor, "head query"] | None = None
+    """log Σ_j exp(s_ij) over the visible keys in float32, where the attention operator handed it over with its output;
+    a learned sink's share is not in it. With it a scan reads the scores once rather than twice."""
 
     @property
     def num_heads(self) -> int:

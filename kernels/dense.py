@@ -52,6 +52,11 @@ class Dense:
             visible &= self.distance >= 0
         if self.call.window is not None:
             visible &= (self.distance < self.call.window) & (self.distance > -self.call.window)
+        if self.call.document is not None:
+            own = self.call.document[self.query_position - self.call.key_start]
+            visible &= own[:, None] == self.call.document[None, :]
+        if self.call.key_visible is not None:
+            visible &= self.call.key_visible
         return visible
 
     @cached_property
@@ -62,6 +67,8 @@ class Dense:
         logit = self.call.query.double() @ key.transpose(1, 2) * self.call.scale
         if self.call.softcap is not None:
             logit = self.call.softcap * torch.tanh(logit / self.call.softcap)
+        if self.call.alibi_slope is not None:
+            logit = logit - self.call.alibi_slope.double()[:, None, None] * self.distance.abs()
         return logit.masked_fill(~self.visible, -torch.inf)
 
     @cached_property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from probe.errors import UsageError
@@ -37,7 +37,7 @@ class received_mass(Statistic):
             raise UsageError(f"received_mass: horizon is at least 1, not {self.horizon}")
 
     def reference(self, dense: Dense) -> dict[str, Tensor]:
-        counted = dense.query_position < (self.horizon or torch.inf)
+        counted = dense.query_position < (self.horizon or inf)
         return {"": dense.probability[:, counted].sum(1), "num_queries": dense.visible[counted].sum(0)}
 
     @property
@@ -51,13 +51,7 @@ class received_mass(Statistic):
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
         stop = block.query_stop if self.horizon is None else min(block.query_stop, self.horizon)
-        key = block.key_position
-        first = torch.full_like(key, block.query_start)
-        last = torch.full_like(key, stop)
-        if block.causal:
-            first = torch.maximum(first, key)
-        if block.window is not None:
-            first = torch.maximum(first, key - block.window + 1)
-            last = torch.minimum(last, key + block.window)
+        assert block.visibility is not None
+        num_queries = block.visibility.num_queries(block.query_start, stop, block.key_start, block.key_stop)
         received = block.probability[:, : stop - block.query_start].sum(1)
-        return {"": received, "num_queries": (last - first).clamp_min(0)}
+        return {"": received, "num_queries": num_queries.to(received.device)}

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.kernels.call import Call
+from probe.kernels.visibility import Visibility
 
 MASKED = -1e30
 """Stands for a logit that the mask hides. Finite, so that 0 · log 0 needs no care: exp(MASKED) is zero, and zero times
@@ -17,37 +18,26 @@ class Scores:
     """Logits of one call in float32, any block at a time. Positions everywhere are the sample's, as in the call."""
 
     def __init__(self, call: Call) -> None:
+        if call.softcap is not None and call.alibi_slope is not None:
+            raise ValueError("a softcap and ALiBi together: no model says which comes first")
         self.call = call
+        self.visibility = Visibility.of(call)
         self.group = call.num_heads // call.num_kv_heads
         self.query_stop = call.query_start + call.num_queries
         self.key_stop = call.key_start + call.num_keys
 
     def visible_keys(self, query_start: int, query_stop: int) -> tuple[int, int]:
         """Return the range outside which none of these queries sees a key; one masked key where none sees any."""
-        call = self.call
-        first, stop = call.key_start, self.key_stop
-        if call.causal:
-            stop = min(stop, query_stop)
-        if call.window is not None:
-            first = max(first, query_start - call.window + 1)
-            stop = min(stop, query_stop - 1 + call.window)
+        first, stop = self.visibility.keys(query_start, query_stop)
         if stop <= first:
-            first = min(max(first, call.key_start), self.key_stop - 1)
+            first = min(first, self.key_stop - 1)
             stop = first + 1
         return first, stop
 
     def num_visible(self, query_start: int, query_stop: int) -> Int[Tensor, "query"]:
         """Return how many keys each of these queries sees."""
-        call = self.call
-        position = torch.arange(query_start, query_stop)
-        first = torch.full_like(position, call.key_start)
-        stop = torch.full_like(position, self.key_stop)
-        if call.causal:
-            stop = torch.minimum(stop, position + 1)
-        if call.window is not None:
-            first = torch.maximum(first, position - call.window + 1)
-            stop = torch.minimum(stop, position + call.window)
-        return (stop - first).clamp_min(0).to(call.query.device)
+        rows = slice(query_start - self.call.query_start, query_stop - self.call.query_start)
+        return self.visibility.num_keys[rows].to(self.call.query.device)
 
     def query(self, query_start: int, query_stop: int) -> Float[Tensor, "kv_head group_query channel"]:
         """Return these queries, scaled, the heads of a group one after the other."""
@@ -74,24 +64,38 @@ class Scores:
         logits = out.view(call.num_heads, num_queries, num_keys)
         if call.softcap is not None:
             logits.div_(call.softcap).tanh_().mul_(call.softcap)
-        query_stop, key_stop = query_start + num_queries, key_start + num_keys
+        if call.alibi_slope is not None:
+            distance = self._distance(query_start, num_queries, key_start, num_keys).abs().to(logits.dtype)
+            for head, slope in zip(logits, call.alibi_slope.tolist(), strict=True):
+                head.sub_(distance, alpha=slope)
+        key_stop = key_start + num_keys
+        rows = slice(query_start - call.query_start, query_start - call.query_start + num_queries)
+        first, stop = self.visibility.first[rows], self.visibility.stop[rows]
         # Keys from `late` on are hidden from the first query at least, keys before `early` from the last.
-        late = query_start + (1 if call.causal else call.window or key_stop - query_start)
-        early = query_stop - call.window if call.window is not None else key_start
+        late, early = int(stop[0]), int(first[-1])
         if late < key_stop:
-            self._mask(logits, query_start, max(late, key_start), key_start, key_stop)
+            self._mask(logits, first, stop, max(late, key_start), key_start, key_stop)
         if early > key_start:
-            self._mask(logits, query_start, key_start, key_start, min(early, key_stop))
+            self._mask(logits, first, stop, key_start, key_start, min(early, key_stop))
+        if self.visibility.key_visible is not None:
+            hidden = ~self.visibility.key_visible[key_start - call.key_start : key_stop - call.key_start]
+            logits.masked_fill_(hidden.to(logits.device), MASKED)
         return logits
 
     def _mask(
-        self, logits: Float[Tensor, "head query key"], query_start: int, first: int, key_start: int, stop: int
+        self,
+        logits: Float[Tensor, "head query key"],
+        first: Int[Tensor, "query"],
+        stop: Int[Tensor, "query"],
+        from_key: int,
+        key_start: int,
+        to_key: int,
     ) -> None:
-        query = torch.arange(query_start, query_start + logits.shape[1], device=logits.device)[:, None]
-        distance = query - torch.arange(first, stop, device=logits.device)
-        hidden = torch.zeros_like(distance, dtype=torch.bool)
-        if self.call.causal:
-            hidden |= distance < 0
-        if self.call.window is not None:
-            hidden |= (distance >= self.call.window) | (distance <= -self.call.window)
-        logits[:, :, first - key_start : stop - key_start].masked_fill_(hidden, MASKED)
+        key = torch.arange(from_key, to_key)
+        hidden = (key < first[:, None]) | (key >= stop[:, None])
+        logits[:, :, from_key - key_start : to_key - key_start].masked_fill_(hidden.to(logits.device), MASKED)
+
+    def _distance(self, query_start: int, num_queries: int, key_start: int, num_keys: int) -> Int[Tensor, "query key"]:
+        device = self.call.query.device
+        query = torch.arange(query_start, query_start + num_queries, device=device)
+        return query[:, None] - torch.arange(key_start, key_start + num_keys, device=device)

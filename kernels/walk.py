@@ -138,6 +138,7 @@ class Walk:
                     spans=self.spans,
                     causal=call.causal,
                     window=call.window,
+                    visibility=scores.visibility,
                 )
 
         return normaliser, blocks()

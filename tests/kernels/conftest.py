@@ -36,6 +36,9 @@ class Shape:
     sink: bool = False
     causal: bool = True
     sharpness: float = 1.0
+    alibi: bool = False
+    documents: int = 0
+    hidden: bool = False
 
 
 SHAPES = {
@@ -50,6 +53,12 @@ SHAPES = {
     "values of another width": Shape(channel=24, value_channel=10),
     "bidirectional": Shape(kv_head=2, causal=False),
     "bidirectional window": Shape(kv_head=2, causal=False, window=20),
+    "ALiBi": Shape(head=6, kv_head=2, alibi=True),
+    "bidirectional ALiBi": Shape(causal=False, alibi=True),
+    "packed documents": Shape(kv_head=2, documents=5),
+    "bidirectional packed documents and window": Shape(kv_head=1, documents=3, causal=False, window=20),
+    "hidden keys": Shape(kv_head=2, hidden=True),
+    "hidden keys, documents, window and sinks": Shape(head=6, kv_head=2, hidden=True, documents=3, window=40, sink=True),
 }
 
 
@@ -75,6 +84,10 @@ def make_call(shape: Shape, length: int, seed: int = 0, *, key_start: int = 0, n
         sink_logit=normal(shape.head) + 1 if shape.sink else None,
         phase="decode",
         tokens=torch.randint(0, 9, (length,), generator=random),
+        alibi_slope=2.0 ** -torch.arange(1.0, shape.head + 1) if shape.alibi else None,
+        document=torch.arange(length) * shape.documents // length if shape.documents else None,
+        # Every third key but the first, at the awkward places too: the last of a block, a query's own.
+        key_visible=torch.arange(length) % 3 != 2 if shape.hidden else None,
     )
 
 
@@ -102,9 +115,16 @@ def probabilities(call: Call) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
             low = -np.inf if call.window is None else i - call.window
             high = i if call.causal else np.inf if call.window is None else i + call.window - 1
             seen = (low < position) & (position <= high)
+            if call.document is not None:
+                document = call.document.numpy()
+                seen &= document == document[i - call.key_start]
+            if call.key_visible is not None:
+                seen &= call.key_visible.numpy()
             row = (k[seen] @ query[h, r]) * call.scale
             if call.softcap:
                 row = call.softcap * np.tanh(row / call.softcap)
+            if call.alibi_slope is not None:
+                row = row - float(call.alibi_slope[h]) * abs(i - position[seen])
             s[h, r, seen] = row
             everything = row if call.sink_logit is None else np.append(row, float(call.sink_logit[h]))
             if everything.size:
@@ -269,6 +289,8 @@ class Attention:
             key=call.key[:, keys],
             value=call.value[:, keys],
             tokens=None if call.tokens is None else call.tokens[keys],
+            document=None if call.document is None else call.document[keys],
+            key_visible=None if call.key_visible is None else call.key_visible[keys],
             query_start=start,
             key_start=call.key_start + key_first,
             phase=phase,

@@ -1,0 +1,86 @@
+"""Which keys each query sees, in the one form that every mask here has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from probe.kernels.call import Call
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """Query i sees the keys at positions `first[i] ≤ j < stop[i]`, but for those that are hidden from all.
+
+    Causal and windowed attention, packed documents and chunks against a cache all have this form, and neither bound ever
+    falls from one query to the next: what a block of queries sees is read off its first and its last. On the CPU.
+    """
+
+    query_start: int
+    """Position of the first query."""
+    key_start: int
+    """Position of the first key."""
+    first: Int[Tensor, "query"]
+    """Position of the first key that each query sees."""
+    stop: Int[Tensor, "query"]
+    """Position after the last one; equal to `first` where a query sees none."""
+    key_visible: Bool[Tensor, "key"] | None
+    """False for keys that are hidden from all."""
+    num_keys: Int[Tensor, "query"]
+    """How many keys each query sees."""
+
+    @classmethod
+    def of(cls, call: Call) -> Visibility:
+        """Read a call's mask; raises `ValueError` for documents that do not lie in contiguous runs over the queries."""
+        key_stop = call.key_start + call.num_keys
+        position = torch.arange(call.query_start, call.query_start + call.num_queries)
+        first = torch.full_like(position, call.key_start)
+        stop = torch.full_like(position, key_stop)
+        if call.causal:
+            stop = torch.minimum(stop, position + 1)
+        if call.window is not None:
+            first = torch.maximum(first, position - call.window + 1)
+            stop = torch.minimum(stop, position + call.window)
+        if call.document is not None:
+            own_first, own_stop = _documents(call, position)
+            first, stop = torch.maximum(first, own_first), torch.minimum(stop, own_stop)
+        # Where nothing is visible the empty range is clamped into the keys, so that both bounds stay monotone.
+        first = first.clamp(call.key_start, key_stop)
+        stop = torch.maximum(first, stop)
+        visible = None if call.key_visible is None else call.key_visible.cpu()
+        num_keys = stop - first
+        if visible is not None:
+            before = torch.nn.functional.pad(visible.cumsum(0), (1, 0))
+            num_keys = before[stop - call.key_start] - before[first - call.key_start]
+        return cls(call.query_start, call.key_start, first, stop, visible, num_keys)
+
+    def keys(self, query_start: int, query_stop: int) -> tuple[int, int]:
+        """Return the range outside which none of these queries sees a key."""
+        return int(self.first[query_start - self.query_start]), int(self.stop[query_stop - 1 - self.query_start])
+
+    def num_queries(self, query_start: int, query_stop: int, key_start: int, key_stop: int) -> Int[Tensor, "key"]:
+        """Return how many of these queries see each of these keys."""
+        rows = slice(query_start - self.query_start, query_stop - self.query_start)
+        key = torch.arange(key_start, key_stop)
+        begun = torch.searchsorted(self.first[rows], key, right=True)
+        num = begun - torch.searchsorted(self.stop[rows], key, right=True)
+        if self.key_visible is not None:
+            num *= self.key_visible[key_start - self.key_start : key_stop - self.key_start]
+        return num
+
+
+def _documents(call: Call, position: Tensor) -> tuple[Tensor, Tensor]:
+    assert call.document is not None
+    index = position - call.key_start
+    if int(index[0]) < 0 or int(index[-1]) >= call.num_keys:
+        raise ValueError("with packed documents the queries' own positions must be among the keys'")
+    document = call.document.cpu()
+    ids, run, length = torch.unique_consecutive(document, return_inverse=True, return_counts=True)
+    if len(torch.unique(ids)) != len(ids):
+        raise ValueError("packed documents must lie one after the other, each in one piece")
+    stop = length.cumsum(0)
+    own = run[index]
+    return (stop - length)[own] + call.key_start, stop[own] + call.key_start
