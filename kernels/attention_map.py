@@ -75,31 +75,53 @@ class _Grid(Tally):
 
     def add(self, parts: dict[str, Tensor], block: Block) -> None:
         """Add a block; `parts` are empty, since the cells are made here."""
-        if not len(self._sum):
-            shape = (block.probability.shape[0], self.grid, self.grid)
-            self._sum = block.probability.new_zeros(shape)
-            self._largest = block.probability.new_zeros(shape)
-        while self.tokens * self.grid < max(block.query_stop, block.key_stop):
+        self.grow(max(block.query_stop, block.key_stop))
+        rows = self._cut(block.query_start, block.query_stop)
+        sums, largest = [], []
+        for row in rows:
+            inside = block.probability[:, row]
+            sums.append(self._cells(inside.sum(1), block.key_start).sum(-1))
+            largest.append(self._cells(inside.amax(1), block.key_start).amax(-1))
+        extent = (block.query_start, block.query_stop), (block.key_start, block.key_stop)
+        self.add_cells(torch.stack(sums, 1), torch.stack(largest, 1), *extent)
+
+    def take_reference(self, arrays: dict[str, Tensor], dense: Dense) -> None:
+        """Take the reference's means back to sums."""
+        query = dense.query_position
+        keys = int(dense.key_position[0]), int(dense.key_position[-1]) + 1
+        self.grow(max(int(query[-1]) + 1, keys[1]))
+        count = torch.bincount(query // self.tokens)[:, None]
+        rows, columns = slice(int(query[0]) // self.tokens, None), slice(keys[0] // self.tokens, None)
+        sums, largest = (arrays[""] * count)[:, rows, columns], arrays["max"][:, rows, columns]
+        self.add_cells(sums, largest, (int(query[0]), int(query[-1]) + 1), keys)
+
+    def grow(self, extent: int) -> None:
+        """Double the blocks until the grid reaches the position `extent`."""
+        while self.tokens * self.grid < extent:
             self._double()
-        if block.query_stop > self._query_stop:
-            # Blocks of keys come one after the other for the same queries, which count once.
-            first = max(block.query_start, self._query_stop) if self._query_stop else block.query_start
-            self._count += torch.bincount(torch.arange(first, block.query_stop) // self.tokens, minlength=self.grid)
-            self._query_stop = block.query_stop
-        self._key_stop = max(self._key_stop, block.key_stop)
-        for query, rows in self._cut(block.query_start, block.query_stop):
-            inside = block.probability[:, rows]
-            over_queries, largest = inside.sum(1), inside.amax(1)
-            first_cell = block.key_start // self.tokens
-            sums = self._cells(over_queries, block.key_start)
-            cells = slice(first_cell, first_cell + sums.shape[1])
-            self._sum[:, query, cells] += sums.sum(-1)
-            target = self._largest[:, query, cells]
-            torch.maximum(target, self._cells(largest, block.key_start).amax(-1), out=target)
+
+    def add_cells(self, sums: Tensor, largest: Tensor, queries: tuple[int, int], keys: tuple[int, int]) -> None:
+        """Add cells of `tokens` positions, [head, query_block, key_block], from the first query's and key's on.
+
+        Calls for the same queries, with other keys, come one after the other.
+        """
+        if not self._sum.numel():
+            shape = (len(sums), self.grid, self.grid)
+            self._sum = sums.new_zeros(shape)
+            self._largest = sums.new_zeros(shape)
+        if queries[1] > self._query_stop:
+            first = max(queries[0], self._query_stop) if self._query_stop else queries[0]
+            self._count += torch.bincount(torch.arange(first, queries[1]) // self.tokens, minlength=self.grid)
+            self._query_stop = queries[1]
+        self._key_stop = max(self._key_stop, keys[1])
+        row, column = queries[0] // self.tokens, keys[0] // self.tokens
+        cells = (slice(None), slice(row, row + sums.shape[1]), slice(column, column + sums.shape[2]))
+        self._sum[cells] += sums
+        torch.maximum(self._largest[cells], largest, out=self._largest[cells])
 
     def finish(self, key_start: int, key_stop: int) -> dict[str, Tensor]:
         """Return the cells up to the last query and the last key."""
-        if not len(self._sum):
+        if not self._sum.numel():
             return {}
         rows, columns = -(-self._query_stop // self.tokens), -(-self._key_stop // self.tokens)
         mean = self._sum.cpu() / self._count.clamp_min(1)[None, :, None]
@@ -109,11 +131,10 @@ class _Grid(Tally):
         """Return the blocks' first positions."""
         return np.arange(size) * self.tokens if axis in ("query_block", "key_block") else None
 
-    def _cut(self, start: int, stop: int) -> list[tuple[int, slice]]:
+    def _cut(self, start: int, stop: int) -> list[slice]:
         cells = range(start // self.tokens, (stop - 1) // self.tokens + 1)
         return [
-            (cell, slice(max(cell * self.tokens, start) - start, min((cell + 1) * self.tokens, stop) - start))
-            for cell in cells
+            slice(max(cell * self.tokens, start) - start, min((cell + 1) * self.tokens, stop) - start) for cell in cells
         ]
 
     def _cells(self, keys: Tensor, start: int) -> Tensor:
@@ -124,11 +145,12 @@ class _Grid(Tally):
     def _double(self) -> None:
         half = self.grid // 2
         pairs = (-1, half, 2, half, 2)
-        merged_sum = self._sum.view(pairs).sum((2, 4))
-        merged_largest = self._largest.view(pairs).amax((2, 4))
-        self._sum, self._largest = torch.zeros_like(self._sum), torch.zeros_like(self._largest)
-        self._sum[:, :half, :half] = merged_sum
-        self._largest[:, :half, :half] = merged_largest
+        if self._sum.numel():
+            merged_sum = self._sum.view(pairs).sum((2, 4))
+            merged_largest = self._largest.view(pairs).amax((2, 4))
+            self._sum, self._largest = torch.zeros_like(self._sum), torch.zeros_like(self._largest)
+            self._sum[:, :half, :half] = merged_sum
+            self._largest[:, :half, :half] = merged_largest
         count = self._count.view(half, 2).sum(1)
         self._count = torch.cat([count, torch.zeros_like(count)])
         self.tokens *= 2

@@ -16,8 +16,8 @@ class Call:
     Padding is never in here: a backend slices it off, so that position 0 is the first real token. Query i stands at
     position `query_start + i`, key j at `key_start + j`. A query sees a key iff, with distance = query position minus
     key position, `distance >= 0` where `causal` and `distance < window` where there is a window (and, in a
-    bidirectional layer with a window, `distance > -window`), both stand in the same document where documents are packed,
-    and the key is not hidden from all.
+    bidirectional layer with a window, `distance > -window`), both stand in the same document where documents are
+    packed, and the key is not hidden from all.
     """
 
     layer: int

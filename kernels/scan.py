@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probe.kernels.blocked_scan import BlockedScan
 from probe.kernels.call import Call
+from probe.kernels.engine import Engine, EngineName, choose
 from probe.kernels.heap import trim
 from probe.kernels.pool import Pool
+from probe.kernels.reference_scan import ReferenceScan
 from probe.kernels.result import Result
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic, parse
@@ -21,8 +24,6 @@ from probe.sample import Span
 
 AXES = {"scan": "query", "row": "row", "key": "key"}
 """Axis along which each kind's arrays grow."""
-
-
 TRIM_FROM_SCORES = 1 << 24
 """Scores of a call from which giving memory back costs nothing beside them."""
 
@@ -43,7 +44,14 @@ class Scan:
         pool_tokens: int | None = None,
         query_block: int | None = None,
         key_block: int | None = None,
+        engine: EngineName = "auto",
+        deterministic: bool = False,
     ) -> None:
+        """Prepare; `engine` chooses the implementation (see `probe.kernels.engine`).
+
+        With `deterministic` the Triton engine sums in 64-bit integers what many programs add to, so that two runs are
+        equal bit for bit; the other engines are so anyhow.
+        """
         asked = {statistic.key: statistic for statistic in map(parse, statistics)}
         if wrong := [key for key, statistic in asked.items() if statistic.kind not in AXES]:
             raise ValueError(f"not statistics of an attention call: {', '.join(wrong)}")
@@ -51,8 +59,12 @@ class Scan:
         self._scan = [s for s in self.statistics if s.kind == "scan"]
         self._rows = [s for s in self.statistics if s.kind == "row"]
         self._keys = [s for s in self.statistics if s.kind == "key"]
-        self._walk = Walk(query_block, key_block, spans=tuple(spans))
-        self._row_walk = Walk(query_block, whole_rows=True, spans=tuple(spans))
+        self._blocks = query_block, key_block
+        self._asked_engine = engine
+        self._deterministic = deterministic
+        self._engine: Engine | None = None
+        self._spans = tuple(spans)
+        self._row_walk = Walk(query_block, whole_rows=True, spans=self._spans)
         self._pool = None if pool_tokens is None else Pool(pool_tokens)
         self._series: dict[str, Series] = {}
         self._tallies: dict[str, Tally] = {}
@@ -73,14 +85,21 @@ class Scan:
             self._note(call)
             self._take_keys(call)
             if self._scan:
-                self._take_all(call)
+                self._engine_for(call).take(call, self._tokens, self._tokens_start)
             if self._rows and call.phase == "decode":
                 self._take_rows(call)
         if call.query.device.type == "cpu" and call.num_heads * call.num_queries * call.num_keys > TRIM_FROM_SCORES:
             trim()
 
+    @property
+    def engine_name(self) -> str | None:
+        """What computed the statistics of kind `scan`; None before the first call, and where none was asked for."""
+        return None if self._engine is None else self._engine.name
+
     def finish(self) -> dict[str, Result]:
         """Return every array by its name in a trace; an array to which no call contributed is left out."""
+        if self._engine is not None:
+            self._engine.finish()
         results: dict[str, Result] = {}
         for statistic in self.statistics:
             if statistic.key in self._series:
@@ -95,7 +114,7 @@ class Scan:
                     arrays = pool(arrays, statistic.arrays, start)
             for suffix, values in arrays.items():
                 results[statistic.array_name(suffix)] = Result.of(
-                    statistic, suffix, values, start, pool=self._pool_of(statistic), spans=self._walk.spans, tally=tally
+                    statistic, suffix, values, start, pool=self._pool_of(statistic), spans=self._spans, tally=tally
                 )
         return results
 
@@ -124,22 +143,22 @@ class Scan:
             if first < call.num_keys:
                 series.append(statistic.of_keys(call, first), call.key_start + first)
 
-    def _take_all(self, call: Call) -> None:
-        for normaliser, blocks in self._walk.over(call, self._tokens, self._tokens_start):
-            wanted = [s for s in self._scan if s.wants(normaliser.query_start)]
-            if not wanted:
-                return
-            rows = {s.key: s.per_query(normaliser) for s in wanted if s.key in self._series}
-            reading = [s for s in wanted if s.reads_blocks]
-            for block in blocks if reading else ():
-                for statistic in reading:
-                    parts = statistic.blocked(block)
-                    if statistic.key in self._series:
-                        _merge(rows[statistic.key], parts, statistic)
-                    else:
-                        self._tallies[statistic.key].add(parts, block)
-            for key, arrays in rows.items():
-                self._series[key].append(arrays, normaliser.query_start)
+    def _engine_for(self, call: Call) -> Engine:
+        if self._engine is None:
+            name = choose(self._asked_engine, call.query.device)
+            if name == "triton":
+                # Triton is optional, and reads TRITON_INTERPRET when it is imported.
+                from probe.kernels.triton_scan import TritonScan
+
+                self._engine = TritonScan(self._scan, self._series, self._tallies, deterministic=self._deterministic)
+            elif name == "reference":
+                self._engine = ReferenceScan(self._scan, self._series, self._tallies)
+            else:
+                query_block, key_block = self._blocks
+                self._engine = BlockedScan(
+                    self._scan, self._series, self._tallies, query_block=query_block, key_block=key_block
+                )
+        return self._engine
 
     def _take_rows(self, call: Call) -> None:
         for _, blocks in self._row_walk.over(call):
@@ -147,23 +166,6 @@ class Scan:
                 for statistic in self._rows:
                     self._series[statistic.key].append(statistic.blocked(block), self._num_rows)
                 self._num_rows += block.probability.shape[1]
-
-
-def _merge(held: dict[str, Tensor], parts: dict[str, Tensor], statistic: Statistic) -> None:
-    """Combine what two blocks of keys say of the same queries."""
-    main = next(iter(statistic.arrays))
-    higher = parts[main] > held[main] if main in held else None
-    for suffix, part in parts.items():
-        merge = statistic.arrays[suffix].merge
-        if suffix not in held:
-            held[suffix] = part
-        elif merge == "argmax":
-            assert higher is not None
-            held[suffix] = torch.where(higher, part, held[suffix])
-        elif merge == "max":
-            held[suffix] = torch.maximum(held[suffix], part)
-        else:
-            held[suffix] = held[suffix] + part
 
 
 @contextmanager

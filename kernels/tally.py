@@ -10,6 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from probe.kernels.block import Block
+    from probe.kernels.dense import Dense
     from probe.kernels.statistic import Statistic
 
 
@@ -24,13 +25,23 @@ class Tally:
         self.facts = statistic.arrays
         self._arrays: dict[str, Tensor] = {}
         self._origin: int | None = None
+        self._in_float64 = False
 
     def add(self, parts: dict[str, Tensor], block: Block) -> None:
         """Add one block's contribution."""
-        self._origin = block.key_start if self._origin is None else self._origin
+        self.put(parts, block.key_start)
+
+    def take_reference(self, arrays: dict[str, Tensor], dense: Dense) -> None:
+        """Add a whole call's arrays, as `reference` gives them."""
+        self._in_float64 = True
+        self.put(arrays, dense.call.key_start)
+
+    def put(self, parts: dict[str, Tensor], key_start: int) -> None:
+        """Add parts of which those along keys begin at the position `key_start`."""
+        self._origin = key_start if self._origin is None else self._origin
         for suffix, part in parts.items():
             along_keys = self.facts[suffix].axes[-1] == "key"
-            first = block.key_start - self._origin if along_keys else 0
+            first = key_start - self._origin if along_keys else 0
             held = self._room(suffix, part, first, along_keys)
             target = held.narrow(-1, first, part.shape[-1])
             if self.facts[suffix].merge == "max":
@@ -47,7 +58,7 @@ class Tally:
                 before = self._origin - key_start
                 after = key_stop - self._origin - held.shape[-1]
                 held = torch.nn.functional.pad(held, (before, after))
-            finished[suffix] = (held.float() if held.is_floating_point() else held).cpu()
+            finished[suffix] = (held.float() if held.is_floating_point() and not self._in_float64 else held).cpu()
         return finished
 
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:

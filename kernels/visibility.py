@@ -15,8 +15,8 @@ from probe.kernels.call import Call
 class Visibility:
     """Query i sees the keys at positions `first[i] ≤ j < stop[i]`, but for those that are hidden from all.
 
-    Causal and windowed attention, packed documents and chunks against a cache all have this form, and neither bound ever
-    falls from one query to the next: what a block of queries sees is read off its first and its last. On the CPU.
+    Causal and windowed attention, packed documents and chunks against a cache all have this form, and neither bound
+    ever falls from one query to the next: what a block of queries sees is read off its first and its last. On the CPU.
     """
 
     query_start: int

@@ -58,7 +58,9 @@ SHAPES = {
     "packed documents": Shape(kv_head=2, documents=5),
     "bidirectional packed documents and window": Shape(kv_head=1, documents=3, causal=False, window=20),
     "hidden keys": Shape(kv_head=2, hidden=True),
-    "hidden keys, documents, window and sinks": Shape(head=6, kv_head=2, hidden=True, documents=3, window=40, sink=True),
+    "everything hides keys": Shape(
+        head=6, kv_head=2, hidden=True, documents=3, window=40, sink=True
+    ),
 }
 
 

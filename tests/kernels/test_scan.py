@@ -239,3 +239,36 @@ def test_a_residual_statistic_is_refused_by_name():
 def test_a_request_twice_is_computed_once(attention):
     scan = Scan(["entropy", {"entropy": {}}, parse("entropy")])
     assert len(scan.statistics) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 15, 70])
+def test_the_reference_engine_is_the_definition_however_the_prompt_was_cut(attention, shape, chunk):
+    call = attention.make_call(shape, LENGTH, seed=5)
+    spans = attention.make_spans(LENGTH)
+    if not shape.causal:
+        chunk = LENGTH
+    scan = Scan(attention.REQUESTS, spans=spans, engine="reference")
+    for first in range(0, LENGTH, chunk):
+        scan.update(attention.cut(call, first, min(first + chunk, LENGTH)))
+    results = scan.finish()
+    assert scan.engine_name == "reference"
+    wanted = attention.expected(call, spans)
+    for name, result in results.items():
+        kind = parse(next(r for r in attention.REQUESTS if parse(r).definition in result.definition)).kind
+        # Rows and keys have no engine of their own.
+        attention.assert_all_close({name: result.values.numpy()}, wanted, tolerance=1e-9 if kind == "scan" else 1e-5)
+    assert {"attention_map", "entropy", "received_mass"} <= results.keys()
+    assert len(results["attention_map"].coordinates["query_block"]) == results["attention_map"].values.shape[1]
+
+
+def test_an_engine_that_does_not_exist_or_cannot_run_is_refused_by_name(attention, monkeypatch):
+    call = attention.make_call(attention.Shape(), 5)
+    with pytest.raises(UsageError, match="no engine 'fast'; there are auto, triton, blocked, reference"):
+        Scan(["entropy"], engine="fast").update(call)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UsageError, match="needs a GPU"):
+        Scan(["entropy"], engine="triton").update(call)
+    scan = Scan(["entropy"])
+    assert scan.engine_name is None
+    scan.update(call)
+    assert scan.engine_name == "blocked"

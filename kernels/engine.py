@@ -1,0 +1,42 @@
+"""Which implementation of the scan runs where: Triton on CUDA, blocked torch elsewhere, the definition on request."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from probe.errors import UsageError
+from probe.kernels.call import Call
+
+EngineName = Literal["auto", "triton", "blocked", "reference"]
+
+
+class Engine(Protocol):
+    """Computes the statistics of kind `scan` and adds them to the series and tallies that it was made with."""
+
+    name: str
+    """What a trace says ran."""
+
+    def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
+        """Take the next call; `tokens` are the sample's from position `tokens_start` on, up to the last key."""
+
+    def finish(self) -> None:
+        """Add what is left after the last call."""
+
+
+def choose(name: EngineName, device: torch.device) -> Literal["triton", "blocked", "reference"]:
+    """Return the engine that runs on a device; raises `UsageError` where the one asked for cannot."""
+    if name not in get_args(EngineName):
+        raise UsageError(f"there is no engine {name!r}; there are {', '.join(get_args(EngineName))}")
+    if name == "auto":
+        return "triton" if device.type == "cuda" and find_spec("triton") else "blocked"
+    if name == "triton":
+        if not find_spec("triton"):
+            raise UsageError("engine 'triton' needs the package triton, which is not installed")
+        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise UsageError("engine 'triton' needs a GPU; on a CPU it runs interpreted, with TRITON_INTERPRET=1 set")
+    return name
