@@ -20,13 +20,14 @@ MAX_KEYS = 4096
 class Dense:
     """Logits and probabilities of one whole call, [head, query, key], in float64.
 
-    Raises `UsageError` for a call of more than 4,096 keys.
+    `below` is the same prompt in the attention layer before. Raises `UsageError` for a call of more than 4,096 keys.
     """
 
-    def __init__(self, call: Call, spans: Sequence[Span] = ()) -> None:
+    def __init__(self, call: Call, spans: Sequence[Span] = (), below: Call | None = None) -> None:
         if call.num_keys > MAX_KEYS:
             raise UsageError(f"the dense definition takes at most {MAX_KEYS:,} keys, not {call.num_keys:,}")
         self.call = call
+        self.below = below
         self.spans = tuple(spans)
 
     @cached_property

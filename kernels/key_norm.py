@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from probe.kernels.call import Call
 from probe.kernels.dense import Dense
+from probe.kernels.keys import Keys
 from probe.kernels.statistic import ArrayFacts, Statistic
 
 
@@ -23,5 +23,5 @@ class key_norm(Statistic):
     def reference(self, dense: Dense) -> dict[str, Tensor]:
         return {"": dense.call.key.double().norm(dim=-1)}
 
-    def of_keys(self, call: Call, first: int) -> dict[str, Tensor]:
-        return {"": call.key[:, first:].float().norm(dim=-1)}
+    def of_keys(self, keys: Keys) -> dict[str, Tensor]:
+        return {"": keys.key.float().norm(dim=-1)}

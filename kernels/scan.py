@@ -13,6 +13,8 @@ from probe.kernels.blocked_scan import BlockedScan
 from probe.kernels.call import Call
 from probe.kernels.engine import Engine, EngineName, choose
 from probe.kernels.heap import trim
+from probe.kernels.key_scan import KeyScan
+from probe.kernels.keys import Keys
 from probe.kernels.pool import Pool
 from probe.kernels.reference_scan import ReferenceScan
 from probe.kernels.result import Result
@@ -58,7 +60,6 @@ class Scan:
         self.statistics = tuple(asked.values())
         self._scan = [s for s in self.statistics if s.kind == "scan"]
         self._rows = [s for s in self.statistics if s.kind == "row"]
-        self._keys = [s for s in self.statistics if s.kind == "key"]
         self._blocks = query_block, key_block
         self._asked_engine = engine
         self._deterministic = deterministic
@@ -73,23 +74,33 @@ class Scan:
                 self._series[s.key] = Series(s.arrays, AXES[s.kind], None if s.kind == "row" else self._pool_of(s))
             else:
                 self._tallies[s.key] = s.tally()
+        keys = [s for s in self.statistics if s.kind == "key"]
+        self._key_scan = KeyScan(keys, self._series, self._tallies)
         self._num_rows = 0
         self._query_stop: int | None = None
         self._keys_seen: tuple[int, int] | None = None
         self._tokens: Tensor | None = None
         self._tokens_start = 0
 
-    def update(self, call: Call) -> None:
-        """Take the next call; raises `ValueError` where its queries do not follow those of the call before."""
+    def update(self, call: Call, below: Keys | None = None) -> None:
+        """Take the next call; raises `ValueError` where its queries do not follow those of the call before.
+
+        `below` are the keys that came at the same time in the attention layer before, as its scan's `hand_over` gives
+        them; without them statistics that compare layers have no array. Those of another layer count as none.
+        """
         with _exact(call.query.device):
             self._note(call)
-            self._take_keys(call)
+            self._key_scan.take(call, below)
             if self._scan:
                 self._engine_for(call).take(call, self._tokens, self._tokens_start)
             if self._rows and call.phase == "decode":
                 self._take_rows(call)
         if call.query.device.type == "cpu" and call.num_heads * call.num_queries * call.num_keys > TRIM_FROM_SCORES:
             trim()
+
+    def hand_over(self) -> Keys | None:
+        """Return, once, the keys that the last call brought, for the scan of the layer after; None where unused."""
+        return self._key_scan.hand_over()
 
     @property
     def engine_name(self) -> str | None:
@@ -105,6 +116,8 @@ class Scan:
             if statistic.key in self._series:
                 series = self._series[statistic.key]
                 arrays, start, tally = series.finish(), series.start or 0, None
+                if arrays and statistic.kind == "key":
+                    arrays, start = self._key_scan.aligned(arrays, start, self._pool_of(statistic))
             else:
                 tally = self._tallies[statistic.key]
                 first, last = self._keys_seen or (0, 0)
@@ -135,13 +148,6 @@ class Scan:
         else:
             # A sliding cache has dropped tokens that still stand before the keys that it holds.
             self._tokens = torch.cat([self._tokens[: call.key_start - self._tokens_start], call.tokens])
-
-    def _take_keys(self, call: Call) -> None:
-        for statistic in self._keys:
-            series = self._series[statistic.key]
-            first = (call.key_start if series.stop is None else series.stop) - call.key_start
-            if first < call.num_keys:
-                series.append(statistic.of_keys(call, first), call.key_start + first)
 
     def _engine_for(self, call: Call) -> Engine:
         if self._engine is None:

@@ -17,13 +17,13 @@ from probe.errors import UsageError
 
 if TYPE_CHECKING:
     from probe.kernels.block import Block
-    from probe.kernels.call import Call
     from probe.kernels.dense import Dense
+    from probe.kernels.keys import Keys
     from probe.kernels.normaliser import Normaliser
     from probe.kernels.tally import Tally
 
 Kind = Literal["scan", "row", "key", "residual", "token"]
-Merge = Literal["concatenate", "sum", "max", "argmax"]
+Merge = Literal["concatenate", "sum", "max", "argmax", "mean", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class ArrayFacts:
     merge: Merge = "concatenate"
     """How two samples' or chunks' parts combine. Along `query`, `token`, `row` and a `key_norm`'s `key` chunks are
     concatenated, and what two blocks of keys give to one query is summed; `max` takes the larger, `argmax` the entry
-    that goes with the larger value of the statistic's first array."""
+    that goes with the larger value of the statistic's first array, `mean` the mean weighted by the statistic's counts;
+    `none` does not merge, and is computed anew from what the statistic's tally adds up."""
     meaning: str = ""
     """One phrase, where the statistic's definition does not say what this array of it is."""
 
@@ -61,6 +62,9 @@ class Statistic:
 
     needs_tokens: ClassVar[bool] = False
     """Whether its blocks must carry token ids."""
+
+    compares_layers: ClassVar[bool] = False
+    """Whether it needs the keys of the attention layer before."""
 
     @classmethod
     def name(cls) -> str:
@@ -119,8 +123,9 @@ class Statistic:
         """Return what a block of queries and keys contributes; the arrays' axes and merge law say how it is added."""
         return {}
 
-    def of_keys(self, call: Call, first: int) -> dict[str, Tensor]:
-        """Return the values of the call's keys from index `first` on, [kv_head, key]."""
+    def of_keys(self, keys: Keys) -> dict[str, Tensor]:
+        """Return the values of these keys, [kv_head, key]; of the last of them alone, where the first have none, and
+        nothing, where none ever will."""
         return {}
 
     def of_tokens(self, *tensors: Tensor) -> dict[str, Tensor]:

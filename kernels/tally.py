@@ -10,7 +10,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from probe.kernels.block import Block
+    from probe.kernels.call import Call
     from probe.kernels.dense import Dense
+    from probe.kernels.keys import Keys
     from probe.kernels.statistic import Statistic
 
 
@@ -48,6 +50,10 @@ class Tally:
                 torch.maximum(target, part, out=target)
             else:
                 target.add_(part)
+
+    def take(self, call: Call, new: Keys) -> None:
+        """Take a call and the keys that are new in it; asked of the tallies of `key` statistics alone."""
+        raise NotImplementedError
 
     def finish(self, key_start: int, key_stop: int) -> dict[str, Tensor]:
         """Return the arrays by suffix; those with a key axis span the keys from `key_start` to `key_stop`."""

@@ -19,6 +19,7 @@ AXES: Final[dict[str, str]] = {
     "channel": "component of a head's or the residual stream's vector",
     "row": "query whose logits produced an answer token; the last prompt token makes row 0",
     "rank": "0 for the largest",
+    "component": "principal direction of a head's vectors; 0 for the one with the largest singular value",
     "span": "a named stretch of the sample: needle, question, answer",
     "distance_bin": "query position minus key position: {0}, [1, 2), [2, 4), [4, 8), …; coordinate: the lower edge",
     "offset": "query position minus key position, in tokens",

@@ -58,9 +58,7 @@ SHAPES = {
     "packed documents": Shape(kv_head=2, documents=5),
     "bidirectional packed documents and window": Shape(kv_head=1, documents=3, causal=False, window=20),
     "hidden keys": Shape(kv_head=2, hidden=True),
-    "everything hides keys": Shape(
-        head=6, kv_head=2, hidden=True, documents=3, window=40, sink=True
-    ),
+    "everything hides keys": Shape(head=6, kv_head=2, hidden=True, documents=3, window=40, sink=True),
 }
 
 
@@ -175,6 +173,7 @@ def expected(call: Call, spans: tuple[Span, ...] = ()) -> Arrays:
         "key_norm": np.sqrt((call.key.double().numpy() ** 2).sum(-1)),
         "value_norm": np.sqrt((call.value.double().numpy() ** 2).sum(-1)),
     }
+    out |= of_keys(call)
     if call.sink_logit is not None:
         out["sink_mass_learned"] = out["sink_mass_num_sink_1_learned"] = sink_share
     bins, low, high = [], 0, 1
@@ -210,6 +209,41 @@ def expected(call: Call, spans: tuple[Span, ...] = ()) -> Arrays:
     return out
 
 
+def of_keys(call: Call) -> Arrays:
+    """Return the statistics of the cache, those that compare layers apart: a loop over heads, in float64."""
+    query, key = call.query.double().numpy(), call.key.double().numpy()
+    heads, keys, channels = key.shape
+    kept = np.full(keys, True) if call.key_visible is None else call.key_visible.numpy()
+    stop = call.query_start + (1 if call.phase == "decode" else query.shape[1])
+    prompt = kept & (call.key_start + np.arange(keys) < stop)
+    last = query[:, : stop - call.query_start]
+    names = ("key_spectrum", "key_spectrum_centred")
+    out = {name: np.zeros((heads, channels)) for name in names}
+    for name in names:
+        out |= {f"{name}_{size}": np.zeros(heads) for size in ("effective_rank", "participation_ratio")}
+    out["key_neighbour_similarity"] = np.full((heads, keys), np.nan)
+    for window, name in ((32, "key_channel_energy"), (5, "key_channel_energy_window_5")):
+        num = min(window, last.shape[1])
+        squares = (last[:, -window:] ** 2).reshape(heads, -1, num, channels)
+        out[name] = (key[:, prompt] ** 2).sum(1) / max(1, prompt.sum())
+        out[f"{name}_query"] = squares.mean((1, 2))
+        out[f"{name}_num_keys"], out[f"{name}_num_queries"] = np.full(heads, prompt.sum()), np.full(heads, num)
+    for h in range(heads):
+        for j in range(1, keys):
+            product = np.linalg.norm(key[h, j]) * np.linalg.norm(key[h, j - 1])
+            out["key_neighbour_similarity"][h, j] = key[h, j] @ key[h, j - 1] / product if product else 0.0
+        for name, matrix in zip(names, (key[h, kept], key[h, kept] - key[h, kept].mean(0)), strict=True):
+            value = np.linalg.svd(matrix, compute_uv=False)
+            energy = value**2
+            out[name][h, : len(value)] = value / np.sqrt(kept.sum())
+            # One key is its own mean.
+            if energy.sum():
+                share = energy[energy > 0] / energy.sum()
+                out[f"{name}_effective_rank"][h] = np.exp(-(share * np.log(share)).sum())
+                out[f"{name}_participation_ratio"][h] = energy.sum() ** 2 / (energy**2).sum()
+    return out
+
+
 REQUESTS = (
     "log_sum_exp",
     "entropy",
@@ -234,14 +268,21 @@ REQUESTS = (
     "output_norm_share",
     "key_norm",
     "value_norm",
+    "key_channel_energy",
+    {"key_channel_energy": {"window": 5}},
+    "key_spectrum",
+    "key_neighbour_similarity",
+    "key_layer_similarity",
+    "value_layer_similarity",
 )
 
 
 def assert_close(name: str, actual: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
-    """Assert |actual − wanted| ≤ tolerance · max(1, |wanted|), infinities equal, NaN never."""
+    """Assert |actual − wanted| ≤ tolerance · max(1, |wanted|), infinities equal, and NaN only where it is wanted."""
     assert actual.shape == wanted.shape, f"{name}: shape {actual.shape}, not {wanted.shape}"
     finite = np.isfinite(wanted)
-    assert (actual[~finite] == wanted[~finite]).all(), f"{name}: infinities differ"
+    same = np.array_equal(actual[~finite], wanted[~finite], equal_nan=True)
+    assert same, f"{name}: infinities or NaN differ"
     error = np.abs(actual[finite] - wanted[finite]) / np.maximum(1, np.abs(wanted[finite]))
     assert not error.size or error.max() <= tolerance, f"{name}: off by {error.max():.2e}"
 

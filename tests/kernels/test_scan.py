@@ -212,7 +212,7 @@ def test_results_are_labelled(attention):
         assert result.source, name
         for dim, coordinate in result.coordinates.items():
             assert len(coordinate) == result.values.shape[result.dims.index(dim)], (name, dim)
-        assert set(result.dims) - set(result.coordinates) <= {"head", "kv_head"}, name
+        assert set(result.dims) - set(result.coordinates) <= {"head", "kv_head", "channel", "component"}, name
     results = scan.finish()
     assert list(results["span_mass"].coordinates["span"]) == ["needle", "question", "nothing"]
     assert list(results["distance_histogram"].coordinates["distance_bin"]) == [0, 1, 2, 4, 8, 16]
