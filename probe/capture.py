@@ -16,6 +16,7 @@ from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel, load
 from probe.hooks.non_finite import first_non_finite
 from probe.kernels.call import Call
+from probe.kernels.keys import Keys
 from probe.kernels.result import Result
 from probe.kernels.scan import Scan
 from probe.kernels.statistic import Statistic, parse
@@ -176,6 +177,7 @@ class _Reader:
         self.of_token = [s for s in requests if s.kind == "token"]
         self.pool_tokens = pool_tokens
         self.scans: dict[int, Scan] = {}
+        self.below: Keys | None = None
         self.residuals: dict[int, TokenScan] = {}
         self.tokens = TokenScan(self.of_token, token_start=1, pool_tokens=pool_tokens)
         self.nats = 0.0
@@ -243,7 +245,8 @@ class _Reader:
         if call.layer not in self.scans:
             self.scans[call.layer] = Scan(self.of_attention, spans=self.sample.spans, pool_tokens=self.pool_tokens)
         stop = call.key_start + call.num_keys
-        self.scans[call.layer].update(dataclasses.replace(call, tokens=self.fed[call.key_start : stop]))
+        self.scans[call.layer].update(dataclasses.replace(call, tokens=self.fed[call.key_start : stop]), self.below)
+        self.below = self.scans[call.layer].hand_over()
 
     def _on_residual(self, layer: int, _: int, hidden: Tensor) -> None:
         if layer not in self.residuals:
