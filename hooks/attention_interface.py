@@ -7,22 +7,51 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from probe.errors import NotReproducible
+from probe.hooks.prompt_chunk import plain_masks_left_out
 
 # The loaded name stays part of ours, since transformers asks in places whether "flash" is in the name.
 _PREFIX = "probe_over_"
 
+
+@dataclass(frozen=True, eq=False)
+class own_attention:
+    """The attention function that a module would have called as loaded."""
+
+    function: Callable[..., Any]
+    """The function."""
+    config: Any
+    """The configuration whose attention's name is exchanged."""
+
+    @property
+    def is_sdpa(self) -> bool:
+        """Whether it is transformers' own SDPA attention."""
+        return self.function is sdpa_attention_forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it under the name that the model was loaded with."""
+        switched = self.config._attn_implementation
+        # Flash attention reads the name again to choose its kernel.
+        self.config._attn_implementation_internal = switched.removeprefix(_PREFIX)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            self.config._attn_implementation_internal = switched
+
+
 # own function, module, query, key, value, mask, options -> output, weights
-Redirection = Callable[[Callable[..., Any], nn.Module, Tensor, Tensor, Tensor, "Tensor | None", dict[str, Any]], Any]
+Redirection = Callable[[own_attention, nn.Module, Tensor, Tensor, Tensor, "Tensor | None", dict[str, Any]], Any]
 
 _redirections: weakref.WeakKeyDictionary[nn.Module, Redirection] = weakref.WeakKeyDictionary()
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -92,15 +121,14 @@ def _registered(name: str | None) -> str | None:
     AttentionInterface.register(key, _attend)
     # A name that the mask registry does not know gets no mask, which silently makes attention bidirectional.
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(key, ALL_MASK_ATTENTION_FUNCTIONS[name])
+        own = ALL_MASK_ATTENTION_FUNCTIONS[name]
+        AttentionMaskInterface.register(key, plain_masks_left_out(own) if name == "sdpa" else own)
     return key
 
 
-def _own_function(module: nn.Module) -> Callable[..., Any]:
-    """The attention function that the module would have called as loaded."""
+def _own_function(module: nn.Module) -> own_attention:
     config: Any = module.config
-    switched = config._attn_implementation
-    name = switched.removeprefix(_PREFIX)
+    name = config._attn_implementation.removeprefix(_PREFIX)
     names = inspect.unwrap(type(module).forward).__globals__
     if name == "eager":
         function = names.get("eager_attention_forward")
@@ -108,16 +136,7 @@ def _own_function(module: nn.Module) -> Callable[..., Any]:
         function = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS).get(name)
     if function is None:
         raise NotReproducible(f"{type(module).__name__}: its own attention function {name!r} could not be found")
-
-    def as_loaded(*args: Any, **kwargs: Any) -> Any:
-        # Flash attention reads the name again to choose its kernel.
-        config._attn_implementation_internal = name
-        try:
-            return function(*args, **kwargs)
-        finally:
-            config._attn_implementation_internal = switched
-
-    return as_loaded
+    return own_attention(function, config)
 
 
 def _configs(model: PreTrainedModel, decoder: nn.Module) -> list[Any]:

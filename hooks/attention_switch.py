@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.errors import NotReproducible
-from probe.hooks.attention_interface import name_of, redirected, text_decoder
+from probe.hooks.attention_interface import name_of, own_attention, redirected, text_decoder
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.chunk_attention import attend
 from probe.hooks.forward_facts import Phase, forward_facts
-from probe.hooks.verification import mask_difference, output_difference
+from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
+from probe.hooks.verification import mask_difference, recomputed
 from probe.kernels.call import Call
 
+_log = logging.getLogger("probe")
 _switches: weakref.WeakKeyDictionary[nn.Module, attention_switch] = weakref.WeakKeyDictionary()
 
 
@@ -130,7 +134,7 @@ class attention_switch:
             )
 
     def attend(
-        self, own: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+        self, own: own_attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
         mask: Tensor | None, options: dict[str, Any],
     ) -> Any:  # fmt: skip
         """Run the model's own attention with the taps around it."""
@@ -149,22 +153,24 @@ class attention_switch:
         taps = self.taps if self.alone is None else [self.alone]
         for each in taps:
             query = each.change_query(here, query)
-        output, weights = own(module, query, key, value, mask, **options)
+        observers = [each for each in taps if each.wants_calls]
+        output, weights, mask, fused = attend(
+            own, module, query, key, value, mask, options, causal=causal, observed=bool(observers)
+        )
         if tuple(output.shape) != (query.shape[0], query.shape[2], query.shape[1], value.shape[-1]):
             raise NotReproducible(
                 f"{self.name}, layer {here.layer}: its attention returned shape {tuple(output.shape)}, not batch × "
                 "query × head × channel"
             )
-        observers = [each for each in taps if each.wants_calls]
         if observers:
-            self._hand_out(observers, here, query, key, value, mask, output, options)
+            self._hand_out(observers, here, query, key, value, mask, output, options, fused)
         for each in taps:
             output = each.change_output(here, output)
         return output, weights
 
     def _hand_out(
         self, observers: list[tap], here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-        output: Tensor, options: dict[str, Any],
+        output: Tensor, options: dict[str, Any], fused: fused_attention | None,
     ) -> None:  # fmt: skip
         facts = here.forward
         if query.shape[2] != facts.num_queries or query.shape[0] != facts.num_samples:
@@ -197,15 +203,18 @@ class attention_switch:
                 sink_logit=None if sink is None else sink.detach().reshape(-1),
                 phase=facts.phase or "prefill",
             )
-            self._verify(here, sample, rows, columns, call, mask, output)
+            has_mask = isinstance(mask, Tensor) and mask.ndim == 4
+            if fused is not None and (fused.visible != "masked" or has_mask):
+                call = dataclasses.replace(call, log_sum_exp=log_sum_exp_of(call, sample, fused))
+            call = self._verified(here, sample, rows, columns, call, mask, output)
             for part in _by_phase(call, facts, columns[0] + first_key):
                 for each in observers:
                     each.call(sample, part)
 
-    def _verify(
+    def _verified(
         self, here: site, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call,
         mask: Tensor | None, output: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> Call:  # fmt: skip
         if isinstance(mask, Tensor) and mask.ndim == 4:
             seen = (id(mask), sample, rows, columns, call.causal, call.window)
             if seen not in here.forward.checked_masks:
@@ -213,16 +222,28 @@ class attention_switch:
                 if reason is not None:
                     self._refuse(here, reason)
                 here.forward.checked_masks[seen] = mask
-        difference, allowed = output_difference(call, output[sample, rows[0] : rows[1]])
-        if difference > allowed:
+        off = recomputed(call, output[sample, rows[0] : rows[1]])
+        if off.output > off.output_allowed:
             # In some versions of transformers SDPA takes a softcap and does not apply it.
             hint = "" if call.softcap is None else "; it may not apply the softcap: load it with eager attention"
             self._refuse(
                 here,
                 "the attention output cannot be reproduced from queries, keys and mask: largest difference "
-                f"{difference:.3g}, where {allowed:.3g} is allowed for "
+                f"{off.output:.3g}, where {off.output_allowed:.3g} is allowed for "
                 f"{str(call.query.dtype).removeprefix('torch.')}{hint}",
             )
+        if not off.finite:
+            # The CPU's operator gives 0 for a row of NaN.
+            call = dataclasses.replace(call, log_sum_exp=None)
+        elif off.log_sum_exp > off.log_sum_exp_allowed:
+            # The output is right, so the call is; without the log-sum-exp it is merely computed once more.
+            _log.warning(
+                "%s, layer %d: the log-sum-exp that its attention operator handed over is off by %.3g nats where "
+                "%.3g is allowed, and is not used",
+                self.name, here.layer, off.log_sum_exp, off.log_sum_exp_allowed,
+            )  # fmt: skip
+            call = dataclasses.replace(call, log_sum_exp=None)
+        return call
 
     def _refuse(self, here: site, reason: str) -> None:
         raise NotReproducible(f"{self.name}, layer {here.layer}: {reason}")
@@ -240,11 +261,16 @@ def _by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
     prompt = dataclasses.replace(
         call, query=call.query[:, :last], key=call.key[:, :keys], value=call.value[:, :keys],
         tokens=None if tokens is None else tokens[:keys],
+        log_sum_exp=None if call.log_sum_exp is None else call.log_sum_exp[:, :last],
     )  # fmt: skip
-    return [
-        prompt,
-        dataclasses.replace(call, query=call.query[:, last:], query_start=call.query_start + last, phase="decode"),
-    ]
+    return [prompt, dataclasses.replace(_from_query(call, last), phase="decode")]
+
+
+def _from_query(call: Call, first: int) -> Call:
+    """The call without its first queries."""
+    log_sum_exp = None if call.log_sum_exp is None else call.log_sum_exp[:, first:]
+    start = call.query_start + first
+    return dataclasses.replace(call, query=call.query[:, first:], query_start=start, log_sum_exp=log_sum_exp)
 
 
 def _layer_index(module: nn.Module, decoder: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from probe.errors import NotReproducible, UsageError
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import declared
 from probe.hooks.forward_facts import Phase
+from probe.hooks.prompt_chunk import prompt_chunk, without_plain_masks
 
 OnLogits = Callable[[int, Float[Tensor, "token vocabulary"]], None]
 
@@ -61,8 +63,9 @@ def advance(
         raise UsageError("no tokens were given to go through the model")
     whole = torch.cat([state.tokens, new])
     options = {} if all_logits or not _can_limit_logits(model) else {"logits_to_keep": 1}
+    chunk = prompt_chunk(state.num_tokens, len(new))
     try:
-        with declared(model, phase, whole):
+        with declared(model, phase, whole), without_plain_masks(chunk) if phase == "prefill" else nullcontext():
             output = model(input_ids=new[None], past_key_values=state.cache, use_cache=True, **options)
     except (TypeError, ValueError, NotImplementedError) as error:
         if "past_key_values" not in str(error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,14 +27,31 @@ def visible(
     return seen
 
 
-def output_difference(call: Call, output: Float[Tensor, "query head value_channel"]) -> tuple[float, float]:
-    """Largest difference between `output` and the call's own attention at up to four rows, and what is allowed there.
+@dataclass(frozen=True)
+class deviation:
+    """How far a call is from its own attention recomputed at a few rows."""
+
+    output: float
+    """Largest difference of the output."""
+    output_allowed: float
+    """What is allowed there."""
+    log_sum_exp: float = 0.0
+    """Largest difference of the log-sum-exp, where the call has one; in nats."""
+    log_sum_exp_allowed: float = 0.0
+    """What is allowed there."""
+    finite: bool = True
+    """Whether, where the call has a log-sum-exp, all its queries and keys are finite."""
+
+
+def recomputed(call: Call, output: Float[Tensor, "query head value_channel"]) -> deviation:
+    """Compare `output` and the call's log-sum-exp with the call's own attention at up to four rows.
 
     The rows are the first, the last and two between them; they are recomputed in float32 (float64 for a float64
     model), a key-value head at a time, at the cost of at most four more queries in every call. The allowance follows
     the rounding of the logits and of the output in the model's dtype, so that in bfloat16 and float16 only a
-    difference above some percent of the largest value is seen; masks are compared exactly by `mask_difference`.
-    Values that are not finite are left out: whether a model computes NaN is not this function's question.
+    difference above some percent of the largest value is seen; masks are compared exactly by `mask_difference`. Fused
+    operators keep the logits in float32, so a log-sum-exp is held to float32's rounding whatever the dtype. Values
+    that are not finite are left out: whether a model computes NaN is not this function's question.
     """
     num_queries, num_keys = call.num_queries, call.num_keys
     rows = torch.tensor(sorted({0, num_queries // 3, 2 * num_queries // 3, num_queries - 1}), device=call.query.device)
@@ -49,24 +68,43 @@ def output_difference(call: Call, output: Float[Tensor, "query head value_channe
         if call.softcap is not None:
             logits = call.softcap * torch.tanh(logits / call.softcap)
         logits = logits.masked_fill(hidden, -torch.inf)
+        norms = query.norm(dim=-1).amax() * key.norm(dim=-1).amax()
+        compared = [norms.new_zeros(())] * 3
+        if call.log_sum_exp is not None:
+            given = call.log_sum_exp[heads][:, rows].to(exact)
+            compared = [
+                *_log_sum_exps(logits.logsumexp(dim=-1), given, norms),
+                (norms + torch.stack(call.query[heads].aminmax()).sum()).isfinite().logical_not().to(exact),
+            ]
         if call.sink_logit is not None:
             sink = call.sink_logit[heads].to(exact)[:, None, None].expand(group, len(rows), 1)
             logits = torch.cat([logits, sink], dim=-1)
         expected = logits.softmax(dim=-1)[..., :num_keys] @ value
         difference = (output[rows][:, heads].to(exact).transpose(0, 1) - expected).abs()
         difference = difference.masked_fill(~difference.isfinite(), 0).amax()
-        found.append(torch.stack([difference, _allowance(query, key, value, logits, call.query.dtype)]))
+        found.append(torch.stack([difference, _allowance(norms, value, logits, call.query.dtype), *compared]))
     # One transfer from the device for all heads.
-    return max(((d, a) for d, a in torch.stack(found).tolist()), key=lambda pair: pair[0] - pair[1])
+    heads_found = torch.stack(found).tolist()
+    of_output, of_log_sum_exp = (
+        max(((each[i], each[i + 1]) for each in heads_found), key=lambda pair: pair[0] - pair[1]) for i in (0, 2)
+    )
+    return deviation(*of_output, *of_log_sum_exp, finite=not any(each[4] for each in heads_found))
 
 
-def _allowance(query: Tensor, key: Tensor, value: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
+def _log_sum_exps(expected: Tensor, given: Tensor, norms: Tensor) -> list[Tensor]:
+    """Largest difference and what is allowed; a row that is finite where the other is not differs by infinity."""
+    difference = (given - expected).abs().nan_to_num(nan=torch.inf).masked_fill(~expected.isfinite(), 0).amax()
+    single = torch.finfo(torch.float32).eps
+    largest = expected.masked_fill(~expected.isfinite(), 0).abs().amax()
+    return [difference, 8 * single * norms.nan_to_num(posinf=0) + 32 * single * largest.clamp_min(1)]
+
+
+def _allowance(norms: Tensor, value: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
     # Eager attention takes its softmax in float32 whatever the model's dtype is.
     single, own = torch.finfo(torch.float32).eps, torch.finfo(dtype).eps
     largest = logits.masked_fill(~logits.isfinite(), 0).abs().amax()
     # A logit is a sum of products that may cancel, so its rounding follows the norms, not its own size.
-    summed = query.norm(dim=-1).amax() * key.norm(dim=-1).amax()
-    logit_error = 8 * single * summed + (own * largest if own > single else 0)
+    logit_error = 8 * single * norms + (own * largest if own > single else 0)
     allowed: Tensor = (logit_error + max(2 * own, 32 * single)) * torch.stack(value.aminmax()).abs().amax()
     return allowed.nan_to_num(nan=torch.inf)
 
