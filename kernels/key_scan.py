@@ -10,7 +10,6 @@ from torch import Tensor
 
 from probe.kernels.call import Call
 from probe.kernels.keys import Keys
-from probe.kernels.pool import Pool
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic
 from probe.kernels.tally import Tally
@@ -57,12 +56,6 @@ class KeyScan:
         newest, self._newest = self._newest, None
         return None if newest is None else newest.copy()
 
-    def aligned(self, arrays: dict[str, Tensor], start: int, pool: Pool | None) -> tuple[dict[str, Tensor], int]:
-        """Put NaN before arrays that begin after the first key, so that all have the same keys; return their start."""
-        tokens = 1 if pool is None else pool.tokens
-        missing = start // tokens - self._start // tokens
-        return {s: torch.nn.functional.pad(v, (missing, 0), value=torch.nan) for s, v in arrays.items()}, self._start
-
     def _new(self, call: Call, below: Keys | None) -> Keys:
         start = call.key_start if self._stop is None else self._stop
         first = start - call.key_start
@@ -93,5 +86,15 @@ class KeyScan:
         if statistic.key in self._without:
             raise ValueError(f"{statistic.key}: the layer before layer {block.layer} did not hand over its first keys")
         length = next(iter(arrays.values())).shape[-1]
-        if length:
-            series.append(arrays, block.stop - length)
+        if not length:
+            return
+        start = block.stop - length
+        tokens = 1 if series.pool is None else series.pool.tokens
+        if series.start is None and start // tokens != self._start // tokens:
+            # The keys before have no value: NaN, so that all arrays have the same keys, unless others pool with them.
+            before = start - self._start
+            arrays = {
+                name: torch.nn.functional.pad(part, (before, 0), value=torch.nan) for name, part in arrays.items()
+            }
+            start = self._start
+        series.append(arrays, start)

@@ -116,8 +116,6 @@ class Scan:
             if statistic.key in self._series:
                 series = self._series[statistic.key]
                 arrays, start, tally = series.finish(), series.start or 0, None
-                if arrays and statistic.kind == "key":
-                    arrays, start = self._key_scan.aligned(arrays, start, self._pool_of(statistic))
             else:
                 tally = self._tallies[statistic.key]
                 first, last = self._keys_seen or (0, 0)

@@ -108,7 +108,8 @@ def test_coordinates_of_keys_are_the_same_with_and_without_a_neighbour(attention
     for pool_tokens in (None, 1, 32, 64):
         scan = Scan(["key_norm", "key_neighbour_similarity"], pool_tokens=pool_tokens)
         scan.update(call)
-        norm, neighbour = (scan.finish()[name] for name in ("key_norm", "key_neighbour_similarity"))
+        results = scan.finish()
+        norm, neighbour = results["key_norm"], results["key_neighbour_similarity"]
         dim = norm.dims[-1]
         assert norm.dims == neighbour.dims
         np.testing.assert_array_equal(norm.coordinates[dim], neighbour.coordinates[dim])
@@ -284,7 +285,8 @@ def test_channel_energies_give_thinks_scores(attention, window, chunk):
         scan.update(attention.cut(call, first, min(first + chunk, LENGTH - 1), phase="prefill"))
     scan.update(attention.cut(call, LENGTH - 1, LENGTH))
     statistic = scan.statistics[0]
-    got = {suffix: arrays(scan)[statistic.array_name(suffix)] for suffix in statistic.arrays}
+    results = arrays(scan)
+    got = {suffix: results[statistic.array_name(suffix)] for suffix in statistic.arrays}
     query, key = call.query[:, -window:].double().numpy(), call.key.double().numpy()
     for kv_head in range(2):
         for channel in (0, 31, 59):
@@ -305,8 +307,9 @@ def test_what_is_decoded_does_not_change_the_prompts_energy(attention):
         scan.update(attention.cut(call, 39, 40))
     for query in range(40, 60):
         after.update(attention.cut(call, query, query + 1))
-    for name, values in arrays(before).items():
-        np.testing.assert_array_equal(arrays(after)[name], values)
+    wanted, got = arrays(before), arrays(after)
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(got[name], values)
 
 
 def test_queries_that_were_left_out_of_the_window_are_an_error(attention):
