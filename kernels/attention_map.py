@@ -127,6 +127,11 @@ class _Grid(Tally):
         mean = self._sum.cpu() / self._count.clamp_min(1)[None, :, None]
         return {"": mean[:, :rows, :columns].contiguous(), "max": self._largest.cpu()[:, :rows, :columns].contiguous()}
 
+    @property
+    def block_tokens(self) -> int | None:
+        """Positions in a cell's side."""
+        return self.tokens
+
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
         """Return the blocks' first positions."""
         return np.arange(size) * self.tokens if axis in ("query_block", "key_block") else None

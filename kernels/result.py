@@ -33,6 +33,10 @@ class Result:
     """Merge law: concatenate, sum, max or argmax."""
     coordinates: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     """Coordinate of each axis that has one."""
+    block_tokens: int | None = None
+    """Positions in a block, where an axis is one of blocks."""
+    grows_along: str | None = None
+    """Axis along which parts of the array join that a scan hands over one after the other; None where it has none."""
 
     @classmethod
     def of(
@@ -69,4 +73,15 @@ class Result:
                 coordinate = np.array([span.name for span in spans], dtype=np.str_)
             if coordinate is not None:
                 coordinates[dim] = coordinate
-        return cls(dims, values, facts.unit, definition, statistic.source, merge, coordinates)
+        grows = tally is None and statistic.kind != "row"
+        return cls(
+            dims,
+            values,
+            facts.unit,
+            definition,
+            statistic.source,
+            merge,
+            coordinates,
+            block_tokens=pool.tokens if pooled and pool is not None else tally.block_tokens if tally else None,
+            grows_along=dims[-1] if grows else None,
+        )

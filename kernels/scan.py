@@ -107,25 +107,39 @@ class Scan:
         """What computed the statistics of kind `scan`; None before the first call, and where none was asked for."""
         return None if self._engine is None else self._engine.name
 
+    def drain(self) -> dict[str, Result]:
+        """Return what is finished of the arrays that grow with the prompt, and keep it no longer.
+
+        Each result's `grows_along` is the axis along which it continues the one drained before; `finish` gives the
+        rest. Rows, sums and maxima come from `finish` alone.
+        """
+        growing = [s for s in self.statistics if s.key in self._series and s.kind != "row"]
+        return self._results(growing, last=False)
+
     def finish(self) -> dict[str, Result]:
-        """Return every array by its name in a trace; an array to which no call contributed is left out."""
+        """Return every array by its name in a trace, less what was drained.
+
+        An array to which no call contributed is left out.
+        """
         if self._engine is not None:
             self._engine.finish()
+        return self._results(self.statistics, last=True)
+
+    def _results(self, statistics: Sequence[Statistic], *, last: bool) -> dict[str, Result]:
         results: dict[str, Result] = {}
-        for statistic in self.statistics:
-            if statistic.key in self._series:
+        for statistic in statistics:
+            tally, pool = self._tallies.get(statistic.key), self._pool_of(statistic)
+            if tally is None:
                 series = self._series[statistic.key]
-                arrays, start, tally = series.finish(), series.start or 0, None
+                arrays, start = series.finish() if last else series.drain()
             else:
-                tally = self._tallies[statistic.key]
-                first, last = self._keys_seen or (0, 0)
-                arrays, start = tally.finish(first, last), first
-                pool = self._pool_of(statistic)
+                first, stop = self._keys_seen or (0, 0)
+                arrays, start = tally.finish(first, stop), first
                 if pool is not None and any(facts.axes[-1] == "key" for facts in statistic.arrays.values()):
                     arrays = pool(arrays, statistic.arrays, start)
             for suffix, values in arrays.items():
                 results[statistic.array_name(suffix)] = Result.of(
-                    statistic, suffix, values, start, pool=self._pool_of(statistic), spans=self._spans, tally=tally
+                    statistic, suffix, values, start, pool=pool, spans=self._spans, tally=tally
                 )
         return results
 

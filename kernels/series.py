@@ -22,7 +22,7 @@ class Series:
         self.axis = axis
         self.pool = pool
         self.start: int | None = None
-        self._first = 0
+        self._first = self._handed = 0
         self._waiting: list[dict[str, Tensor]] = []
         self._done: list[dict[str, Tensor]] = []
 
@@ -34,17 +34,26 @@ class Series:
     def append(self, arrays: dict[str, Tensor], start: int) -> None:
         """Add the arrays of the positions from `start` on; raises `ValueError` where positions are left out."""
         if self.start is None:
-            self.start = self._first = start
+            self.start = self._first = self._handed = start
         elif start != self.stop:
             raise ValueError(f"the chunk from position {start} does not follow what ended at {self.stop}")
         self._waiting.append(arrays)
         if sum(values.numel() for chunk in self._waiting for values in chunk.values()) >= FLUSH_ELEMENTS:
             self._flush(last=False)
 
-    def finish(self) -> dict[str, Tensor]:
-        """Return the joined arrays by suffix."""
+    def drain(self) -> tuple[dict[str, Tensor], int]:
+        """Return what is complete by suffix, on the CPU, and the position of its first entry; it is kept no longer.
+
+        Entries of a pooled block that has not ended stay. Empty where nothing is complete.
+        """
+        self._flush(last=False)
+        done, start, self._done, self._handed = self._done, self._handed, [], self._first
+        return (self._join(done) if done else {}), start
+
+    def finish(self) -> tuple[dict[str, Tensor], int]:
+        """Return the joined arrays by suffix, less what was drained, and the position of their first entry."""
         self._flush(last=True)
-        return self._join(self._done) if self._done else {}
+        return (self._join(self._done) if self._done else {}), self._handed
 
     def _flush(self, last: bool) -> None:
         if not self._waiting:

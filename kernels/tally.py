@@ -67,6 +67,11 @@ class Tally:
             finished[suffix] = (held.float() if held.is_floating_point() and not self._in_float64 else held).cpu()
         return finished
 
+    @property
+    def block_tokens(self) -> int | None:
+        """Positions in a block, where an axis is one of blocks that the tally makes."""
+        return None
+
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
         """Return the coordinate of an axis that depends on what was added; None where there is none."""
         return None

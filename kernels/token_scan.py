@@ -40,12 +40,19 @@ class TokenScan:
                 self._series[statistic.key].append(statistic.of_tokens(*tensors), self._stop)
         self._stop += len(tensors[0])
 
+    def drain(self) -> dict[str, Result]:
+        """Return what is finished, and keep it no longer; each result continues the one drained before."""
+        return self._results(last=False)
+
     def finish(self) -> dict[str, Result]:
-        """Return every array by its name in a trace; nothing where no chunk has come."""
-        return {
-            statistic.array_name(suffix): Result.of(
-                statistic, suffix, values, self._series[statistic.key].start or 0, pool=self._pool
-            )
-            for statistic in self.statistics
-            for suffix, values in self._series[statistic.key].finish().items()
-        }
+        """Return every array by its name in a trace, less what was drained; nothing where no chunk has come."""
+        return self._results(last=True)
+
+    def _results(self, *, last: bool) -> dict[str, Result]:
+        results: dict[str, Result] = {}
+        for statistic in self.statistics:
+            series = self._series[statistic.key]
+            arrays, start = series.finish() if last else series.drain()
+            for suffix, values in arrays.items():
+                results[statistic.array_name(suffix)] = Result.of(statistic, suffix, values, start, pool=self._pool)
+        return results

@@ -151,6 +151,7 @@ def expected(call: Call, spans: tuple[Span, ...] = ()) -> Arrays:
     nothing = ~seen.any(1)
     out: Arrays = {
         "log_sum_exp": log_z,
+        "queries_and_keys": log_z,
         "entropy": -(p * np.log(np.where(p > 0, p, 1))).sum(-1),
         "max_probability": p.max(-1),
         "argmax_key": np.where(nothing, -1, p.argmax(-1) + call.key_start),
@@ -246,6 +247,7 @@ def of_keys(call: Call) -> Arrays:
 
 REQUESTS = (
     "log_sum_exp",
+    "queries_and_keys",
     "entropy",
     "max_probability",
     "max_logit",

@@ -12,6 +12,7 @@ from probe.kernels.received_mass import received_mass
 from probe.kernels.statistic import names, parse
 
 CORE = {
+    "queries_and_keys",
     *("log_sum_exp", "entropy", "max_probability", "max_logit", "sink_mass", "recent_mass", "offset_mass"),
     *("match_mass", "mean_distance", "distance_histogram", "received_mass", "attention_map", "span_mass", "top_keys"),
     *("output_norm_share", "key_norm", "value_norm", "residual_norm", "residual_max", "residual_median", "loss"),
