@@ -1,4 +1,4 @@
-"""The command `probe`: run a casebook, list what there is, show a finished run."""
+"""The command `probe`: run a casebook, list what there is, show a finished run, measure what statistics cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 
 import probe
+from probe.command.bench import bench
 from probe.command.exits import exits, partial, starts_over, stops
+from probe.command.numbers import fractions, whole_numbers
 from probe.errors import NotAvailable, UsageError
 
 # What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
@@ -92,8 +94,8 @@ def run_casebook(
     }
     again = _command(casebook, options)
     with exits(debug=context.obj):
-        options["lengths"] = _whole_numbers("--lengths", lengths)
-        options["depths"] = _fractions("--depths", depths)
+        options["lengths"] = whole_numbers("--lengths", lengths)
+        options["depths"] = fractions("--depths", depths)
         from rich.console import Console
 
         from probe.command.terminal_progress import terminal_progress
@@ -152,6 +154,9 @@ def show_run(
         print_summary(summary(opened), as_json=as_json)
 
 
+app.command("bench")(bench)
+
+
 def _command(casebook: str, options: Mapping[str, Any]) -> str:
     """Return the command line that starts this run, and continues it."""
     words = ["probe", "run", casebook]
@@ -162,32 +167,3 @@ def _command(casebook: str, options: Mapping[str, Any]) -> str:
         elif value is not None and value is not False:
             words += [flag, str(value)]
     return shlex.join(words)
-
-
-def _whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not (part.isascii() and part.isdigit() and 0 < int(part) < 10**9):
-            raise UsageError(f"{option}: expected whole numbers above 0 separated by commas, got {part!r}")
-        if parts.count(part) > 1:
-            raise UsageError(f"{option}: {part} is given twice")
-    return tuple(int(part) for part in parts)
-
-
-def _fractions(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    numbers = []
-    for part in text.split(","):
-        try:
-            number = float(part)
-        except ValueError:
-            number = -1.0
-        if not 0 <= number <= 1:
-            raise UsageError(f"{option}: expected numbers from 0 to 1 separated by commas, got {part.strip()!r}")
-        if number in numbers:
-            raise UsageError(f"{option}: {part.strip()} is given twice")
-        numbers.append(number)
-    return tuple(numbers)

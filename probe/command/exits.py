@@ -53,10 +53,10 @@ def exits(*, debug: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stops(progress: _Counted, again: str | None) -> Iterator[None]:
+def stops(progress: _Counted, again: str | None, otherwise: str = "nothing was run") -> Iterator[None]:
     """Let Ctrl-C (exit 130) and SIGTERM (143) stop a run where it is, and print `again`, the command that goes on.
 
-    It is None where nothing is run that could go on.
+    It is None where nothing is run that could go on; then `otherwise` says what became of it.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -69,7 +69,7 @@ def stops(progress: _Counted, again: str | None) -> Iterator[None]:
         progress.stop()
         code = 143 if isinstance(stop, Terminated) else 130
         if again is None:
-            _leave("stopped; nothing was run", code)
+            _leave(f"stopped; {otherwise}", code)
         done = "nothing was read yet"
         if progress.total:
             done = f"{progress.done} of {progress.total} units are done and stay"

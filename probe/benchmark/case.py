@@ -1,0 +1,41 @@
+"""The contract of a case: one thing that a benchmark measures beside the others."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from probe.benchmark.result import Job, Plan, Section
+from probe.benchmark.timing import Step
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number of each dtype that can be measured."""
+
+
+class Case(ABC):
+    """One thing to measure: which jobs a plan makes of it, what it needs, and the steps that are timed.
+
+    Importing one costs no torch, so that a stored result is shown at once; `steps` imports it.
+    """
+
+    name: ClassVar[str]
+    """What jobs call it."""
+    section: ClassVar[Section]
+    """The table that it stands in."""
+
+    @abstractmethod
+    def label(self, job: Job) -> str:
+        """Return what a table calls the job."""
+
+    @abstractmethod
+    def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
+        """Yield the jobs that a plan makes of this case at one length."""
+
+    @abstractmethod
+    def needed_bytes(self, plan: Plan, job: Job) -> int | None:
+        """Return what a job takes at least beyond the process itself, by arithmetic; None where that is not known."""
+
+    @abstractmethod
+    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+        """Make the inputs, and return the steps that are timed."""
