@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
 from typing import Any, Protocol
 
@@ -40,8 +41,9 @@ class ChunkedArray:
         self._dtype = like.values.dtype.newbyteorder("<")
         self._written: set[tuple[int, ...]] = set()
 
-    def write(self, first: int, block: np.ndarray[Any, Any]) -> None:
-        """Write a block whose first axis starts at chunk `first` and whose other axes start at 0."""
+    def write(self, first: tuple[int, ...], block: np.ndarray[Any, Any]) -> None:
+        """Write a block whose axes start at the chunks `first`; axes that it does not name start at 0."""
+        first = (*first, *(0 for _ in range(block.ndim - len(first))))
         counts = [-(-size // chunk) for size, chunk in zip(block.shape, self.chunks, strict=True)]
         for index in product(*map(range, counts)):
             part = block[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, self.chunks, strict=True))]
@@ -50,7 +52,7 @@ class ChunkedArray:
                 whole = np.full(self.chunks, fill_value(self._dtype) or 0, self._dtype)
                 whole[tuple(map(slice, part.shape))] = part
                 part = whole
-            self._put((first + index[0], *index[1:]), self._encoded(part))
+            self._put(tuple(map(sum, zip(first, index, strict=True))), self._encoded(part))
 
     def finish(self, shape: tuple[int, ...]) -> None:
         """Write the fill value wherever no chunk was written, and then what the array is.
@@ -65,6 +67,8 @@ class ChunkedArray:
                 self._put(index, gap)
         codecs = CODECS if self._dtype.itemsize > 1 else [{"name": "bytes"}, *CODECS[1:]]
         fill = fill_value(self._dtype)
+        extra: dict[str, Any] = {} if self._like.block_tokens is None else {"block_tokens": self._like.block_tokens}
+        extra |= {"bits_of": self._like.bits_of} if self._like.bits_of else {}
         described = {
             "zarr_format": 3,
             "node_type": "array",
@@ -79,6 +83,7 @@ class ChunkedArray:
                 "definition": self._like.definition,
                 "source": self._like.source,
                 "merge": self._like.merge,
+                **extra,
             },
             "dimension_names": list(self._dims),
             "storage_transformers": [],
@@ -110,10 +115,11 @@ def missing(dtype: np.dtype[Any], name: str) -> float | int:
     return value
 
 
-def write_whole(files: WritableFiles, name: str, array: Array) -> None:
-    """Write an array in one go."""
-    chunked = ChunkedArray(files, name, array, array.dims, chunk_shape(array.values.shape, array.values.itemsize))
-    chunked.write(0, array.values)
+def write_whole(files: WritableFiles, name: str, array: Array, chunks: Mapping[str, int] | None = None) -> None:
+    """Write an array in one go; `chunks` says how many entries of an axis go into one chunk, where not all."""
+    sizes = [min(n, (chunks or {}).get(dim, n)) for dim, n in zip(array.dims, array.values.shape, strict=True)]
+    chunked = ChunkedArray(files, name, array, array.stored_dims, chunk_shape(tuple(sizes), array.values.itemsize))
+    chunked.write((), array.values)
     chunked.finish(array.values.shape)
 
 

@@ -26,7 +26,9 @@ class Damage:
     @property
     def array(self) -> str | None:
         """Name of the array that the file belongs to; None for a file that belongs to none."""
-        return self.path.split("/")[0] if "/" in self.path else None
+        if "/" not in self.path:
+            return None
+        return self.path.partition("/c/")[0].removesuffix("/zarr.json")
 
     @property
     def chunk(self) -> str | None:

@@ -36,6 +36,11 @@ class LayeredArray:
         self._done: set[int] = set()
 
     @property
+    def stored_dims(self) -> tuple[str, ...]:
+        """The axes' names on the disk."""
+        return self._first.stored_dims
+
+    @property
     def num_layers(self) -> int:
         """One more than the last layer that was put."""
         return max([*self._done, *(index for group in self._pending.values() for index in group)]) + 1
@@ -92,6 +97,8 @@ class LayeredArray:
                 block[index - start][tuple(map(slice, layer.shape))] = layer
         if self._chunked is None:
             chunks = (self._layers_per_chunk, *chunk_shape(self.shape, self._dtype.itemsize * self._layers_per_chunk))
-            self._chunked = ChunkedArray(self._files, self.name, self._first, ("layer", *self.dims), chunks)
-        self._chunked.write(number, block)
+            self._chunked = ChunkedArray(
+                self._files, self.name, self._first, ("layer", *self._first.stored_dims), chunks
+            )
+        self._chunked.write((number,), block)
         self._done.update(layers)

@@ -13,8 +13,11 @@ from typing import Any, Final, NamedTuple
 from probe.errors import StoreCorrupt
 from probe.storage.durable import canonical_json, parse_json
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of a unit's form on disk; raised when an old reader would misread a new unit."""
+
+RECORD_FORMAT: Final = 1
+"""Version of the form of `run.json` and `trace.json`."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}")
@@ -76,18 +79,18 @@ def place(path: str) -> str:
     array, separator, chunk = path.partition("/c/")
     if separator:
         return f"array {array}, chunk {chunk}"
-    if path.endswith("/zarr.json"):
+    if path.endswith("/zarr.json") and path != "layers/zarr.json":
         return f"array {path.removesuffix('/zarr.json')}, its zarr.json"
     return path
 
 
-def check_format(value: Any, name: str) -> None:
+def check_format(value: Any, name: str, newest: int = FORMAT) -> None:
     """Raise StoreCorrupt where the version of a form is not one that this toolkit reads, naming both."""
     if type(value) is not int or value < 1:
         raise StoreCorrupt(f"{name} says no format version")
-    if value > FORMAT:
+    if value > newest:
         raise StoreCorrupt(
-            f"{name} has format version {value}, and this version of longcontext-probe reads up to {FORMAT}: "
+            f"{name} has format version {value}, and this version of longcontext-probe reads up to {newest}: "
             "a newer version wrote it, and can read it"
         )
 

@@ -15,7 +15,7 @@ from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import read_json
 from probe.storage.hold import cannot_hold
-from probe.storage.manifest import check_format
+from probe.storage.manifest import RECORD_FORMAT, check_format
 from probe.storage.unit_files import SealedFiles
 from probe.storage.unit_trace import Trace
 from probe.visible import visible
@@ -42,7 +42,7 @@ class Run:
         record = read_json(self.path / "run.json")
         if not isinstance(record, dict):
             raise StoreCorrupt(f"{self.path / 'run.json'} is not the record of a run")
-        check_format(record.get("format"), str(self.path / "run.json"))
+        check_format(record.get("format"), str(self.path / "run.json"), RECORD_FORMAT)
         self.record: dict[str, Any] = record
         """What `run.json` says: the casebook, the provenance, what each stage resolved."""
         self._commits = Commits(self.path / "commits.jsonl")
@@ -145,7 +145,7 @@ def read_record(path: Path | str) -> dict[str, Any] | None:
     if type(record.get("format")) is not int or not isinstance(record.get("identity"), dict):
         raise RunFolderInUse(f"{path} holds no run: its run.json is not the record of one; {_ELSEWHERE}")
     try:
-        check_format(record["format"], str(file))
+        check_format(record["format"], str(file), RECORD_FORMAT)
     except StoreCorrupt as error:
         raise UnreadableRecord(str(error)) from error
     return record

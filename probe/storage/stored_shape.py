@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from itertools import product
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ CODECS: Final[list[dict[str, Any]]] = [
     {"name": "zstd", "configuration": {"level": 1, "checksum": True}},
 ]
 """How every chunk is encoded; a chunk in any other encoding was not written by this toolkit and is refused."""
+
+_GROUP: Final = re.compile(r"layers(/[0-9]+)?")
+"""Where a unit has groups of arrays within it."""
 
 _ITEM_BYTES: Final = (
     {"bool": 1}
@@ -41,9 +46,18 @@ def check_arrays(files: UnitFiles, name: str) -> None:
     for path in sorted(paths):
         array, separator, last = path.rpartition("/")
         if last == "zarr.json" and separator:
-            _check_array(parse_json(files.read(path) or b"", f"{name}/{path}"), array, chunks.pop(array, set()), name)
+            value = parse_json(files.read(path) or b"", f"{name}/{path}")
+            if _GROUP.fullmatch(array) and isinstance(value, dict) and value.get("node_type") == "group":
+                continue
+            _check_array(value, array, chunks.pop(array, set()), name)
     if chunks:
         raise StoreCorrupt(f"{name}: there are chunks of {min(chunks)!r}, but no such array")
+
+
+def layers_in(paths: Iterable[str]) -> list[int]:
+    """Return the layers that have a group of their own, by the paths of a unit's files."""
+    parts = [path.split("/") for path in paths if path.startswith("layers/")]
+    return sorted({int(part[1]) for part in parts if len(part) == 3 and part[2] == "zarr.json"})
 
 
 def _check_array(value: Any, array: str, chunks: set[str], name: str) -> None:

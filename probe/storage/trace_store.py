@@ -8,7 +8,7 @@ from pathlib import Path
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
 from probe.storage.commits import Commits
 from probe.storage.durable import read_json
-from probe.storage.manifest import check_format
+from probe.storage.manifest import RECORD_FORMAT, check_format
 from probe.storage.run_folder import Run
 from probe.storage.unit_trace import Trace
 
@@ -58,7 +58,7 @@ def _saved_trace(folder: Path) -> Trace:
     name = str(folder / "trace.json")
     if not isinstance(value, dict):
         raise StoreCorrupt(f"{name} does not describe a trace")
-    check_format(value.get("format"), name)
+    check_format(value.get("format"), name, RECORD_FORMAT)
     units = Commits(folder / "commits.jsonl").units
     if value.get("unit") not in units:
         raise StoreCorrupt(f"{folder}: the trace {str(value.get('unit'))[:200]!r} is not in commits.jsonl")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import MissingStatistic, ProbeError, StoreCorrupt, UsageError
+from probe.errors import MissingStatistic, StoreCorrupt
 from probe.outcome import Outcome
 from probe.sample import Sample
+from probe.storage.block_axes import plain_dim
 from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
-from probe.storage.durable import MAX_JSON_BYTES, parse_json, read_json, sync_folder, write_json
-from probe.storage.manifest import FORMAT, check_format
-from probe.storage.stored_shape import check_arrays
+from probe.storage.durable import MAX_JSON_BYTES, parse_json, write_json
+from probe.storage.migration import migrated
+from probe.storage.saved_trace import saved_trace, write_trace_json
+from probe.storage.stored_shape import check_arrays, layers_in
 from probe.storage.unit_files import OpenFiles, SealedFiles, UnitFiles
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
 
 
@@ -33,9 +35,8 @@ class Trace:
     def __init__(self, files: UnitFiles, where: str = "a trace in memory") -> None:
         self._files = files
         self._where = where
-        about = self._json("unit.json")
         try:
-            check_format(about["format"], f"{where}/unit.json")
+            about = migrated(self._json("unit.json"), lambda: self._json("sample.json"), f"{where}/unit.json")
             self.unit: str = about["unit"]
             """Id of the unit."""
             self.stage: str = about["stage"]
@@ -49,7 +50,14 @@ class Trace:
             outcome = about["outcome"]
             self.outcome: Outcome | None = None if outcome is None else Outcome.from_json(outcome)
             """What the model answered, None where nothing was asked."""
-        except (KeyError, TypeError, ValueError) as error:
+            self.attention: dict[str, dict[str, Any]] = about["attention"]
+            """How each layer whose queries and keys were kept attends, by its index as a string."""
+            self.non_finite: list[dict[str, Any]] = about["non_finite"]
+            """Heads with NaN or infinity in their queries or keys: `layer`, `head`, `count`, `first_position`."""
+            self.private: bool = about["private"]
+            """Whether token ids and text were left out."""
+            self._num_queries = about["num_queries"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"{where}/unit.json is not what describes a unit: {error!r}") from error
 
     @classmethod
@@ -73,6 +81,59 @@ class Trace:
     @functools.cached_property
     def dataset(self) -> xr.Dataset:
         """Every statistic, labelled; values are read when they are used."""
+        return self._opened("")
+
+    def layer(self, layer: int) -> xr.Dataset:
+        """Return what was kept of this layer alone: its queries and keys, and statistics asked for it by name.
+
+        A bfloat16 vector shows as its bits, in 16-bit integers with the attribute `bits_of`; `window` reads through
+        them. Raises MissingStatistic naming the layers that something was kept of.
+        """
+        there = layers_in(self._files.paths())
+        if layer not in there:
+            raise MissingStatistic(
+                f"nothing was kept of layer {layer} alone in the trace {self.unit!r}; of "
+                f"{', '.join(map(str, there)) or 'no layer'} it was"
+            )
+        return self._opened(f"layers/{layer}/")
+
+    def window(
+        self, layer: int, head: int, *, queries: slice = slice(None), keys: slice = slice(None)
+    ) -> np.ndarray[Any, Any]:
+        """Return the exact probabilities of a window of one head, float32 `[query key]`, at most 2,048 × 2,048.
+
+        Positions are the prompt's, decoded queries after it. Only the chunks that the window touches are read. Raises
+        IndexError naming the valid range, UsageError where the layer's queries and keys were not captured.
+        """
+        from probe.storage.window import window
+
+        return window(self._files, self.attention, layer, head, queries, keys)
+
+    def pyramid(
+        self, layer: int, head: int, level: int, *, queries: slice = slice(None), keys: slice = slice(None)
+    ) -> xr.Dataset:
+        """Return the pooled attention of one head at a level: `mean` and `max` over blocks of queries and keys.
+
+        Level 0 has the finest blocks that were stored, each next one blocks twice as large (`levels` lists them).
+        `queries` and `keys` are positions: only blocks that they touch come back. Raises IndexError naming the levels
+        or positions that there are, MissingStatistic where no map of the layer was captured.
+        """
+        from probe.storage.pyramid import pyramid
+
+        return pyramid(self._files, self.num_queries, layer, head, level, queries, keys)
+
+    def levels(self, layer: int) -> tuple[int, ...]:
+        """Return the block size in tokens of each level of the layer's pyramid, from the finest to a single cell."""
+        from probe.storage.pyramid import levels
+
+        return levels(self._files, layer)
+
+    @property
+    def num_queries(self) -> int:
+        """Queries that were seen, the prompt's and the decoded: those that a cell of a map is the mean over."""
+        return len(self.sample) if self._num_queries is None else int(self._num_queries)
+
+    def _opened(self, prefix: str) -> xr.Dataset:
         # Here rather than above: what a run found is shown in a third of the time without them.
         import numpy as np
         import xarray as xr
@@ -81,7 +142,7 @@ class Trace:
 
         # Uncached, or a run's traces would fill the memory one after the other.
         dataset: xr.Dataset = xr.open_dataset(
-            ZarrView(self._files),
+            ZarrView(self._files, prefix),
             engine="zarr",
             consolidated=False,
             chunks=None,
@@ -93,14 +154,18 @@ class Trace:
         return dataset.assign_coords({dim: np.array(values, dtype=str) for dim, values in labels.items()})
 
     def __getitem__(self, name: str) -> xr.DataArray:
-        """Return a statistic; raises MissingStatistic naming those that were captured."""
+        """Return a statistic, an axis of blocks by its plain name, with the attribute `block_tokens`.
+
+        Raises MissingStatistic naming those that were captured.
+        """
         if name not in self.dataset:
             there = ", ".join(map(str, self.dataset.data_vars)) or "none"
             raise MissingStatistic(
                 f"the trace {self.unit!r} has no {name!r}; it has {there}. To capture it: "
                 f"probe.trace(model, sample, statistics=[{name!r}])"
             )
-        return self.dataset[name]
+        array = self.dataset[name]
+        return array.rename({dim: plain for dim in map(str, array.dims) if (plain := plain_dim(dim)[0]) != dim})
 
     def __contains__(self, name: object) -> bool:
         return name in self.dataset
@@ -116,31 +181,20 @@ class Trace:
 
         Raises UsageError where something stands there: always if that is not a saved trace, else without `overwrite`.
         """
-        target = Path(path)
-        if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-            if not _is_saved_trace(target):
-                raise UsageError(f"{target} exists and is not a saved trace; it stays as it is")
-            if not overwrite:
-                raise UsageError(f"{target} exists; overwrite=True replaces it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
-            self._write(Path(aside, "new"))
-            if target.exists():
-                target.rename(Path(aside, "old"))
-            Path(aside, "new").rename(target)
-        sync_folder(target.parent)
-        return target
+        with saved_trace(path, overwrite=overwrite) as folder:
+            self._write(folder)
+        return Path(path)
 
     def _write(self, folder: Path) -> None:
         units = folder / "trace.zarr"
-        units.mkdir(parents=True)
+        units.mkdir()
         copy = OpenFiles(units / self.unit)
         for path in self._files.paths():
             copy.write(path, self._files.read(path) or b"")
         manifest = hashlib.sha256(copy.seal()).hexdigest()
         write_json(units / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
-        write_json(folder / "trace.json", {"format": FORMAT, "kind": "trace", "unit": self.unit})
         Commits(folder / "commits.jsonl").append({"unit": self.unit, "manifest": manifest})
+        write_trace_json(folder, self.unit)
 
     def _json(self, path: str) -> Any:
         data = self._files.read(path)
@@ -158,11 +212,3 @@ class Trace:
         from probe.storage.trace_html import trace_html
 
         return trace_html(self)
-
-
-def _is_saved_trace(folder: Path) -> bool:
-    try:
-        value = read_json(folder / "trace.json")
-    except (ProbeError, OSError):
-        return False
-    return isinstance(value, dict) and value.get("kind") == "trace"

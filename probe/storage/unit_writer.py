@@ -15,9 +15,14 @@ from probe.storage.array import Array
 from probe.storage.chunked_array import write_whole
 from probe.storage.commits import UNIT_ID
 from probe.storage.durable import canonical_json
+from probe.storage.group_writer import GroupWriter, Shape, grow_coordinates
+from probe.storage.growing_array import GrowingArray
 from probe.storage.layered_array import LayeredArray
 from probe.storage.manifest import FORMAT
 from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
+
+NOTES: Final = ("num_queries", "engine", "attention", "non_finite")
+"""What capture may add: how many queries were seen, which scan ran, how layers attend, and where numbers were bad."""
 
 _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
 
@@ -52,6 +57,10 @@ class UnitWriter:
             "condition": condition,
             "facts": dict(facts),
             "provenance": dict(provenance),
+            "num_queries": None,
+            "attention": {},
+            "non_finite": [],
+            "private": False,
         }
         canonical_json(self._about)
         self._sample = sample
@@ -60,8 +69,9 @@ class UnitWriter:
         self._committed = committed
         self._layers = None if layers is None else [int(layer) for layer in layers]
         self._layered: dict[str, LayeredArray] = {}
-        self._whole: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
-        self._coordinates: dict[str, np.ndarray[Any, Any]] = {}
+        self._growing: dict[str, GrowingArray] = {}
+        self._group = GroupWriter(files, "", unit)
+        self._of_layer: dict[int, GroupWriter] = {}
         self._counts: dict[str, dict[int, int]] = {name: {} for name in _COUNTS.values()}
         self._open = True
 
@@ -73,20 +83,60 @@ class UnitWriter:
         """
         index = self._index(layer)
         for name, array in arrays.items():
-            self._check(name, array, new=name not in self._layered)
-            if "layer" in array.dims:
-                raise UsageError(f"array {name!r} has a layer axis of its own; use `write`")
+            self._check_layered(name, array, name in self._layered)
+            self._group.coordinates.put(name, array.stored_coordinates)
             self._count(layer, index, name, array)
             if name not in self._layered:
                 self._layered[name] = LayeredArray(self._files, name, array)
             self._layered[name].put(index, array)
 
+    def append_layer(self, layer: int, arrays: Mapping[str, Array], axis: str) -> None:
+        """Add the next part along `axis` of one layer of some arrays; no more than the last chunk stays in memory.
+
+        Nothing is said of how the parts were cut: the array that is read is their concatenation. Layers may come in any
+        order and must end at the same length.
+        """
+        index = self._index(layer)
+        for name, array in arrays.items():
+            self._check_layered(name, array, name in self._growing)
+            self._count(layer, index, name, array)
+            if axis in array.dims and name not in self._growing:
+                self._growing[name] = GrowingArray(self._files, name, array, axis, layered=True)
+            length = self._growing[name].length(index) if name in self._growing else 0
+            grow_coordinates(self._group.coordinates, name, array, axis, length)
+            self._growing[name].append(index, array)
+
     def write(self, arrays: Mapping[str, Array]) -> None:
         """Write arrays whole: those without a layer axis, or with all their layers at once."""
-        for name, array in arrays.items():
-            self._check(name, array, new=True)
-            self._whole[name] = (array.dims, array.values.shape)
-            write_whole(self._files, name, array)
+        for name in arrays:
+            self._check_name(name, name in self._layered or name in self._growing)
+        self._group.write(arrays)
+
+    def append(self, arrays: Mapping[str, Array], axis: str) -> None:
+        """Add the next part along `axis` of arrays without a layer axis."""
+        for name in arrays:
+            self._check_name(name, name in self._layered or name in self._growing)
+        self._group.append(arrays, axis)
+
+    def of_layer(self, layer: int) -> GroupWriter:
+        """Return the group of what is kept of this layer alone; `Trace.layer` reads it."""
+        self._check_name("", False)
+        if layer < 0:
+            raise UsageError(f"there is no layer {layer}")
+        if layer not in self._of_layer:
+            self._of_layer[layer] = GroupWriter(self._files, f"layers/{layer}/", self.unit)
+        return self._of_layer[layer]
+
+    def note(self, **facts: Any) -> None:
+        """Record what was learnt while the unit was captured (`NOTES` says what there is), as JSON values."""
+        canonical_json(facts)
+        for name, value in facts.items():
+            if name not in NOTES:
+                raise UsageError(f"a unit has no place for {name!r}; it has {', '.join(NOTES)}")
+            if name == "engine":
+                self._about["provenance"][name] = value
+            else:
+                self._about[name] = value
 
     def commit(self, outcome: Outcome | None = None) -> None:
         """Write what is left and put the unit on record; when this returns, it is on the disk.
@@ -103,10 +153,6 @@ class UnitWriter:
 
     def _commit(self, outcome: Outcome | None) -> None:
         self._finish_arrays()
-        labels = {dim: values.tolist() for dim, values in self._coordinates.items() if values.dtype.kind == "U"}
-        shown = {key: self._about[key] for key in ("format", "unit", "stage", "condition")}
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {**shown, "labels": labels}}
-        self._files.write("zarr.json", canonical_json(group).encode())
         about = {**self._about, "outcome": None if outcome is None else outcome.to_json()}
         self._files.write("unit.json", canonical_json(about).encode())
         self._files.write("sample.json", self._sample_json.encode())
@@ -129,6 +175,7 @@ class UnitWriter:
         if self._open:
             self._open = False
             self._layered.clear()
+            self._growing.clear()
             if isinstance(self._files, OpenFiles):
                 remove_unit(self._files.folder)
 
@@ -147,17 +194,17 @@ class UnitWriter:
             raise UsageError(f"layer {layer} is not among the layers of unit {self.unit!r}: {self._layers}")
         return self._layers.index(layer)
 
-    def _check(self, name: str, array: Array, *, new: bool) -> None:
+    def _check_layered(self, name: str, array: Array, known: bool) -> None:
+        array.check(name)
+        self._check_name(name, name in self._group or (not known and (name in self._layered or name in self._growing)))
+        if "layer" in array.dims:
+            raise UsageError(f"array {name!r} has a layer axis of its own; use `write`")
+
+    def _check_name(self, name: str, taken: bool) -> None:
         if not self._open:
             raise UsageError(f"unit {self.unit!r} is committed or abandoned already")
-        array.check(name)
-        if name in _COUNTS.values() or (new and (name in self._whole or name in self._layered)):
+        if taken or name in _COUNTS.values():
             raise UsageError(f"array {name!r} of unit {self.unit!r} was written already, or is the writer's own")
-        for dim, labels in array.coordinates.items():
-            values = np.asarray(labels)
-            if dim in self._coordinates and not np.array_equal(self._coordinates[dim], values):
-                raise UsageError(f"array {name!r} has another coordinate for {dim!r} than an array before it")
-            self._coordinates[dim] = values
 
     def _count(self, layer: int, index: int, name: str, array: Array) -> None:
         for dim, size in zip(array.dims, array.values.shape, strict=True):
@@ -168,28 +215,34 @@ class UnitWriter:
                 )
 
     def _finish_arrays(self) -> None:
-        num_layers = max((array.num_layers for array in self._layered.values()), default=0)
+        layered: dict[str, LayeredArray | GrowingArray] = {**self._layered, **self._growing}
+        num_layers = max((array.num_layers for array in layered.values()), default=0)
         num_layers = num_layers if self._layers is None else len(self._layers)
-        sizes: dict[str, int] = {"layer": num_layers} if self._layered else {}
-        for array in self._layered.values():
+        sizes: dict[str, int] = {"layer": num_layers} if layered else {}
+        for array in layered.values():
             for dim, size in zip(array.dims, array.shape, strict=True):
                 if dim in _COUNTS:
                     sizes[dim] = max(size, sizes.get(dim, 0))
-        for array in self._layered.values():
+        shapes: dict[str, Shape] = {}
+        for name, array in layered.items():
             array.finish(num_layers, sizes)
-        shapes = {name: (array.dims, array.shape) for name, array in self._layered.items()} | self._whole
-        for name, (dims, shape) in shapes.items():
-            for dim, size in zip(dims, shape, strict=True):
-                if sizes.setdefault(dim, size) != size:
-                    raise UsageError(f"array {name!r} has {size} along {dim!r}, another array {sizes[dim]}")
-        if self._layered:
+            shapes[name] = array.stored_dims, _padded(array, sizes)
+        if layered:
             layers = np.arange(num_layers) if self._layers is None else np.array(self._layers)
-            self._coordinates.setdefault("layer", layers)
+            self._group.coordinates.put("layer", {"layer": layers})
         for name, by_layer in self._counts.items():
             if by_layer:
                 counts = np.array([by_layer.get(index, -1) for index in range(num_layers)], np.int32)
                 definition = "how many this layer has; what stands beyond is filling; -1 where nothing was written"
                 write_whole(self._files, name, Array(("layer",), counts, definition=definition))
-        for dim, values in self._coordinates.items():
-            if values.dtype.kind != "U":
-                write_whole(self._files, dim, Array((dim,), values))
+        shown = {key: self._about[key] for key in ("format", "unit", "stage", "condition")}
+        self._group.finish(shapes, sizes, shown)
+        for layer, group in self._of_layer.items():
+            group.finish({}, {}, {"layer": layer})
+        if self._of_layer:
+            parent = {"zarr_format": 3, "node_type": "group", "attributes": {"holds": "what was kept of single layers"}}
+            self._files.write("layers/zarr.json", canonical_json(parent).encode())
+
+
+def _padded(array: LayeredArray | GrowingArray, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(max(n, sizes.get(dim, 0)) for dim, n in zip(array.dims, array.shape, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -11,6 +11,7 @@ from probe.errors import StoreCorrupt
 from probe.storage.manifest import place
 from probe.storage.stored_shape import CHUNK_BYTES
 from probe.storage.unit_files import UnitFiles
+from probe.storage.zstd_frame import content_bytes
 
 
 class ZarrView(Store):  # type: ignore[misc]
@@ -20,13 +21,16 @@ class ZarrView(Store):  # type: ignore[misc]
     supports_deletes = False
     supports_listing = True
 
-    def __init__(self, files: UnitFiles) -> None:
+    def __init__(self, files: UnitFiles, prefix: str = "") -> None:
+        """Show the group whose files' paths start with `prefix`."""
         super().__init__(read_only=True)
         self.files = files
         """Where the bytes are."""
+        self.prefix = prefix
+        """What the group's paths start with."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZarrView) and other.files is self.files
+        return isinstance(other, ZarrView) and other.files is self.files and other.prefix == self.prefix
 
     def __str__(self) -> str:
         return "unit"
@@ -35,11 +39,11 @@ class ZarrView(Store):  # type: ignore[misc]
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return a file's bytes, or part of them; None where there is no such file."""
-        data = self.files.read(key)
+        data = self.files.read(self.prefix + key)
         if data is None:
             return None
-        if "/c/" in key and not 0 <= _content_bytes(data) <= CHUNK_BYTES:
-            raise StoreCorrupt(f"{place(key)} does not unpack to a chunk of at most {CHUNK_BYTES} bytes")
+        if "/c/" in key and not 0 <= content_bytes(data) <= CHUNK_BYTES:
+            raise StoreCorrupt(f"{place(self.prefix + key)} does not unpack to a chunk of at most {CHUNK_BYTES} bytes")
         match byte_range:
             case RangeByteRequest(start=start, end=end):
                 data = data[start:end]
@@ -57,7 +61,7 @@ class ZarrView(Store):  # type: ignore[misc]
 
     async def exists(self, key: str) -> bool:
         """Return whether there is such a file."""
-        return key in set(self.files.paths())
+        return key in set(self._paths())
 
     async def set(self, key: str, value: Buffer) -> None:
         """Refuse: a unit that can be read is never written again."""
@@ -69,32 +73,25 @@ class ZarrView(Store):  # type: ignore[misc]
 
     async def list(self) -> AsyncIterator[str]:
         """Yield every path."""
-        for path in list(self.files.paths()):
+        for path in list(self._paths()):
             yield path
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Yield every path that starts so."""
-        for path in list(self.files.paths()):
+        for path in list(self._paths()):
             if path.startswith(prefix):
                 yield path
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield what stands directly in a folder. Files beside the arrays are not zarr's, and are not shown."""
         prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-        seen = {path[len(prefix) :].split("/")[0] for path in self.files.paths() if path.startswith(prefix)}
-        for name in sorted(seen):
-            if prefix or name == "zarr.json" or f"{name}/zarr.json" in set(self.files.paths()):
+        paths = set(self._paths())
+        for name in sorted({path[len(prefix) :].split("/")[0] for path in paths if path.startswith(prefix)}):
+            if prefix or name == "zarr.json" or f"{name}/zarr.json" in paths:
                 yield name
 
-
-def _content_bytes(frame: bytes) -> int:
-    """Return the size that a zstd frame says it unpacks to (RFC 8878, section 3.1.1.1), -1 where it says none."""
-    if len(frame) < 6 or frame[:4] != b"\x28\xb5\x2f\xfd":
-        return -1
-    descriptor = frame[4]
-    single_segment = descriptor >> 5 & 1
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    num_bytes = (single_segment, 2, 4, 8)[descriptor >> 6]
-    if not num_bytes:
-        return -1
-    return int.from_bytes(frame[start : start + num_bytes], "little") + (256 if num_bytes == 2 else 0)
+    def _paths(self) -> Iterator[str]:
+        # Groups within the group are read through views of their own.
+        for path in self.files.paths():
+            if path.startswith(self.prefix) and (self.prefix or not path.startswith("layers/")):
+                yield path[len(self.prefix) :]

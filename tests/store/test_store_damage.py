@@ -295,8 +295,8 @@ def test_a_pipe_in_place_of_a_chunk_does_not_hang(written: Any) -> None:
 
 
 def test_a_newer_format_is_refused_and_both_versions_are_named(written: Any) -> None:
-    reseal(written.path, written.units[0], format=2)
-    with pytest.raises(StoreCorrupt, match=r"format version 2.* up to 1"):
+    reseal(written.path, written.units[0], format=3)
+    with pytest.raises(StoreCorrupt, match=r"format version 3.* up to 2"):
         first_trace(written.path)
     (written.path / "run.json").write_text('{"format": 7}')
     with pytest.raises(StoreCorrupt, match=r"format version 7.* up to 1"):

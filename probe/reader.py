@@ -1,0 +1,250 @@
+"""One sample going through a model, the scans that watch it, and the trace that is written as it goes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.errors import UsageError
+from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.non_finite import first_non_finite
+from probe.kept_vectors import KeptVectors
+from probe.kernels.call import Call
+from probe.kernels.keys import Keys
+from probe.kernels.result import Result
+from probe.kernels.scan import Scan
+from probe.kernels.token_scan import TokenScan
+from probe.outcome import Outcome
+from probe.requested import Requested
+from probe.sample import Sample
+from probe.storage.array import Array
+from probe.storage.unit_writer import UnitWriter
+
+MAP_TILE: dict[str, int] = {"query_block": 512, "key_block": 512}
+"""Cells of a chosen layer's map that are read at once."""
+
+
+class Reader:
+    """Reads one sample, and writes what was asked for.
+
+    Arrays that grow with the prompt are handed to the writer after every chunk; sums, maxima and rows stay until the
+    end, and go layer by layer.
+    """
+
+    def __init__(
+        self,
+        model: HuggingFaceModel,
+        sample: Sample,
+        requests: Sequence[Requested],
+        pool_tokens: int | None,
+        writer: UnitWriter,
+    ) -> None:
+        """Prepare; raises UsageError for a layer that the model does not have, or that does not attend."""
+        self.model = model
+        self.sample = sample
+        self.of_attention = [r for r in requests if r.statistic.kind in ("scan", "row", "key")]
+        self.of_residual = [r for r in requests if r.statistic.kind == "residual"]
+        of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
+        self._check_layers()
+        self.pool_tokens = pool_tokens
+        self.writer = writer
+        self.scans: dict[int, Scan] = {}
+        self.vectors: dict[int, KeptVectors] = {}
+        self.residuals: dict[int, TokenScan] = {}
+        self.below: Keys | None = None
+        self.tokens = TokenScan(of_token, token_start=1, pool_tokens=pool_tokens)
+        self.nats = 0.0
+        self.finite = True
+        self.in_parts = False
+        self.handed_over: set[tuple[int | None, str]] = set()
+        self.fed = torch.tensor(sample.tokens, dtype=torch.long, device=model.device)
+
+    def play(self, num_new: int, chunk_tokens: int) -> Outcome:
+        """Run the model over the sample and return what it answered."""
+        prompt, answer = list(self.sample.tokens), list(self.sample.answer_tokens)
+        self.in_parts = len(prompt) - 1 > chunk_tokens
+        with self._watched():
+            state = self.model.prefill(prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits)
+        answer_log_probability: tuple[float, ...] = ()
+        if answer:
+            mark = self.model.mark(state)
+            logits = self.model.step(state, [prompt[-1], *answer[:-1]])
+            self._check(logits)
+            log_probability = torch.log_softmax(logits.float(), -1)
+            answer_log_probability = tuple(log_probability[torch.arange(len(answer)), answer].tolist())
+            self.model.rollback(state, mark)
+        response: list[int] = []
+        feed = prompt[-1]
+        with self._watched():
+            for _ in range(num_new):
+                logits = self.model.step(state, [feed])
+                self._check(logits)
+                feed = int(logits[-1].argmax())
+                response.append(feed)
+                self.fed = torch.cat([self.fed, self.fed.new_tensor([feed])])
+                if self.tokens.statistics and len(response) < num_new:
+                    self.tokens.update(logits[-1:], self.fed[-1:])
+        tokenizer = self.model.tokenizer
+        return Outcome(
+            response="" if tokenizer is None else str(tokenizer.decode(response)),
+            response_tokens=tuple(response),
+            correct=response[: len(answer)] == answer if answer and num_new >= len(answer) else None,
+            success_rule="exact: the response begins with the answer's tokens" if answer else "",
+            answer_log_probability=answer_log_probability,
+            text_loss=self.nats / (len(prompt) - 1) if len(prompt) > 1 else None,
+            failed=None if self.finite else self._where_not_finite([*prompt, *answer[:-1]], [*prompt, *response[:-1]]),
+        )
+
+    def finish(self) -> None:
+        """Write what is left, layer by layer, and what was learnt on the way."""
+        engines = {name for scan in self.scans.values() if (name := scan.engine_name) is not None}
+        num_queries = len(self.fed) - 1
+        self.writer.note(
+            num_queries=num_queries,
+            engine=", ".join(sorted(engines)) or None,
+            attention={str(layer): kept.facts for layer, kept in self.vectors.items()},
+        )
+        for layer in sorted({*self.scans, *self.residuals}):
+            for scans in (self.scans, self.residuals):
+                if layer in scans:
+                    self._write_layer(layer, scans.pop(layer).finish())
+        self._write_tokens(self.tokens.finish())
+
+    def _hand_over(self) -> None:
+        """Write what is finished of the arrays that grow with the prompt."""
+        for scans in (self.scans, self.residuals):
+            for layer, scan in scans.items():
+                self._write_layer(layer, scan.drain(), part=True)
+        self._write_tokens(self.tokens.drain(), part=True)
+
+    def _write_layer(self, layer: int, results: Mapping[str, Result], *, part: bool = False) -> None:
+        for name, result in results.items():
+            array, axis = _array(result), result.grows_along
+            known = (layer, name) in self.handed_over
+            if part:
+                self.handed_over.add((layer, name))
+            if (owner := self._owner(name)) is None:
+                if axis is not None and (part or known):
+                    self.writer.append_layer(layer, {name: array}, axis)
+                else:
+                    self.writer.write_layer(layer, {name: array})
+            elif axis is not None:
+                name = "log_sum_exp" if owner.keeps_vectors else name
+                self.writer.of_layer(layer).append({name: array}, axis)
+            else:
+                self.writer.of_layer(layer).write({name: array}, MAP_TILE)
+
+    def _owner(self, name: str) -> Requested | None:
+        """Return the request behind an array that lies in its layer's own group; None for one of all layers."""
+        for each in (*self.of_attention, *self.of_residual):
+            alone = each.layers is not None or each.keeps_vectors
+            if alone and name in {each.statistic.array_name(suffix) for suffix in _suffixes(each)}:
+                return each
+        return None
+
+    def _write_tokens(self, results: Mapping[str, Result], *, part: bool = False) -> None:
+        for name, result in results.items():
+            known = (None, name) in self.handed_over
+            array, axis = _array(result) if known else _from_token_0(result), result.grows_along
+            if part:
+                self.handed_over.add((None, name))
+            if axis is not None and (part or known):
+                self.writer.append({name: array}, axis)
+            else:
+                self.writer.write({name: array})
+
+    def _where_not_finite(self, *sequences: list[int]) -> str:
+        """Read once more what was read, to say where the first bad number arises."""
+        found = filter(None, (first_non_finite(self.model, tokens) for tokens in sequences))
+        return f"NaN or infinity {next(found, 'in the logits, and not when the same was read again')}"
+
+    def _watched(self) -> Any:
+        on_call = self._on_call if self.of_attention else None
+        on_residual = self._on_residual if self.of_residual else None
+        if on_call is None and on_residual is None:
+            return torch.no_grad()
+        return self.model.calls(on_call, on_residual)
+
+    def _on_call(self, _: int, call: Call) -> None:
+        layer = call.layer
+        wanted = [request for request in self.of_attention if request.of(layer)]
+        if not wanted:
+            self.below = None
+            return
+        if layer not in self.scans:
+            statistics = [request.statistic for request in wanted]
+            self.scans[layer] = Scan(statistics, spans=self.sample.spans, pool_tokens=self.pool_tokens)
+            if any(request.keeps_vectors for request in wanted):
+                self.vectors[layer] = KeptVectors(self.writer.of_layer(layer))
+        stop = call.key_start + call.num_keys
+        self.scans[layer].update(dataclasses.replace(call, tokens=self.fed[call.key_start : stop]), self.below)
+        self.below = self.scans[layer].hand_over()
+        if layer in self.vectors:
+            self.vectors[layer].take(call)
+
+    def _on_residual(self, layer: int, _: int, hidden: Tensor) -> None:
+        wanted = [request.statistic for request in self.of_residual if request.of(layer)]
+        if not wanted:
+            return
+        if layer not in self.residuals:
+            self.residuals[layer] = TokenScan(wanted, pool_tokens=self.pool_tokens)
+        self.residuals[layer].update(hidden)
+
+    def _on_logits(self, start: int, logits: Tensor) -> None:
+        self._check(logits)
+        targets = self.fed[start + 1 : start + 1 + len(logits)]
+        # A slice of tokens at a time: a whole chunk's log-probabilities in float32 can outweigh the model.
+        for rows, target in zip(logits.split(256), targets.split(256), strict=True):
+            self.nats += float(torch.nn.functional.cross_entropy(rows.float(), target, reduction="sum"))
+        if self.tokens.statistics:
+            self.tokens.update(logits, targets)
+        if self.in_parts:
+            self._hand_over()
+
+    def _check(self, logits: Tensor) -> None:
+        self.finite = self.finite and bool(torch.isfinite(logits).all())
+
+    def _check_layers(self) -> None:
+        for request in (*self.of_attention, *self.of_residual):
+            there = range(self.model.num_layers)
+            if request in self.of_attention and request.layers is not None:
+                there = sorted(self.model.attention_layers)  # type: ignore[assignment]
+            for layer in request.layers or ():
+                if layer not in there:
+                    raise UsageError(
+                        f"{request.statistic.name()}: {self.model.name} has no such layer {layer}; "
+                        f"it has {', '.join(map(str, there))}"
+                    )
+
+
+def _suffixes(request: Requested) -> list[str]:
+    """Return the suffixes of the arrays that a statistic gives, pooled or not."""
+    own = list(request.statistic.arrays)
+    return [*own, *(f"{suffix}_max".lstrip("_") for suffix in own)]
+
+
+def _from_token_0(result: Result) -> Array:
+    """Put NaN at token 0, which nothing predicts, so that every array has the same token axis."""
+    array = _array(result)
+    if array.dims != ("token",):
+        return array
+    values = np.concatenate([np.full(1, np.nan, array.values.dtype), array.values])
+    return dataclasses.replace(array, values=values, coordinates={"token": np.arange(len(values))})
+
+
+def _array(result: Result) -> Array:
+    return Array(
+        result.dims,
+        result.values.numpy(),
+        unit=result.unit,
+        definition=result.definition,
+        source=result.source,
+        coordinates=result.coordinates,
+        merge=result.merge,
+        block_tokens=result.block_tokens,
+    )
