@@ -61,6 +61,7 @@ class Reader:
         self.nats = 0.0
         self.finite = True
         self.in_parts = False
+        self.fresh = False
         self.handed_over: set[tuple[int | None, str]] = set()
         self.fed = torch.tensor(sample.tokens, dtype=torch.long, device=model.device)
 
@@ -117,6 +118,7 @@ class Reader:
 
     def _hand_over(self) -> None:
         """Write what is finished of the arrays that grow with the prompt."""
+        self.fresh = False
         for scans in (self.scans, self.residuals):
             for layer, scan in scans.items():
                 self._write_layer(layer, scan.drain(), part=True)
@@ -181,6 +183,7 @@ class Reader:
             self.scans[layer] = Scan(statistics, spans=self.sample.spans, pool_tokens=self.pool_tokens)
             if any(request.keeps_vectors for request in wanted):
                 self.vectors[layer] = KeptVectors(self.writer.of_layer(layer))
+        self.fresh = True
         stop = call.key_start + call.num_keys
         self.scans[layer].update(dataclasses.replace(call, tokens=self.fed[call.key_start : stop]), self.below)
         self.below = self.scans[layer].hand_over()
@@ -193,6 +196,7 @@ class Reader:
             return
         if layer not in self.residuals:
             self.residuals[layer] = TokenScan(wanted, pool_tokens=self.pool_tokens)
+        self.fresh = True
         self.residuals[layer].update(hidden)
 
     def _on_logits(self, start: int, logits: Tensor) -> None:
@@ -203,7 +207,8 @@ class Reader:
             self.nats += float(torch.nn.functional.cross_entropy(rows.float(), target, reduction="sum"))
         if self.tokens.statistics:
             self.tokens.update(logits, targets)
-        if self.in_parts:
+        # Logits come in slices; what a forward of the layers brought is handed over once.
+        if self.in_parts and self.fresh:
             self._hand_over()
 
     def _check(self, logits: Tensor) -> None:
