@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probe.errors import NotReproducible
+from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks.attention_interface import name_of, own_attention, redirected, text_decoder
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.chunk_attention import attend
 from probe.hooks.forward_facts import Phase, forward_facts
 from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
+from probe.hooks.handed_out import handed_out
 from probe.hooks.verification import mask_difference, recomputed
 from probe.kernels.call import Call
 
@@ -43,18 +45,37 @@ def attached(model: PreTrainedModel, what: tap, *, alone: bool = False) -> Itera
 
 
 @contextmanager
-def declared(model: PreTrainedModel, phase: Phase | None, tokens: Tensor | None) -> Iterator[None]:
-    """Tell the taps, within the block, which phase forwards are in and which token ids the sequence has."""
+def declared(
+    model: PreTrainedModel, phase: Phase | None, tokens: Tensor | None, handed: handed_out | None = None
+) -> Iterator[None]:
+    """Tell the taps, within the block, which phase forwards are in and which token ids the sequence has.
+
+    Readers get what `handed` does not say that they have had.
+    """
     switch = _switch_of(model)
     if switch is None:
         yield
         return
-    before = switch.phase, switch.tokens
-    switch.phase, switch.tokens = phase, tokens
+    before = switch.phase, switch.tokens, switch.handed
+    switch.phase, switch.tokens, switch.handed = phase, tokens, handed
     try:
         yield
     finally:
-        switch.phase, switch.tokens = before
+        switch.phase, switch.tokens, switch.handed = before
+
+
+@contextmanager
+def resting(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block forwards of `model` are not watched: for such as do not attend, or are no one's to see."""
+    switch = _switch_of(model)
+    if switch is None:
+        yield
+        return
+    before, switch.rests = switch.rests, True
+    try:
+        yield
+    finally:
+        switch.rests = before
 
 
 def current_forward(model: PreTrainedModel) -> forward_facts | None:
@@ -78,6 +99,8 @@ class attention_switch:
         self.root: nn.Module | None = None
         self.phase: Phase | None = None
         self.tokens: Tensor | None = None
+        self.handed: handed_out | None = None
+        self.rests = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -115,11 +138,11 @@ class attention_switch:
     def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A model's forward runs through its inner models: the outermost one has the caller's mask. Where the outermost
         # begins anew, an interrupt ended its last forward before `_ends` could see it.
-        if self.root is not None and module is not self.root:
+        if self.rests or (self.root is not None and module is not self.root):
             return
         self.root = module
         self.forward = forward_facts.of(
-            module, args, kwargs, model_name=self.name, phase=self.phase, tokens=self.tokens
+            module, args, kwargs, model_name=self.name, phase=self.phase, tokens=self.tokens, handed=self.handed
         )
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -138,6 +161,8 @@ class attention_switch:
         mask: Tensor | None, options: dict[str, Any],
     ) -> Any:  # fmt: skip
         """Run the model's own attention with the taps around it."""
+        if self.rests:
+            return own(module, query, key, value, mask, **options)
         facts = self.forward
         if facts is None:
             raise NotReproducible(f"{self.name}: an attention layer was called outside a forward of the model")
@@ -209,7 +234,24 @@ class attention_switch:
             call = self._verified(here, sample, rows, columns, call, mask, output)
             for part in _by_phase(call, facts, columns[0] + first_key):
                 for each in observers:
-                    each.call(sample, part)
+                    self._give(each, here, sample, part)
+
+    def _give(self, reader: tap, here: site, sample: int, call: Call) -> None:
+        handed, stop = here.forward.handed, call.query_start + call.num_queries
+        if handed is not None:
+            first = handed.first_new(reader, call.layer, call.query_start, stop)
+            if first == stop:
+                return
+            call = _from_query(call, first - call.query_start)
+        try:
+            reader.call(sample, call)
+        except torch.OutOfMemoryError as error:
+            raise DeviceTooSmall(
+                f"{self.name}, layer {here.layer}: what reads its attention ran out of device memory at "
+                f"{call.num_queries} queries × {call.num_keys} keys; smaller chunks or fewer statistics may do: {error}"
+            ) from error
+        if handed is not None:
+            handed.done(reader, call.layer, stop)
 
     def _verified(
         self, here: site, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call,
@@ -268,6 +310,8 @@ def _by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
 
 def _from_query(call: Call, first: int) -> Call:
     """The call without its first queries."""
+    if first == 0:
+        return call
     log_sum_exp = None if call.log_sum_exp is None else call.log_sum_exp[:, first:]
     start = call.query_start + first
     return dataclasses.replace(call, query=call.query[:, first:], query_start=start, log_sum_exp=log_sum_exp)

@@ -1,9 +1,9 @@
-"""One sequence going through a model: the prompt in chunks, then token by token, with a way back."""
+"""One sequence going through a model, with a way back."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from probe.errors import NotReproducible, UsageError
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import declared
+from probe.hooks.continuation import check_continuation
 from probe.hooks.forward_facts import Phase
+from probe.hooks.handed_out import handed_out
 from probe.hooks.prompt_chunk import prompt_chunk, without_plain_masks
-
-OnLogits = Callable[[int, Float[Tensor, "token vocabulary"]], None]
 
 
 @dataclass(eq=False)
@@ -55,17 +55,28 @@ def empty_state(model: PreTrainedModel) -> decoding_state:
 
 @torch.no_grad()
 def advance(
-    model: PreTrainedModel, state: decoding_state, tokens: Sequence[int], *, phase: Phase, all_logits: bool
+    model: PreTrainedModel,
+    state: decoding_state,
+    tokens: Sequence[int],
+    *,
+    phase: Phase,
+    all_logits: bool,
+    handed: handed_out | None = None,
 ) -> Float[Tensor, "token vocabulary"]:
-    """Put tokens through the model after those of `state`; return the logits at each, or at the last one alone."""
+    """Put tokens through the model after those of `state`; return the logits at each, or at the last one alone.
+
+    Readers get what `handed` does not say that they have had.
+    """
     new = torch.tensor(list(tokens), dtype=torch.long, device=model.device)
     if len(new) == 0:
         raise UsageError("no tokens were given to go through the model")
     whole = torch.cat([state.tokens, new])
     options = {} if all_logits or not _can_limit_logits(model) else {"logits_to_keep": 1}
+    if state.num_tokens > 0:
+        check_continuation(model, len(new))
     chunk = prompt_chunk(state.num_tokens, len(new))
     try:
-        with declared(model, phase, whole), without_plain_masks(chunk) if phase == "prefill" else nullcontext():
+        with declared(model, phase, whole, handed), without_plain_masks(chunk) if phase == "prefill" else nullcontext():
             output = model(input_ids=new[None], past_key_values=state.cache, use_cache=True, **options)
     except (TypeError, ValueError, NotImplementedError) as error:
         if "past_key_values" not in str(error):
@@ -74,32 +85,6 @@ def advance(
     state.tokens = whole
     logits: Tensor = output.logits[0]
     return logits if all_logits else logits[-1:]
-
-
-def advance_in_chunks(
-    model: PreTrainedModel,
-    state: decoding_state,
-    tokens: Sequence[int],
-    *,
-    chunk_tokens: int,
-    on_logits: OnLogits | None,
-) -> Float[Tensor, "vocabulary"] | None:
-    """Put a prompt through in chunks without a mask; return the logits at its last token (None for no tokens).
-
-    `on_logits(chunk_start, logits)` is called once a chunk, and no more than one chunk's logits are ever held.
-    """
-    if chunk_tokens < 1:
-        raise UsageError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
-    last = None
-    for start in range(0, len(tokens), chunk_tokens):
-        chunk = tokens[start : start + chunk_tokens]
-        begins = state.num_tokens
-        logits = advance(model, state, chunk, phase="prefill", all_logits=on_logits is not None)
-        if on_logits is not None:
-            on_logits(begins, logits)
-        last = logits[-1].clone()
-        del logits
-    return last
 
 
 def mark(model: PreTrainedModel, state: decoding_state) -> decoding_mark:
@@ -118,9 +103,11 @@ def mark(model: PreTrainedModel, state: decoding_state) -> decoding_mark:
 
 
 def rollback(state: decoding_state, to: decoding_mark) -> None:
-    """Forget the tokens that went in after `to` was taken; what follows is bit-identical to their never having."""
-    surplus = state.num_tokens - to.num_tokens
-    if surplus < 0:
+    """Forget the tokens that went in after `to` was taken; what follows is bit-identical to their never having.
+
+    Also where a forward failed half way, so that only some layers' caches have its tokens.
+    """
+    if state.num_tokens < to.num_tokens:
         raise UsageError(f"the sequence holds {state.num_tokens} tokens, fewer than the {to.num_tokens} of the mark")
     for layer, window in zip(state.cache.layers, to.windows, strict=True):
         if window is not None:
@@ -131,8 +118,9 @@ def rollback(state: decoding_state, to: decoding_mark) -> None:
         elif to.num_tokens == 0:
             layer.keys = layer.values = None
             layer.is_initialized = False
-        else:
-            layer.crop(-surplus)
+        elif layer.is_initialized:
+            # Not by `crop`: a forward that failed left some layers, and keys without their values, as they were.
+            layer.keys, layer.values = (each[..., : to.num_tokens, :] for each in (layer.keys, layer.values))
     state.tokens = state.tokens[: to.num_tokens]
 
 

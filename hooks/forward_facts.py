@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from probe.errors import NotReproducible
+from probe.hooks.handed_out import handed_out
 
 Phase = Literal["prefill", "decode"]
 
@@ -39,6 +40,8 @@ class forward_facts:
     """The phase that the caller declared, if any."""
     tokens: Int[Tensor, "key"] | None = None
     """Token ids of the whole sequence of a batch of one, where known."""
+    handed: handed_out | None = None
+    """What readers have been given of a batch of one, where part of it may be put through again."""
     ranges: list[tuple[int, int]] = field(init=False)
     """For each sample the half-open range of real tokens, in the coordinates of the padded sequence."""
     layers_called: set[int] = field(default_factory=set)
@@ -68,6 +71,7 @@ class forward_facts:
         model_name: str,
         phase: Phase | None = None,
         tokens: Tensor | None = None,
+        handed: handed_out | None = None,
     ) -> forward_facts:
         """Read the facts from the arguments of `module.forward`; `NotReproducible` for a mask that is not 2-D."""
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
@@ -81,7 +85,7 @@ class forward_facts:
         kept = _kept(given.get("attention_mask"), num_past + inputs.shape[1], model_name)
         if tokens is None and num_past == 0 and inputs.shape[0] == 1 and inputs.ndim == 2:
             tokens = inputs[0].detach()
-        return cls(model_name, inputs.shape[0], inputs.shape[1], num_past, kept, phase, tokens)
+        return cls(model_name, inputs.shape[0], inputs.shape[1], num_past, kept, phase, tokens, handed)
 
     def queries_of(self, sample: int) -> tuple[int, int]:
         """Half-open range of the rows of this forward that are real tokens of `sample`."""

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probe.errors import UsageError
+from probe.errors import NotReproducible, UsageError
 from probe.hooks import decoding
 from probe.hooks.attention_interface import loaded_attention, name_of, named, text_decoder
 from probe.hooks.attention_layers import attention_layer, attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import tap
-from probe.hooks.decoding import OnLogits, decoding_mark, decoding_state
+from probe.hooks.decoding import decoding_mark, decoding_state
 from probe.hooks.find_model import find_model
+from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
@@ -74,6 +75,13 @@ class HuggingFaceModel:
     def attention_implementation(self) -> str:
         """The attention that the model was loaded with, in transformers' words."""
         return loaded_attention(self.hf)
+
+    @property
+    def attention_in_chunks(self) -> str:
+        """How the second and later chunks of a prompt attend: which of two equal ways computes it."""
+        if self.attention_implementation != "sdpa":
+            return "the model's own, with its mask"
+        return "past and diagonal merged by log-sum-exp where the mask is plainly causal, else with the model's mask"
 
     @property
     def num_layers(self) -> int:
@@ -141,6 +149,7 @@ class HuggingFaceModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "attention_implementation": self.attention_implementation,
+            "attention_in_chunks": self.attention_in_chunks,
             "versions": {
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
@@ -184,12 +193,25 @@ class HuggingFaceModel:
         """Put a prompt through in chunks and return the state that `step` continues; no tokens give an empty state.
 
         All its tokens are of phase `prefill`, so a prompt's last token is best left to `step`, as in Wu et al. (2024).
-        `on_logits(chunk_start, logits [token vocabulary])` is called for each chunk; no more is ever held. In a
-        chunk after the first, transformers makes a mask of chunk × cached tokens.
+        `on_logits(start, logits [token vocabulary])` is called for at most 256 tokens at a time; no more are ever held.
+        Plain causal layers of a model with SDPA attention need no mask in a chunk (see `chunk_attention`); for other
+        layers transformers makes one of chunk × cached tokens.
+
+        A chunk that the device has no room for is halved, and every query, residual and logit is still handed out
+        once and in order (see `probe.hooks.prefill`); raises `DeviceTooSmall` where that does not help.
         """
         state = decoding.empty_state(self.hf)
-        decoding.advance_in_chunks(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
+        with self._attention_in_parts():
+            prefill(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
         return state
+
+    def _attention_in_parts(self) -> AbstractContextManager[None]:
+        """What chunks need in order to go without masks also where nobody watches."""
+        try:
+            self.attention_layers  # noqa: B018 (raises for a model that cannot be watched, which then has its masks)
+        except NotReproducible:
+            return nullcontext()
+        return attached(self.hf, tap())
 
     def step(
         self, state: decoding_state, tokens: Sequence[int], *, phase: Literal["prefill", "decode"] = "decode"

@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probe.errors import NotReproducible
+from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks.attention_interface import name_of, text_decoder
 from probe.hooks.attention_switch import current_forward
 
@@ -27,7 +28,7 @@ def watched_residuals(
     What the last layer adds to is the final norm's input. Raises `NotReproducible` for a model without a list of
     layers that the attention modules stand in.
     """
-    layers = decoder_layers(model, attention)
+    layers, reader = decoder_layers(model, attention), object()
 
     def hand_out(index: int, _module: nn.Module, _args: Any, output: Any) -> None:
         facts = current_forward(model)
@@ -38,8 +39,20 @@ def watched_residuals(
             raise NotReproducible(f"{name_of(model)}, layer {index}: its output is not batch × token × channel")
         for sample in range(facts.num_samples):
             first, last = facts.queries_of(sample)
-            if first < last:
+            if facts.handed is not None:
+                start, stop = facts.num_past + first, facts.num_past + last
+                first = facts.handed.first_new(reader, index, start, stop) - facts.num_past
+            if first == last:
+                continue
+            try:
                 on_residual(index, sample, hidden[sample, first:last].detach())
+            except torch.OutOfMemoryError as error:
+                raise DeviceTooSmall(
+                    f"{name_of(model)}, layer {index}: what reads its output ran out of device memory at "
+                    f"{last - first} tokens; smaller chunks or fewer statistics may do: {error}"
+                ) from error
+            if facts.handed is not None:
+                facts.handed.done(reader, index, facts.num_past + last)
 
     with ExitStack() as stack:
         for index, layer in enumerate(layers):

@@ -29,6 +29,15 @@ class NotReproducible(NotAvailable):
     """A model whose attention the toolkit cannot reproduce exactly; the message names the model and the reason."""
 
 
+class DeviceTooSmall(ProbeError):
+    """The device has no room for even the smallest chunk; the message says what was asked, what is free, what is held.
+
+    In a run the unit fails with it and the others go on, as with any other error of one sample.
+    """
+
+    exit_code = 4
+
+
 class MissingStatistic(UsageError):
     """An analysis meets a trace that lacks what it needs; the message names both."""
 
