@@ -81,6 +81,12 @@ class Condition(_Strict):
     capture: bool = Field(default=False, description="Whether attention is captured, or behaviour alone is read.")
 
 
+def _or_a_mapping(schema: dict[str, Any]) -> None:
+    """Let the published schema take a mapping as well as the list that it stands for."""
+    listed = {key: schema.pop(key) for key in ("type", "items") if key in schema}
+    schema["anyOf"] = [listed, {"type": "object", "minProperties": 1}]
+
+
 class Stage(_Strict):
     """Conditions that are read, then the analyses of everything read so far."""
 
@@ -91,7 +97,12 @@ class Stage(_Strict):
     )
     conditions: dict[str, Condition]
     capture: tuple[JsonValue, ...] = Field(
-        default=(), description="Statistics captured besides those that the analyses need."
+        default=(),
+        description="Statistics captured besides those that the analyses need: a list of names and "
+        "{name: {parameter: value}}, or one mapping of these. The parameter `layers` limits one to some layers, a list "
+        "in the parameters' place is those layers; queries_and_keys: [0, 3] keeps what any window of their heads is "
+        "computed from.",
+        json_schema_extra=_or_a_mapping,
     )
     analyses: tuple[JsonValue, ...] = Field(default=(), description="Analyses, by name or {name: {parameter: value}}.")
 
@@ -100,6 +111,8 @@ class Stage(_Strict):
     def _lists_are_tuples(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        if isinstance(value.get("capture"), dict):
+            value = {**value, "capture": tuple({name: given} for name, given in value["capture"].items())}
         lists = {k: tuple(v) for k, v in value.items() if k in ("capture", "analyses") and isinstance(v, list)}
         return {**value, **lists}
 
@@ -215,8 +228,9 @@ def check(document: Document) -> Casebook:
             raise document.error((*where, "name"), f"two stages are named {stage.name!r}")
         for label, condition in stage.conditions.items():
             _check_condition(document, (*where, "conditions", label), casebook, stage, condition, seen)
+        listed = isinstance(document.value["stages"][i].get("capture"), list)
         for j, request in enumerate(stage.capture):
-            _check_statistic(document, (*where, "capture", j), request)
+            _check_statistic(document, (*where, "capture", j) if listed else (*where, "capture"), request)
         for j, request in enumerate(stage.analyses):
             seen.add(_check_analysis(document, (*where, "analyses", j), request))
     return casebook
@@ -224,12 +238,12 @@ def check(document: Document) -> Casebook:
 
 def _check_statistic(document: Document, path: strict_yaml.Path, request: JsonValue) -> None:
     name, _ = _named(document, path, request)
-    _known(document, path, "kernels", name)
+    _known(document, (*path, name) if (*path, name) in document.places else path, "kernels", name)
     # Here rather than at the top: reading a casebook that captures nothing of its own needs no torch.
-    from probe.kernels.statistic import parse
+    from probe.requested import requested
 
     try:
-        parse(request)
+        requested(request)
     except UsageError as error:
         raise document.error((*path, name), str(error)) from None
 
@@ -258,11 +272,13 @@ def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonVal
 
 
 def named(request: JsonValue) -> tuple[str, dict[str, Any]]:
-    """Split `name` or `{name: {parameter: value}}` into name and parameters."""
+    """Split `name` or `{name: {parameter: value}}` into name and parameters; a list in their place is `layers`."""
     if isinstance(request, str):
         return request, {}
     if isinstance(request, dict) and len(request) == 1:
         name, parameters = next(iter(request.items()))
+        if isinstance(parameters, list):
+            return name, {"layers": list(parameters)}
         if parameters is None or isinstance(parameters, dict):
             return name, dict(parameters or {})
     raise UsageError(f"expected a name or {{name: {{parameter: value}}}}, got {request!r}")

@@ -22,6 +22,7 @@ from probe.plan import CannotPlay, Played
 from probe.prepare import default_folder, prepare, too_long
 from probe.progress import Progress, Silent
 from probe.reporting.report import write_report
+from probe.requested import all_requested, check_layers
 from probe.sample import Sample
 from probe.storage import store
 from probe.storage.hold import LOCK_FILE
@@ -123,13 +124,15 @@ class Player:
     def check(self) -> None:
         """Raise, before anything is written, what would else come up in the middle of the run.
 
-        Every condition's prompts are made and held against the model's length, every named intervention is entered,
-        and the shortest prompt goes through the model as it will be watched.
+        Every condition's prompts are made and held against the model's length, every layer that is named must be there,
+        every named intervention is entered, and the shortest prompt goes through the model as it will be watched.
         """
         conditions = [condition for stage in self.book.stages for condition in stage.conditions.values()]
         samples = [sample for condition in conditions for sample in self._made(condition.workload)]
         if not samples:
             raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
+        for stage in self.book.stages:
+            check_layers(all_requested(plan.requests_of(stage)), self.model)
         for condition in conditions:
             if isinstance(condition.intervention, dict):
                 with plan.built(condition.intervention)(self.model):
@@ -210,9 +213,7 @@ class Player:
                 for unit, sample in pending:
                     self._read(unit, stage, condition, sample, requests if condition.capture else [])
 
-    def _read(
-        self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]
-    ) -> None:
+    def _read(self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> None:
         writer = self.store.begin_unit(
             unit,
             stage=stage.name,

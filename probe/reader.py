@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel
 from probe.hooks.non_finite import first_non_finite
 from probe.kept_vectors import KeptVectors
@@ -20,7 +19,7 @@ from probe.kernels.result import Result
 from probe.kernels.scan import Scan
 from probe.kernels.token_scan import TokenScan
 from probe.outcome import Outcome
-from probe.requested import Requested
+from probe.requested import Requested, check_layers
 from probe.sample import Sample
 from probe.storage.array import Array
 from probe.storage.unit_writer import UnitWriter
@@ -50,7 +49,7 @@ class Reader:
         self.of_attention = [r for r in requests if r.statistic.kind in ("scan", "row", "key")]
         self.of_residual = [r for r in requests if r.statistic.kind == "residual"]
         of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
-        self._check_layers()
+        check_layers(requests, model)
         self.pool_tokens = pool_tokens
         self.writer = writer
         self.scans: dict[int, Scan] = {}
@@ -213,18 +212,6 @@ class Reader:
 
     def _check(self, logits: Tensor) -> None:
         self.finite = self.finite and bool(torch.isfinite(logits).all())
-
-    def _check_layers(self) -> None:
-        for request in (*self.of_attention, *self.of_residual):
-            there = range(self.model.num_layers)
-            if request in self.of_attention and request.layers is not None:
-                there = sorted(self.model.attention_layers)  # type: ignore[assignment]
-            for layer in request.layers or ():
-                if layer not in there:
-                    raise UsageError(
-                        f"{request.statistic.name()}: {self.model.name} has no such layer {layer}; "
-                        f"it has {', '.join(map(str, there))}"
-                    )
 
 
 def _suffixes(request: Requested) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from probe.errors import UsageError
 from probe.kernels.queries_and_keys import queries_and_keys
 from probe.kernels.statistic import Statistic, parse
+
+if TYPE_CHECKING:
+    from probe.hooks.huggingface import HuggingFaceModel
 
 LAYERS: Final = "layers"
 """The parameter of a request that limits it to some layers."""
@@ -65,6 +68,19 @@ def all_requested(requests: Sequence[Any]) -> list[Requested]:
         layers = None if before.layers is None or each.layers is None else before.layers + each.layers
         merged[each.statistic.key] = Requested(each.statistic, None if layers is None else tuple(sorted(set(layers))))
     return list(merged.values())
+
+
+def check_layers(requests: Sequence[Requested], model: HuggingFaceModel) -> None:
+    """Raise UsageError for a layer that the model does not have, or that does not attend where attention is asked."""
+    for request in requests:
+        residual = request.statistic.kind == "residual"
+        there = list(range(model.num_layers)) if residual or request.layers is None else sorted(model.attention_layers)
+        for layer in request.layers or ():
+            if layer not in there:
+                raise UsageError(
+                    f"{request.statistic.name()}: {model.name} has no {'' if residual else 'attention '}layer {layer}; "
+                    f"it has {', '.join(map(str, there))}"
+                )
 
 
 def _layers(name: str, layers: Any) -> tuple[int, ...]:

@@ -120,7 +120,7 @@ def test_a_trace_is_written_where_it_is_asked_for(model: Any, tmp_path: Path) ->
 
 
 def test_a_capture_that_fails_leaves_nothing_behind(model: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"attention_map: .* no such layer 7; it has 0, 1"):
+    with pytest.raises(UsageError, match=r"attention_map: .* no attention layer 7; it has 0, 1"):
         probe.trace(model, [1, 2], statistics=[{"attention_map": {"layers": [7]}}], out=tmp_path / "trace")
     assert list(tmp_path.iterdir()) == []
 
