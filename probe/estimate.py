@@ -73,7 +73,7 @@ def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
         for condition in stage.conditions.values():
             chosen = _chosen(book, stage, condition, samples, model)
             times = _times(condition)
-            each, per_token = (watched if condition.capture else alone)
+            each, per_token = watched if condition.capture else alone
             units += times * len(chosen)
             seconds += times * sum(each(len(s)) for s in chosen)
             stored = 6 + (per_token if condition.capture else 0)
