@@ -26,7 +26,7 @@ def jobs(plan: Plan) -> list[Job]:
 def climb(
     plan: Plan, *, command: str, progress: Progress, so_far: Callable[[Bench], None] = lambda bench: None
 ) -> Bench:
-    """Measure everything in a plan; `so_far` gets the result after each measurement, not yet complete.
+    """Measure everything in a plan; `so_far` gets the result before the first measurement and after each.
 
     On a CPU each measurement has a process of its own; a GPU keeps its own count of memory.
     """
@@ -40,6 +40,7 @@ def climb(
         plan=_without_folders(plan),
         measurements=(),
     )
+    so_far(bench)
     progress.start(len(todo))
     on_gpu = plan.device.startswith("cuda")
     try:

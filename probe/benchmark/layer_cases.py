@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from probe.benchmark.case import WIDTHS, Case
+from probe.benchmark.case import WIDTHS, Case, Prepared
 from probe.benchmark.engines import ENGINES
 from probe.benchmark.layer_inputs import input_bytes, layer_call
 from probe.benchmark.result import Job, LayerShape, Plan
-from probe.benchmark.timing import Step
+
+if TYPE_CHECKING:
+    from probe.kernels.call import Call
 
 
 class Eager(Case):
@@ -32,13 +34,13 @@ class Eager(Case):
         matrix = shape.heads * job.length * job.length
         return matrix * (WIDTHS[plan.dtype] + 4 + 4)
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         from probe.benchmark.eager import eager_statistics
 
         call = layer_call(_shape(plan), job.length, device=plan.device, dtype=plan.dtype)
         assert job.statistics is not None
         names = plan.statistics[job.statistics]
-        return [("eager", lambda: eager_statistics(call, names))]
+        return Prepared([("eager", lambda: eager_statistics(call, names))])
 
 
 class Sdpa(Case):
@@ -56,7 +58,7 @@ class Sdpa(Case):
     def needed_bytes(self, plan: Plan, job: Job) -> int:
         return _forward_bytes(plan, job)
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         import torch
 
         call = layer_call(_shape(plan), job.length, device=plan.device, dtype=plan.dtype)
@@ -68,7 +70,7 @@ class Sdpa(Case):
                 query, key, value, is_causal=True, scale=call.scale, enable_gqa=True
             )
 
-        return [("forward", forward)]
+        return Prepared([("forward", forward)])
 
 
 class ScanAfterFlash(Case):
@@ -86,7 +88,7 @@ class ScanAfterFlash(Case):
     def needed_bytes(self, plan: Plan, job: Job) -> int:
         return _forward_bytes(plan, job)
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         import torch
 
         from probe.kernels.flash_attention import flash_attention
@@ -102,7 +104,8 @@ class ScanAfterFlash(Case):
             )
             handed["call"] = dataclasses.replace(call, log_sum_exp=log_sum_exp[0])
 
-        return [("forward", forward), ("scan", lambda: _scan(plan, job, handed["call"]))]
+        scan = _Scan(plan, job)
+        return Prepared([("forward", forward), ("scan", lambda: scan.over(handed["call"]))], scan.ran)
 
 
 class ScanAlone(Case):
@@ -121,9 +124,10 @@ class ScanAlone(Case):
         shape = _shape(plan)
         return input_bytes(shape, job.length, WIDTHS[plan.dtype])
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         call = layer_call(_shape(plan), job.length, device=plan.device, dtype=plan.dtype)
-        return [("scan", lambda: _scan(plan, job, call))]
+        scan = _Scan(plan, job)
+        return Prepared([("scan", lambda: scan.over(call))], scan.ran)
 
 
 def _of_every_engine(case: str, plan: Plan, length: int) -> Iterator[Job]:
@@ -132,12 +136,25 @@ def _of_every_engine(case: str, plan: Plan, length: int) -> Iterator[Job]:
             yield Job(case=case, length=length, engine=engine, statistics=name)
 
 
-def _scan(plan: Plan, job: Job, call: Any) -> object:
-    assert job.engine is not None
-    assert job.statistics is not None
-    scan = ENGINES[job.engine].scan(plan.statistics[job.statistics])
-    scan.update(call)
-    return scan.finish()
+class _Scan:
+    """The scan of a job, and the name of the engine that it chose."""
+
+    def __init__(self, plan: Plan, job: Job) -> None:
+        assert job.engine is not None
+        assert job.statistics is not None
+        self.engine = ENGINES[job.engine]
+        self.statistics = plan.statistics[job.statistics]
+        self.name: str | None = None
+
+    def over(self, call: Call) -> object:
+        scan = self.engine.scan(self.statistics)
+        scan.update(call)
+        results = scan.finish()
+        self.name = scan.engine_name
+        return results
+
+    def ran(self) -> str | None:
+        return self.name
 
 
 def _engine_label(job: Job) -> str:

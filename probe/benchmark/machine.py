@@ -9,6 +9,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from probe.benchmark.contention import all_cores
 from probe.benchmark.memory import total_bytes
 from probe.benchmark.result import Machine
 
@@ -22,6 +23,7 @@ def machine(device: str) -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
         cores=_cores(),
+        all_cores=all_cores(),
         memory_bytes=total_bytes(),
         gpu=None if gpu is None else gpu.name,
         gpu_memory_bytes=None if gpu is None else gpu.total_memory,

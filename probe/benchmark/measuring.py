@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import probe
 from probe import errors
 from probe.benchmark.cases import case_of
+from probe.benchmark.contention import Contention
 from probe.benchmark.memory import available_bytes, meter_of
 from probe.benchmark.result import Job, Measurement, Plan
 from probe.benchmark.timing import clock_of, timed
@@ -39,7 +41,9 @@ def measure(plan: Plan, job: Job) -> Measurement:
     if plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     try:
-        return _measured(plan, job, facts)
+        # Events, and Triton's kernels, go to the device that is the current one.
+        with torch.cuda.device(plan.device) if plan.device.startswith("cuda") else nullcontext():
+            return _measured(plan, job, facts)
     except torch.OutOfMemoryError:
         return facts.model_copy(update={"skipped": _OUT_OF_MEMORY})
     except RuntimeError as error:
@@ -54,13 +58,15 @@ def measure(plan: Plan, job: Job) -> Measurement:
 def _measured(plan: Plan, job: Job, facts: Measurement) -> Measurement:
     case, clock, meter = case_of(job.case), clock_of(plan.device), meter_of(plan.device)
     short = job.model_copy(update={"length": min(job.length, LOADING_TOKENS)})
-    loading = timed(case.steps(plan, short), clock, repeats=1, enough_seconds=0.0).warm_up
-    steps = case.steps(plan, job)
+    loading = timed(case.prepare(plan, short).steps, clock, repeats=1, enough_seconds=0.0).warm_up
+    prepared = case.prepare(plan, job)
     gc.collect()
     before = meter.begin()
-    runs = timed(steps, clock, repeats=plan.repeats, enough_seconds=plan.enough_seconds)
+    others = Contention()
+    runs = timed(prepared.steps, clock, repeats=plan.repeats, enough_seconds=plan.enough_seconds)
     return facts.model_copy(
         update={
+            "ran": prepared.ran(),
             "parts": runs.parts,
             "warm_up_seconds": runs.warm_up,
             "loading_seconds": loading,
@@ -68,6 +74,7 @@ def _measured(plan: Plan, job: Job, facts: Measurement) -> Measurement:
             "before_bytes": before,
             "peak_bytes": meter.peak(),
             "memory": meter.name,
+            "busy_cores": others.busy_cores(),
         }
     )
 

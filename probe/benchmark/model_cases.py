@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from probe.benchmark.case import WIDTHS, Case
+from probe.benchmark.case import WIDTHS, Case, Prepared
 from probe.benchmark.result import Job, ModelShape, Plan
 from probe.benchmark.statistic_sets import ROWS
-from probe.benchmark.timing import Step
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
@@ -33,10 +32,10 @@ class Prefill(Case):
     def needed_bytes(self, plan: Plan, job: Job) -> int | None:
         return _model_bytes(plan, job, job.length)
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         model = _model(plan)
         tokens = _tokens(model, job.length)
-        return [("prefill", lambda: model.prefill(tokens, chunk_tokens=job.length))]
+        return Prepared([("prefill", lambda: model.prefill(tokens, chunk_tokens=job.length))])
 
 
 class PrefillInChunks(Case):
@@ -54,10 +53,10 @@ class PrefillInChunks(Case):
     def needed_bytes(self, plan: Plan, job: Job) -> int | None:
         return _model_bytes(plan, job, min(job.length, plan.chunk_tokens))
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         model = _model(plan)
         tokens = _tokens(model, job.length)
-        return [("prefill", lambda: model.prefill(tokens, chunk_tokens=plan.chunk_tokens))]
+        return Prepared([("prefill", lambda: model.prefill(tokens, chunk_tokens=plan.chunk_tokens))])
 
 
 class Traced(Case):
@@ -76,7 +75,7 @@ class Traced(Case):
     def needed_bytes(self, plan: Plan, job: Job) -> int | None:
         return _model_bytes(plan, job, min(job.length, plan.chunk_tokens))
 
-    def steps(self, plan: Plan, job: Job) -> Sequence[Step]:
+    def prepare(self, plan: Plan, job: Job) -> Prepared:
         from probe import capture
         from probe.sample import Sample, Span
 
@@ -88,7 +87,8 @@ class Traced(Case):
         assert job.statistics is not None
         names = list(plan.statistics[job.statistics])
         statistics = [*names, *ROWS, "loss"] if job.statistics == "core" else names
-        return [("trace", lambda: capture.trace(model, sample, statistics=statistics, chunk_tokens=plan.chunk_tokens))]
+        options: dict[str, Any] = {"statistics": statistics, "chunk_tokens": plan.chunk_tokens}
+        return Prepared([("trace", lambda: capture.trace(model, sample, **options))])
 
 
 def _tokens(model: HuggingFaceModel, length: int) -> list[int]:

@@ -75,6 +75,7 @@ class Measurement(_Frozen):
     """What came of one job."""
 
     job: Job
+    ran: str | None = Field(default=None, description="The engine that computed, in the scan's own words.")
     parts: dict[str, tuple[float, ...]] = Field(
         default={}, description="Name of a step → seconds that it took in each timed run."
     )
@@ -88,6 +89,7 @@ class Measurement(_Frozen):
     )
     peak_bytes: int | None = Field(default=None, description="Most memory in use from then on.")
     memory: str | None = Field(default=None, description="What counted the memory.")
+    busy_cores: float | None = Field(default=None, description="Cores that worked for other programs meanwhile.")
     needed_bytes: int | None = Field(default=None, description="Memory that it takes at least beyond its inputs.")
     available_bytes: int | None = Field(default=None, description="Memory that was free before it.")
     skipped: str | None = Field(default=None, description="Why it was not measured; None where it was.")
@@ -118,6 +120,7 @@ class Machine(_Frozen):
     system: str
     processor: str
     cores: int = Field(description="Cores that this process may use.")
+    all_cores: int = Field(description="Cores of the machine.")
     memory_bytes: int | None
     gpu: str | None
     gpu_memory_bytes: int | None

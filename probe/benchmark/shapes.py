@@ -10,7 +10,7 @@ LAYERS = {
     "cuda": LayerShape(heads=32, kv_heads=8, head_dim=128),
 }
 """Kind of device → the layer that is measured on it by default: on a GPU that of an 8-billion-parameter Llama."""
-LAYER_LENGTHS = {"cpu": (1024, 2048, 4096, 8192), "cuda": (4096, 8192, 16_384, 32_768, 131_072)}
+LAYER_LENGTHS = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16_384, 32_768, 131_072)}
 MODEL_LENGTHS = {"cpu": (1024, 4096), "cuda": (8192, 32_768, 131_072)}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 MODELS = {

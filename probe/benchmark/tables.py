@@ -11,6 +11,8 @@ from probe.benchmark.result import Bench, Job, Measurement, Section
 
 NONE = "–"
 """Stands where there is no number."""
+BUSY = 0.5
+"""Cores too few from which a reader is warned: every machine does a little besides."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,16 @@ def heading(bench: Bench) -> str:
     size = "" if memory is None else f", {in_bytes(memory)} of memory"
     triton = f", Triton {machine.triton}" if machine.triton else ""
     compiler = f", {machine.compiler}" if machine.compiler else ", no C++ compiler"
+    busy = max((m.busy_cores or 0.0 for m in bench.measurements), default=0.0)
+    crowded = ""
+    if not machine.gpu and busy + plan.threads > machine.all_cores + BUSY:
+        crowded = f" **Other programs kept up to {busy:.1f} cores busy meanwhile: its times are too long.**"
     unfinished = "" if bench.complete else " It was stopped before its end."
     return (
         f"Measured by `{bench.command}` of version {bench.probe} on {bench.made[:10]}: {on}{cores}{size}, "
         f"{machine.system}, torch {machine.torch}{triton}{compiler}. Medians of up to {plan.repeats} runs after "
-        f"one that does not count; fewer where they take more than {plan.enough_seconds:g} s together.{unfinished}"
+        f"one that does not count; fewer where they take more than {plan.enough_seconds:g} s together."
+        f"{unfinished}{crowded}"
     )
 
 

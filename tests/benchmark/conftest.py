@@ -58,6 +58,7 @@ def make_bench(*measurements: Measurement, **plan: object) -> Bench:
             system="Linux x86_64",
             processor="A processor",
             cores=8,
+            all_cores=8,
             memory_bytes=16 * 10**9,
             gpu=None,
             gpu_memory_bytes=None,

@@ -38,7 +38,7 @@ def test_every_case_at_every_length(make: Any, here: None) -> None:
     seen: list[int] = []
     bench = ladder.climb(plan, command="c", progress=Silent(), so_far=lambda b: seen.append(len(b.measurements)))
     assert bench.complete
-    assert seen == [*range(1, 12), 11]
+    assert seen == [*range(12), 11]
     assert {m.job.case for m in bench.measurements} == {case.name for case in CASES}
     for m in bench.measurements:
         assert m.skipped is None
@@ -54,6 +54,8 @@ def test_a_measurement_in_a_process_of_its_own(make: Any) -> None:
     job = Job(case="scan_alone", length=16, engine="blocked", statistics="core")
     found = measuring.measure_apart(make.plan(), job)
     assert found.skipped is None
+    assert found.ran is not None
+    assert found.ran.startswith("blocked")
     assert len(found.seconds) == 2
     assert found.memory == "resident memory of a process of its own"
 

@@ -110,6 +110,12 @@ def test_the_machine_is_named_and_so_is_the_command(make: Any) -> None:
     assert "It was stopped before its end." in markdown(stopped)
 
 
+@pytest.mark.parametrize(("busy", "warned"), [(None, False), (7.2, False), (7.6, True)])
+def test_a_machine_that_was_busy_is_said_to_have_been(make: Any, busy: float | None, warned: bool) -> None:
+    found = make.measurement("sdpa", 16, {"forward": (1.0,)}, 1).model_copy(update={"busy_cores": busy})
+    assert ("Other programs kept up to 7.6 cores busy" in markdown(make.bench(found))) == warned
+
+
 def test_markdown_is_a_table_for_every_reader(make: Any) -> None:
     lines = markdown(result(make)).splitlines()
     rows = [line for line in lines if line.startswith("|")]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from probe.benchmark.contention import Contention
 from probe.benchmark.timing import Clock, EventClock, WallClock, clock_of, timed
 
 
@@ -95,3 +99,19 @@ def test_a_device_that_works_behind_the_host_is_waited_for() -> None:
 
 def test_a_cpu_has_the_process_own_clock() -> None:
     assert clock_of("cpu").name == "perf_counter"
+
+
+def test_what_other_programs_take_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two seconds the machine works five core seconds, three of them for this process: one core is others'."""
+    stat, ticks, now = tmp_path / "stat", os.sysconf("SC_CLK_TCK"), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "times", lambda: (now[0] * 1.5, 0.0, 0.0, 0.0, 0.0))
+    stat.write_text(f"cpu {10 * ticks} 0 0 99999 0 0 0 0 0 0\ncpu0 0\n")
+    others = Contention(stat)
+    now[0] = 2.0
+    stat.write_text(f"cpu {13 * ticks} 0 {1 * ticks} 199999 0 0 0 {1 * ticks} 0 0\ncpu0 0\n")
+    assert others.busy_cores() == pytest.approx(1.0)
+
+
+def test_a_system_that_does_not_say_is_no_error(tmp_path: Path) -> None:
+    assert Contention(tmp_path / "nowhere").busy_cores() is None
