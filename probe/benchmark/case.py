@@ -36,8 +36,8 @@ class Case(ABC):
     """The table that it stands in."""
 
     @abstractmethod
-    def label(self, job: Job) -> str:
-        """Return what a table calls the job."""
+    def label(self, job: Job, ran: str | None = None) -> str:
+        """Return what a table calls the job, with the implementation that ran where that is known."""
 
     @abstractmethod
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:

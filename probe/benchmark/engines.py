@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 class BenchEngine:
     """One way to run the scan."""
 
-    label: str
-    """What a table calls it."""
     why_not: Callable[[str], str | None]
     """Device → why it does not run there; None where it does."""
     scan: Callable[[Sequence[str]], Scan]
@@ -41,8 +39,8 @@ def _needs_cuda(device: str) -> str | None:
 
 
 ENGINES = {
-    "triton": BenchEngine("Triton", _needs_cuda, _triton),
-    "blocked": BenchEngine("blocked", lambda device: None, _blocked),
+    "triton": BenchEngine(_needs_cuda, _triton),
+    "blocked": BenchEngine(lambda device: None, _blocked),
 }
 """Name → implementation, in the order of the table."""
 

@@ -21,7 +21,7 @@ class Eager(Case):
     name = "eager"
     section = "layer"
 
-    def label(self, job: Job) -> str:
+    def label(self, job: Job, ran: str | None = None) -> str:
         return "eager n × n"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
@@ -49,7 +49,7 @@ class Sdpa(Case):
     name = "sdpa"
     section = "layer"
 
-    def label(self, job: Job) -> str:
+    def label(self, job: Job, ran: str | None = None) -> str:
         return "SDPA alone"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
@@ -79,8 +79,8 @@ class ScanAfterFlash(Case):
     name = "scan_after_flash"
     section = "layer"
 
-    def label(self, job: Job) -> str:
-        return f"flash + scan ({_engine_label(job)})"
+    def label(self, job: Job, ran: str | None = None) -> str:
+        return f"flash + scan ({ran or job.engine})"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
         yield from _of_every_engine(self.name, plan, length)
@@ -114,8 +114,8 @@ class ScanAlone(Case):
     name = "scan_alone"
     section = "layer"
 
-    def label(self, job: Job) -> str:
-        return f"scan ({_engine_label(job)})"
+    def label(self, job: Job, ran: str | None = None) -> str:
+        return f"scan ({ran or job.engine})"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
         yield from _of_every_engine(self.name, plan, length)
@@ -155,11 +155,6 @@ class _Scan:
 
     def ran(self) -> str | None:
         return self.name
-
-
-def _engine_label(job: Job) -> str:
-    assert job.engine is not None
-    return ENGINES[job.engine].label if job.engine in ENGINES else job.engine
 
 
 def _forward_bytes(plan: Plan, job: Job) -> int:

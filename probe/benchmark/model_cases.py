@@ -23,7 +23,7 @@ class Prefill(Case):
     name = "prefill"
     section = "model"
 
-    def label(self, job: Job) -> str:
+    def label(self, job: Job, ran: str | None = None) -> str:
         return "prefill, transformers alone"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
@@ -44,7 +44,7 @@ class PrefillInChunks(Case):
     name = "prefill_in_chunks"
     section = "model"
 
-    def label(self, job: Job) -> str:
+    def label(self, job: Job, ran: str | None = None) -> str:
         return "prefill in chunks, untraced"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:
@@ -65,7 +65,7 @@ class Traced(Case):
     name = "traced"
     section = "model"
 
-    def label(self, job: Job) -> str:
+    def label(self, job: Job, ran: str | None = None) -> str:
         return "traced"
 
     def jobs(self, plan: Plan, length: int) -> Iterator[Job]:

@@ -71,7 +71,7 @@ def _layer(bench: Bench) -> Iterator[Table]:
         rows.append(
             (
                 f"{m.job.length:,}",
-                case_of(m.job.case).label(m.job),
+                _label(m),
                 _statistics(m.job),
                 _time(m),
                 NONE if scan is None else in_seconds(scan),
@@ -106,7 +106,7 @@ def _growth(bench: Bench) -> Iterator[Table]:
         first, last = fit.measurements[0], fit.measurements[-1]
         rows.append(
             (
-                case_of(first.job.case).label(first.job),
+                _label(first),
                 _statistics(first.job),
                 f"{_memory(first.extra_bytes)} at {first.job.length:,}",
                 f"{_memory(last.extra_bytes)} at {last.job.length:,}",
@@ -134,7 +134,7 @@ def _model(bench: Bench) -> Iterator[Table]:
         rows.append(
             (
                 f"{m.job.length:,}",
-                case_of(m.job.case).label(m.job),
+                _label(m),
                 _statistics(m.job),
                 _time(m),
                 _memory(m.peak_bytes),
@@ -182,8 +182,12 @@ def _skipped(found: list[Measurement]) -> Iterator[str]:
         sums = ""
         if m.needed_bytes is not None and m.available_bytes is not None:
             sums = f" (at least {in_bytes(m.needed_bytes)}, where {in_bytes(m.available_bytes)} are free)"
-        what = f"{case_of(m.job.case).label(m.job)}, {m.job.statistics}" if m.job.statistics else m.job.case
+        what = f"{_label(m)}, {m.job.statistics}" if m.job.statistics else m.job.case
         yield f"Skipped: {what} at {m.job.length:,} tokens: {m.skipped}{sums}."
+
+
+def _label(m: Measurement) -> str:
+    return case_of(m.job.case).label(m.job, m.ran)
 
 
 def _statistics(job: Job) -> str:

@@ -59,6 +59,11 @@ def test_ratios_to_sdpa_and_to_eager(make: Any) -> None:
     assert rows["16", "scan (blocked)"]["eager's memory ÷ it"] == "20.0"
 
 
+def test_the_implementation_that_ran_is_the_one_that_is_named(make: Any) -> None:
+    found = make.measurement("scan_alone", 16, {"scan": (1.0,)}, 1).model_copy(update={"ran": "blocked, compiled"})
+    assert ("16", "scan (blocked, compiled)") in cells(make.bench(found))
+
+
 def test_what_was_skipped_is_said_with_the_sum(make: Any) -> None:
     bench = result(make)
     assert cells(bench)["32", "eager n × n"]["time"] == "skipped"
