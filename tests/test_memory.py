@@ -36,6 +36,7 @@ EVERYTHING = [
     "log_sum_exp", "entropy", "max_probability", "max_logit", "sink_mass", "recent_mass", "offset_mass", "match_mass",
     "mean_distance", "distance_histogram", "received_mass", {"received_mass": {"horizon": 64}}, "attention_map",
     "top_keys", "key_norm", "value_norm", "residual_norm", "residual_max", "residual_median", "loss",
+    "key_channel_energy", "key_spectrum", "key_neighbour_similarity", "key_layer_similarity", "value_layer_similarity",
 ]  # fmt: skip
 
 

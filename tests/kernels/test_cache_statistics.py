@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from probe.errors import UsageError
+from probe.kernels import keys
 from probe.kernels.call import Call
 from probe.kernels.dense import Dense
 from probe.kernels.keys import BLOCK_KEYS
@@ -80,6 +81,17 @@ def test_layers_are_compared_position_by_position_in_any_chunks(attention, chunk
     for layer, call in enumerate(calls):
         rest = {name: values for name, values in read_[layer].items() if name not in LAYERED}
         attention.assert_all_close(rest, attention.expected(dataclasses.replace(call, phase="prefill")))
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_blocks_of_keys_change_nothing(attention, block, monkeypatch):
+    calls = layers_of(attention, attention.Shape(kv_head=2, hidden=True), 2)
+    whole = read(attention, calls, CACHE, 129)[1]
+    monkeypatch.setattr(keys, "BLOCK_KEYS", block)
+    got = read(attention, calls, CACHE, 129)[1]
+    assert got.keys() == whole.keys()
+    for name, values in got.items():
+        attention.assert_close(name, values, whole[name], tolerance=1e-6)
 
 
 @pytest.mark.parametrize("pool_tokens", [1, 16, 100])
@@ -201,9 +213,9 @@ def test_what_is_handed_over_keeps_no_cache_alive(attention):
     scan = Scan(LAYERED)
     scan.update(attention.cut(call, 0, 990))
     scan.update(attention.cut(call, 990, 1000))
-    keys = scan.hand_over()
-    assert keys.key.untyped_storage().nbytes() == keys.key.numel() * 4
-    assert keys.key.shape[1] == 10
+    newest = scan.hand_over()
+    assert newest.key.untyped_storage().nbytes() == newest.key.numel() * 4
+    assert newest.key.shape[1] == 10
     assert scan.hand_over() is None
 
 
@@ -266,6 +278,17 @@ def test_equal_keys_are_one_direction_and_nothing_less_their_mean(length):
         assert np.isnan(got["key_neighbour_similarity"][:, 0]).all()
     else:
         assert "key_neighbour_similarity" not in got
+
+
+def test_the_rounding_of_equal_keys_is_no_direction():
+    one = torch.randn(4, 1, 60, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    key = one.expand(4, 51, 60)
+    assert (key - key.mean(1, keepdim=True)).abs().max() > 0
+    got = scanned(Call(0, key, key, key, 1.0), "key_spectrum")
+    assert (got["key_spectrum_centred_effective_rank"] == 0).all()
+    np.testing.assert_allclose(got["key_spectrum_effective_rank"], 1, rtol=1e-6)
+    reference = parse("key_spectrum").reference(Dense(Call(0, key, key, key, 1.0)))
+    assert (reference["centred_effective_rank"] == 0).all()
 
 
 def test_the_spectrum_of_a_long_cache_is_that_of_its_moments_in_float64():
