@@ -84,9 +84,9 @@ def measure_apart(plan: Plan, job: Job) -> Measurement:
 
     Raises the ProbeError that the other process met; RuntimeError, with what it said, for any other way to fail.
     """
-    places = [str(Path(place).parent) for place in probe.__path__ if Path(place).name == "probe"]
+    place = str(Path(probe.__file__).parent.parent)
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [*places, os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(plan.threads),
         "MKL_NUM_THREADS": str(plan.threads),
     }
@@ -105,4 +105,5 @@ def measure_apart(plan: Plan, job: Job) -> Measurement:
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-m", "probe.benchmark.worker"]
+    # Without -P a folder called probe where the user stands would come first.
+    return [sys.executable, "-P", "-m", "probe.benchmark.worker"]
