@@ -29,12 +29,14 @@ class KeyScan:
         self._last: Tensor | None = None
         self._without: set[str] = set()
         self._newest: Keys | None = None
+        self._below: Keys | None = None
 
     def take(self, call: Call, below: Keys | None) -> None:
         """Take the next call; `below` are the newest keys of the layer before, where there is one.
 
-        Raises `ValueError` where keys were dropped from the cache before they were seen, or where the layer before
-        handed over some of the keys and not others.
+        Those of them that stand after this call's are kept for the next: a chunk that has to go through again in halves
+        may have come whole from the layer before. Raises `ValueError` where keys were dropped from the cache before
+        they were seen, or where the layer before handed over some of the keys and not others.
         """
         if not self.statistics:
             return
@@ -71,9 +73,13 @@ class KeyScan:
             visible=None if call.key_visible is None else call.key_visible[first:],
             before=call.key[:, first - 1 : first] if 0 < first <= call.num_keys else self._last,
         )
-        if below is None or below.layer != call.layer - 1 or not new.num_keys:
+        if below is not None and below.layer == call.layer - 1:
+            self._below = below
+        if self._below is None or not new.num_keys:
             return new
-        return replace(new, below=below.between(new.start, new.stop))
+        new = replace(new, below=self._below.between(new.start, new.stop))
+        self._below = self._below.between(new.stop, self._below.stop) if new.stop < self._below.stop else None
+        return new
 
     def _append(self, statistic: Statistic, block: Keys) -> None:
         arrays = statistic.of_keys(block)

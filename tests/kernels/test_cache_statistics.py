@@ -185,6 +185,21 @@ def test_a_layer_that_stops_handing_over_its_keys_is_an_error(attention):
         late.update(dataclasses.replace(second, layer=1), below.hand_over())
 
 
+def test_a_chunk_that_is_put_through_again_in_halves_changes_nothing(attention):
+    calls = layers_of(attention, attention.Shape(kv_head=2), 3, 60)
+    wanted = read(attention, calls, CACHE, 60)
+    scans, below = [Scan(CACHE) for _ in calls], None
+    # The first layer had the chunk whole when the second ran out of memory: only the layers after it get its halves.
+    scans[0].update(attention.cut(calls[0], 0, 60, phase="prefill"), below)
+    below = scans[0].hand_over()
+    for first in (0, 30):
+        for scan, call in zip(scans[1:], calls[1:], strict=True):
+            scan.update(attention.cut(call, first, first + 30, phase="prefill"), below)
+            below = scan.hand_over()
+    for layer, scan in enumerate(scans):
+        attention.assert_all_close(arrays(scan), wanted[layer])
+
+
 def test_keys_of_other_positions_are_an_error(attention):
     call = attention.make_call(attention.Shape(), 30)
     below, scan = Scan(LAYERED), Scan(LAYERED)
