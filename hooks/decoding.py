@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,12 @@ from probe.hooks.attention_switch import declared
 from probe.hooks.continuation import check_continuation
 from probe.hooks.forward_facts import Phase
 from probe.hooks.handed_out import handed_out
+from probe.hooks.host_cache import host_cache, host_layer
 from probe.hooks.prompt_chunk import prompt_chunk, without_plain_masks
+
+Cache = Literal["device", "offload"]
+
+_log = logging.getLogger("probe")
 
 
 @dataclass(eq=False)
@@ -48,9 +54,19 @@ class decoding_mark:
     """For each sliding layer its keys, its values and whether it was in use; None for the others."""
 
 
-def empty_state(model: PreTrainedModel) -> decoding_state:
-    """A sequence that has not begun."""
-    return decoding_state(DynamicCache(config=model.config), torch.zeros(0, dtype=torch.long, device=model.device))
+def empty_state(model: PreTrainedModel, cache: Cache = "device") -> decoding_state:
+    """A sequence that has not begun; with `offload` its keys and values will lie in the host's memory.
+
+    On a CPU they do so anyway, and a message says that nothing is different.
+    """
+    if cache not in get_args(Cache):
+        raise UsageError(f"cache is {cache!r}; expected {', '.join(get_args(Cache))}")
+    made = DynamicCache(config=model.config)
+    if cache == "offload" and _computes_on_host(model):
+        _log.info("%s: cache='offload' changes nothing on a CPU, whose memory is the host's", name_of(model))
+    elif cache == "offload":
+        made = host_cache(model.config)
+    return decoding_state(made, torch.zeros(0, dtype=torch.long, device=model.device))
 
 
 @torch.no_grad()
@@ -93,7 +109,7 @@ def mark(model: PreTrainedModel, state: decoding_state) -> decoding_mark:
     for index, layer in enumerate(state.cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append((layer.keys, layer.values, layer.is_initialized))
-        elif type(layer) is DynamicLayer or not _holds_anything(layer):
+        elif type(layer) in (DynamicLayer, host_layer) or not _holds_anything(layer):
             windows.append(None)
         else:
             raise NotReproducible(
@@ -122,6 +138,10 @@ def rollback(state: decoding_state, to: decoding_mark) -> None:
             # Not by `crop`: a forward that failed left some layers, and keys without their values, as they were.
             layer.keys, layer.values = (each[..., : to.num_tokens, :] for each in (layer.keys, layer.values))
     state.tokens = state.tokens[: to.num_tokens]
+
+
+def _computes_on_host(model: PreTrainedModel) -> bool:
+    return bool(model.device.type == "cpu")
 
 
 def _can_limit_logits(model: PreTrainedModel) -> bool:

@@ -21,7 +21,8 @@ def memory_sum(model: PreTrainedModel, state: decoding_state, error: str) -> str
         said.append(f"{_in_words(free)} of {_in_words(total)} are free")
     tensors = [*model.parameters(), *model.buffers()]
     said.append(f"the weights hold {_in_words(sum(each.nbytes for each in tensors if each.device == device))}")
-    held = [each for layer in state.cache.layers for each in tree_leaves(vars(layer)) if isinstance(each, torch.Tensor)]
+    states = [value for layer in state.cache.layers for name, value in vars(layer).items() if name[0] != "_"]
+    held = [each for each in tree_leaves(states) if isinstance(each, torch.Tensor)]
     here = sum(each.nbytes for each in held if each.device == device)
     said.append(f"the cache of {state.num_tokens} tokens holds {_in_words(here)} there")
     return ", ".join(said)

@@ -23,7 +23,7 @@ from probe.hooks.attention_interface import loaded_attention, name_of, named, te
 from probe.hooks.attention_layers import attention_layer, attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import tap
-from probe.hooks.decoding import decoding_mark, decoding_state
+from probe.hooks.decoding import Cache, decoding_mark, decoding_state
 from probe.hooks.find_model import find_model
 from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.residual_stream import watched_residuals
@@ -188,7 +188,12 @@ class HuggingFaceModel:
             yield
 
     def prefill(
-        self, tokens: Sequence[int], *, chunk_tokens: int = 2048, on_logits: OnLogits | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        chunk_tokens: int = 2048,
+        on_logits: OnLogits | None = None,
+        cache: Cache = "device",
     ) -> decoding_state:
         """Put a prompt through in chunks and return the state that `step` continues; no tokens give an empty state.
 
@@ -199,8 +204,12 @@ class HuggingFaceModel:
 
         A chunk that the device has no room for is halved, and every query, residual and logit is still handed out
         once and in order (see `probe.hooks.prefill`); raises `DeviceTooSmall` where that does not help.
+
+        With `cache="offload"` keys and values lie in the host's memory, and on the device one layer at a time: slower,
+        and bit by bit the same. Raises `NotReproducible` for a model that does not go on from its cache where it should
+        (see `check_continuation`).
         """
-        state = decoding.empty_state(self.hf)
+        state = decoding.empty_state(self.hf, cache)
         with self._attention_in_parts():
             prefill(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
         return state
