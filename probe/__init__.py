@@ -20,6 +20,7 @@ _PUBLIC = {
     "load": "probe.capture",
     "trace": "probe.capture",
     "open": "probe.storage.trace_store",
+    "merge": "probe.storage.merging",
     "run": "probe.player",
     "Finding": "probe.finding",
     "Interval": "probe.finding",

@@ -12,6 +12,7 @@ from probe.hooks.ablate_heads import ablate_heads as ablate_heads
 from probe.player import run as run
 from probe.sample import Sample as Sample
 from probe.sample import Span as Span
+from probe.storage.merging import merge as merge
 from probe.storage.trace_store import Run as Run
 from probe.storage.trace_store import Trace as Trace
 from probe.storage.trace_store import open as open

@@ -14,6 +14,7 @@ import typer
 import probe
 from probe.command.bench import bench
 from probe.command.exits import exits, partial, starts_over, stops
+from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
 from probe.errors import NotAvailable, UsageError
 
@@ -155,6 +156,7 @@ def show_run(
 
 
 app.command("bench")(bench)
+app.command("export")(export)
 
 
 def _command(casebook: str, options: Mapping[str, Any]) -> str:

@@ -6,11 +6,11 @@ import errno
 import functools
 import html
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt
+from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt, UsageError
 from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import read_json
@@ -60,6 +60,30 @@ class Run:
         for unit, record in self.units.items():
             if all(value is None or record.get(key) == value for key, value in wanted.items()):
                 yield self.trace(unit)
+
+    def select(
+        self,
+        *,
+        samples: Collection[str] | None = None,
+        conditions: Collection[str] | None = None,
+        stages: Collection[str] | None = None,
+    ) -> list[Trace]:
+        """Return the traces of these samples, conditions and stages, by name; analyses take them as they take a run.
+
+        Raises UsageError naming what there is, for a name that no unit of the run has.
+        """
+        wanted = {"sample": samples, "condition": conditions, "stage": stages}
+        for key, names in wanted.items():
+            if isinstance(names, str):
+                raise UsageError(f"{key}s are a collection of names, not {names!r}")
+            there = sorted({str(record.get(key)) for record in self.units.values()})
+            if missing := sorted(set(names or ()) - set(there)):
+                raise UsageError(f"no unit has the {key} {missing[0]!r}; there are {', '.join(there)}")
+        return [
+            self.trace(unit)
+            for unit, record in self.units.items()
+            if all(names is None or record.get(key) in names for key, names in wanted.items())
+        ]
 
     def trace(self, unit: str) -> Trace:
         """Return one trace by its unit; raises KeyError where there is none."""

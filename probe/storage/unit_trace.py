@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import MissingStatistic, StoreCorrupt
 from probe.outcome import Outcome
 from probe.sample import Sample
-from probe.storage.block_axes import plain_dim
+from probe.storage.block_axes import BLOCK_AXES, plain_dim
 from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import MAX_JSON_BYTES, parse_json, write_json
@@ -128,6 +128,32 @@ class Trace:
 
         return levels(self._files, layer)
 
+    def select(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        positions: slice | None = None,
+    ) -> xr.Dataset:
+        """Return the arrays of some layers, query heads and positions, labelled by their own numbers, not yet read.
+
+        Raises IndexError naming what there is. Samples and conditions of a run are chosen by `Run.select`.
+        """
+        from probe.storage.slicing import select
+
+        return select(self.dataset, layers, heads, positions)
+
+    def export(self, path: Path | str, format: str, *, layer: int | None = None, **selected: Any) -> Path:
+        """Write the arrays in another tool's form: one `netcdf` or `safetensors` file, or a folder of `csv` tables.
+
+        With `layer` what was kept of that layer alone. `layers`, `heads` and `positions` are as for `select`. Raises
+        UsageError for a form that there is not, and where something stands at `path`.
+        """
+        from probe.storage.export import export
+        from probe.storage.slicing import select
+
+        return export(select(self.dataset if layer is None else self.layer(layer), **selected), path, format)
+
     @property
     def num_queries(self) -> int:
         """Queries that were seen, the prompt's and the decoded: those that a cell of a map is the mean over."""
@@ -165,6 +191,10 @@ class Trace:
                 f"probe.trace(model, sample, statistics=[{name!r}])"
             )
         array = self.dataset[name]
+        for dim in set(array.dims) & set(BLOCK_AXES) & set(array.coords):
+            # A trace of format 1 says the size of its blocks by their positions alone.
+            if "block_tokens" not in array.attrs and array.sizes[dim] > 1:
+                array = array.assign_attrs(block_tokens=int(array[dim].values[1] - array[dim].values[0]))
         return array.rename({dim: plain for dim in map(str, array.dims) if (plain := plain_dim(dim)[0]) != dim})
 
     def __contains__(self, name: object) -> bool:
