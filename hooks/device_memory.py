@@ -31,7 +31,7 @@ def memory_sum(model: PreTrainedModel, state: decoding_state, error: str) -> str
 def give_back(device: torch.device) -> None:
     """Give memory that torch keeps for later back to the device."""
     module = getattr(torch, device.type, None)
-    if hasattr(module, "empty_cache"):
+    if module is not None and hasattr(module, "empty_cache"):
         module.empty_cache()
 
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 _GROWTH = 1.5
 
 
-class host_layer(DynamicLayer):
+class host_layer(DynamicLayer):  # type: ignore[misc]
     """A layer whose keys and values lie on the host, and are put together on the device while it attends.
 
     Only what is new goes to the host, into room that grows by half; all of it comes back for each forward, so that the

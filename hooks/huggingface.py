@@ -210,12 +210,12 @@ class HuggingFaceModel:
         (see `check_continuation`).
         """
         state = decoding.empty_state(self.hf, cache)
-        with self._attention_in_parts():
+        with self.attention_in_parts():
             prefill(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
         return state
 
-    def _attention_in_parts(self) -> AbstractContextManager[None]:
-        """What chunks need in order to go without masks also where nobody watches."""
+    def attention_in_parts(self) -> AbstractContextManager[None]:
+        """Return the block within which chunks of a prompt need no mask, also where nobody watches."""
         try:
             self.attention_layers  # noqa: B018 (raises for a model that cannot be watched, which then has its masks)
         except NotReproducible:

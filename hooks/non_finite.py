@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.prefill import prefill
 from probe.hooks.residual_stream import decoder_layers
 
 # How transformers' layers call the part that is not attention.
@@ -29,6 +30,12 @@ def first_non_finite(model: HuggingFaceModel, tokens: Sequence[int], *, chunk_to
     once more; within an intervention it reads the model as changed. Raises `NotReproducible` as `calls` does.
     """
     state, found = model.prefill([]), list[str]()
+
+    def judge(start: int, logits: Tensor) -> None:
+        if not found and (bad := _first_bad_row(logits)) is not None:
+            token = int((~logits[bad].isfinite()).nonzero()[0])
+            found.append(f"in the logits at position {start + bad}, first in that of token {token}")
+
     for start in range(0, len(tokens), chunk_tokens):
         chunk = tokens[start : start + chunk_tokens]
         with ExitStack() as stack:
@@ -37,10 +44,8 @@ def first_non_finite(model: HuggingFaceModel, tokens: Sequence[int], *, chunk_to
                 before = module.register_forward_pre_hook(partial(_before, look), with_kwargs=True)
                 stack.callback(before.remove)
                 stack.callback(module.register_forward_hook(partial(_after, look)).remove)
-            logits = model.step(state, chunk, phase="prefill")
-        if not found and (bad := _first_bad_row(logits)) is not None:
-            token = int((~logits[bad].isfinite()).nonzero()[0])
-            found.append(f"in the logits at position {start + bad}, first in that of token {token}")
+            stack.enter_context(model.attention_in_parts())
+            prefill(model.hf, state, chunk, chunk_tokens=chunk_tokens, on_logits=judge)
         if found:
             return "; ".join([found[0], *_bad_weights(model.hf)])
     return None

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from probe.hooks import decoding
 from probe.hooks.ablate_heads import ablate_heads
 from probe.hooks.huggingface import load
 
@@ -50,8 +51,13 @@ def test_a_whole_prompt_is_watched_in_linear_memory(make: Any, tokens: Any, kind
     assert watched.elements < NUM_TOKENS * NUM_TOKENS / 16
 
 
-def test_a_prompt_in_chunks_allocates_no_more_than_a_chunk_of_rows(make: Any, tokens: Any) -> None:
+@pytest.mark.parametrize("cache", ["device", "offload"])
+def test_a_prompt_in_chunks_allocates_no_more_than_its_cache(
+    make: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch, cache: Any
+) -> None:
     model = load(make("llama-gqa", "sdpa", max_position_embeddings=NUM_TOKENS))
+    monkeypatch.setattr(decoding, "_computes_on_host", lambda model: False)
     with Largest() as watched, model.calls(lambda sample, call: None):
-        model.prefill(tokens(NUM_TOKENS).tolist(), chunk_tokens=256)
-    assert watched.elements <= 256 * NUM_TOKENS, watched.where
+        model.prefill(tokens(NUM_TOKENS).tolist(), chunk_tokens=256, on_logits=lambda start, logits: None, cache=cache)
+    # Four rows of a group of two heads are recomputed; two heads of eight channels are cached.
+    assert watched.elements <= 1.5 * 2 * 8 * NUM_TOKENS, watched.where
