@@ -12,7 +12,7 @@ from probe.benchmark.result import Bench, Job, Measurement, Section
 NONE = "–"
 """Stands where there is no number."""
 BUSY = 0.5
-"""Cores too few from which a reader is warned: every machine does a little besides."""
+"""Cores that others may keep busy, and that must be left over, before a reader is warned."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def heading(bench: Bench) -> str:
     size = "" if memory is None else f", {in_bytes(memory)} of memory"
     triton = f", Triton {machine.triton}" if machine.triton else ""
     compiler = f", {machine.compiler}" if machine.compiler else ", no C++ compiler"
-    busy = max((m.busy_cores or 0.0 for m in bench.measurements), default=0.0)
+    busy = _busy_cores(bench)
     crowded = ""
-    if not machine.gpu and busy + plan.threads > machine.all_cores + BUSY:
-        crowded = f" **Other programs kept up to {busy:.1f} cores busy meanwhile: its times are too long.**"
+    if not machine.gpu and busy >= BUSY and busy + plan.threads > machine.all_cores - BUSY:
+        crowded = f" **Other programs kept {busy:.1f} cores busy meanwhile: neither its times nor their ratios hold.**"
     unfinished = "" if bench.complete else " It was stopped before its end."
     return (
         f"Measured by `{bench.command}` of version {bench.probe} on {bench.made[:10]}: {on}{cores}{size}, "
@@ -159,6 +159,14 @@ def _model(bench: Bench) -> Iterator[Table]:
             *_skipped(found),
         ),
     )
+
+
+def _busy_cores(bench: Bench) -> float:
+    """Return the cores that others kept busy, on average over the time of all measurements."""
+    spans = [(m.busy_cores, sum(m.seconds) + (m.warm_up_seconds or 0.0)) for m in bench.measurements]
+    known = [(busy, seconds) for busy, seconds in spans if busy is not None]
+    total = sum(seconds for _, seconds in known)
+    return sum(busy * seconds for busy, seconds in known) / total if total else 0.0
 
 
 def _of_section(bench: Bench, section: Section) -> list[Measurement]:

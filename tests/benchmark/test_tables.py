@@ -115,10 +115,22 @@ def test_the_machine_is_named_and_so_is_the_command(make: Any) -> None:
     assert "It was stopped before its end." in markdown(stopped)
 
 
-@pytest.mark.parametrize(("busy", "warned"), [(None, False), (7.2, False), (7.6, True)])
-def test_a_machine_that_was_busy_is_said_to_have_been(make: Any, busy: float | None, warned: bool) -> None:
+@pytest.mark.parametrize(
+    ("busy", "threads", "warned"), [(None, 8, False), (0.4, 8, False), (0.6, 8, True), (3.0, 4, False), (4.0, 4, True)]
+)
+def test_a_machine_that_was_busy_is_said_to_have_been(
+    make: Any, busy: float | None, threads: int, warned: bool
+) -> None:
+    """Of eight cores: what others take matters once what is left is too little."""
     found = make.measurement("sdpa", 16, {"forward": (1.0,)}, 1).model_copy(update={"busy_cores": busy})
-    assert ("Other programs kept up to 7.6 cores busy" in markdown(make.bench(found))) == warned
+    assert (f"Other programs kept {busy} cores busy" in markdown(make.bench(found, threads=threads))) == warned
+
+
+def test_a_short_measurement_says_little_of_who_else_was_busy(make: Any) -> None:
+    short, long = (make.measurement("sdpa", 16, {"forward": (t,)}, 1) for t in (0.001, 991.0))
+    short = short.model_copy(update={"busy_cores": 8.0, "warm_up_seconds": 0.0})
+    long = long.model_copy(update={"busy_cores": 0.0})
+    assert "Other programs" not in markdown(make.bench(short, long, threads=8))
 
 
 def test_markdown_is_a_table_for_every_reader(make: Any) -> None:
