@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from probe.errors import UsageError
 from probe.selection import LeftOut, largest_key
+from probe.withheld import Withheld
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
@@ -43,6 +45,11 @@ class Reading:
 def read(trace: Trace, outcome: Outcome, span: str, counting: Counting, left_out: LeftOut) -> Reading | None:
     """Return what each head did in one trace, whether or not the answer was right; None, and counted, where unknown."""
     sample = trace.sample
+    if isinstance(sample.tokens, Withheld):
+        raise UsageError(
+            f"retrieval_heads compares token ids, and {sample.name!r} is a private trace, which has none: "
+            "capture it without --private"
+        )
     if span not in {s.name for s in sample.spans}:
         left_out.add(f"the sample has no span `{span}`")
         return None

@@ -42,7 +42,7 @@ _COLUMNS = (
 _THRESHOLDS = np.round(np.arange(0.02, 1.0, 0.02), 2)
 
 
-@analysis(question=QUESTION, source=SOURCE, needs={"top_keys": {"k": 1}})
+@analysis(question=QUESTION, source=SOURCE, needs={"top_keys": {"k": 1}}, reads_tokens=True)
 def retrieval_heads(
     run: Run | Trace | Iterable[Trace],
     *,

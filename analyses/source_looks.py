@@ -12,6 +12,7 @@ from probe.analyses.copying import read, source_hits
 from probe.finding import Interval, Measurement
 from probe.intervals import by_cluster, cluster_bootstrap
 from probe.selection import LeftOut, fact, has_top_keys, length
+from probe.withheld import Withheld
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
@@ -30,7 +31,8 @@ class SourceHits:
 
 def follow_heads(cases: Sequence[tuple[Trace, Outcome]], head_threshold: float, seed: int) -> SourceHits | None:
     """Return where the heads look that copy where answers are right; None where it was not captured, or none copies."""
-    captured = [(trace, outcome) for trace, outcome in cases if has_top_keys(trace)]
+    # Of a private trace nobody can say which token was copied.
+    captured = [(t, o) for t, o in cases if has_top_keys(t) and not isinstance(t.sample.tokens, Withheld)]
     right = [(trace, outcome) for trace, outcome in captured if outcome.correct]
     # Where samples are halved, heads are chosen on the half that finds.
     chosen = [(t, o) for t, o in right if fact(t, "half") == "find"]

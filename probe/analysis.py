@@ -26,6 +26,8 @@ class Analysis(Protocol[P]):
     """What it answers, for `probe list` and the report."""
     source: str
     """Paper and section, or `this toolkit's own`."""
+    reads_tokens: bool
+    """Whether it compares token ids, which a private trace does not have."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Finding:
         """Return the finding."""
@@ -37,12 +39,13 @@ class Analysis(Protocol[P]):
 
 
 def analysis(
-    *, question: str, source: str, needs: Needs | Callable[..., Needs] | None = None
+    *, question: str, source: str, needs: Needs | Callable[..., Needs] | None = None, reads_tokens: bool = False
 ) -> Callable[[Callable[P, Finding]], Analysis[P]]:
     """Mark a function as an analysis, and say what a casebook captures for it.
 
     `needs` is a mapping, or a function of the analysis' parameters (each with its default) where they decide what is
-    captured. The decorated function stays itself: attributes are all that is added.
+    captured. One that `reads_tokens` has nothing to say of private traces. The decorated function stays itself:
+    attributes are all that is added.
     """
 
     def needed(**parameters: Any) -> Needs:
@@ -53,6 +56,7 @@ def analysis(
     def mark(function: Callable[P, Finding]) -> Analysis[P]:
         marked = cast(Any, function)
         marked.question, marked.source, marked.needs = question, source, needed
+        marked.reads_tokens = reads_tokens
         return cast(Analysis[P], marked)
 
     return mark

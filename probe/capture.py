@@ -15,8 +15,9 @@ from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel, load
 from probe.kernels.statistic import Statistic
 from probe.outcome import Outcome
+from probe.private import withheld_outcome, withheld_sample
 from probe.reader import Reader
-from probe.requested import Requested, all_requested, requested
+from probe.requested import Requested, all_requested, check_private, requested
 from probe.sample import Sample
 from probe.storage.saved_trace import saved_trace, write_trace_json
 from probe.storage.store import MemoryStore, RunStore, unit_id
@@ -45,6 +46,7 @@ def trace(
     chunk_tokens: int = CHUNK_TOKENS,
     out: str | Path | None = None,
     overwrite: bool = False,
+    private: bool = False,
 ) -> Trace:
     """Read text, tokens or a sample with `model`, and return the trace of what its attention did.
 
@@ -55,7 +57,7 @@ def trace(
     decoded greedily (by default as many tokens as the sample's answer has, else one); rows are the queries that
     produced them. `pool_tokens` pools per-query and per-key arrays over blocks of as many positions; "auto" does so
     with blocks of 64 from 16,384 tokens on, None never. With `out` the trace is written there as it is read, and need
-    not fit into memory.
+    not fit into memory. With `private` the trace holds neither token ids nor text, and analyses that need them refuse.
 
     Raises UsageError for an unknown statistic, or where something stands at `out` (a saved trace goes with
     `overwrite`), NotReproducible for a model that cannot be captured exactly.
@@ -74,6 +76,7 @@ def trace(
         "max_new_tokens": max_new_tokens,
         "pool_tokens": pool_tokens,
         "chunk_tokens": chunk_tokens,
+        "private": private,
     }
     if out is None:
         return _traced(loaded, sample, requests, MemoryStore(), options)
@@ -92,18 +95,18 @@ def _traced(
     store: MemoryStore | RunStore,
     options: Mapping[str, Any],
 ) -> Trace:
-    unit = unit_id(sample.name, {"sample": sample.to_json()})
+    kept = withheld_sample(sample) if options["private"] else sample
     writer = store.begin_unit(
-        unit,
+        unit_id(kept.name, {"sample": kept.to_json()}),
         stage="notebook",
         condition="as given",
         facts={"role": "baseline"},
-        sample=sample,
+        sample=kept,
         provenance=model.provenance(),
     )
     with writer:
         writer.commit(read(model, sample, requests, writer, **options))
-    return store.trace(unit)
+    return store.trace(writer.unit)
 
 
 def default_statistics() -> list[Request]:
@@ -168,11 +171,14 @@ def read(
     max_new_tokens: int | None = None,
     pool_tokens: int | str | None = "auto",
     chunk_tokens: int = CHUNK_TOKENS,
+    private: bool = False,
 ) -> Outcome:
     """Read one sample: prefill, the right answer's log-probability, and the greedy answer; write what was asked for.
 
     The prompt without its last token is the prefill; decoding begins with the prompt's last token, as in Wu et al.
-    (2024). The right answer is put through on the prompt's cache without being captured, and taken back.
+    (2024). The right answer is put through on the prompt's cache without being captured, and taken back. With `private`
+    neither the trace nor the outcome that is returned has token ids or words; `writer` was begun with
+    `withheld_sample`. Raises UsageError where that and queries and keys are asked for, which give the tokens away.
     """
     requests = all_requested(statistics)
     if pool_tokens == "auto":
@@ -181,11 +187,15 @@ def read(
         raise UsageError(f"pool_tokens is a whole number above 0, 'auto' or None, not {pool_tokens!r}")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is at least 1, not {max_new_tokens}")
-    reader = Reader(model, sample, requests, pool_tokens, writer)
+    if private:
+        check_private(requests)
+        writer.note(private=True)
+    spans = withheld_sample(sample).spans if private else sample.spans
+    reader = Reader(model, sample, requests, pool_tokens, writer, spans)
     num_new = max_new_tokens if max_new_tokens is not None else max(1, len(sample.answer_tokens))
     outcome = reader.play(num_new, chunk_tokens)
     reader.finish()
-    return outcome
+    return withheld_outcome(outcome) if private else outcome
 
 
 __all__ = ["as_sample", "default_statistics", "expand", "load", "read", "trace"]

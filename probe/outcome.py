@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from probe.withheld import token_ids_from_json, token_ids_to_json
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values, numbers that are not finite as strings; `from_json` turns them back."""
-        value = asdict(self)
-        value["response_tokens"] = list(self.response_tokens)
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        value["response_tokens"] = token_ids_to_json(self.response_tokens)
         value["answer_log_probability"] = [_to_json(x) for x in self.answer_log_probability]
         value["text_loss"] = None if self.text_loss is None else _to_json(self.text_loss)
         return value
@@ -46,7 +49,7 @@ class Outcome:
     def from_json(cls, value: Mapping[str, Any]) -> Outcome:
         """Rebuild an outcome from `to_json`'s result; raises TypeError or KeyError where it is not one."""
         fields = dict(value)
-        fields["response_tokens"] = tuple(int(token) for token in value["response_tokens"])
+        fields["response_tokens"] = token_ids_from_json(value["response_tokens"])
         fields["answer_log_probability"] = tuple(float(x) for x in value["answer_log_probability"])
         fields["text_loss"] = None if value["text_loss"] is None else float(value["text_loss"])
         return cls(**fields)

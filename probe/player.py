@@ -18,11 +18,13 @@ from probe.casebook import Casebook, Stage, named
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.finding import Finding
+from probe.kernels.non_finite_heads import NonFiniteHead, in_words
 from probe.plan import CannotPlay, Played
 from probe.prepare import default_folder, prepare, too_long
+from probe.private import withheld_sample
 from probe.progress import Progress, Silent
 from probe.reporting.report import write_report
-from probe.requested import all_requested, check_layers
+from probe.requested import all_requested, check_layers, check_private
 from probe.sample import Sample
 from probe.storage import store
 from probe.storage.hold import LOCK_FILE
@@ -50,13 +52,15 @@ def run(
     haystack: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    private: bool = False,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Play `casebook` on `model` and return the run, with its findings and its report on disk.
 
     `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave. `limit` is the number of
-    samples per cell. A folder that holds this very run is continued; one that holds another is refused unless `force`.
+    samples per cell. With `private` the folder holds neither token ids nor text, and analyses that need them are not
+    made, by name. A folder that holds this very run is continued; one that holds another is refused unless `force`.
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
@@ -73,7 +77,7 @@ def run(
         trust_remote_code=trust_remote_code,
     )
     folder = Path(out) if out is not None else default_folder(book, loaded)
-    player = Player(book, loaded, folder, progress or Silent(), command=command)
+    player = Player(book, loaded, folder, progress or Silent(), command=command, private=private)
     player.check()
     player.judge(force=force)
     with store.hold(folder):
@@ -94,6 +98,7 @@ class Player:
     folder: Path
     progress: Progress
     command: str | None = None
+    private: bool = False
     findings: dict[str, Finding] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -116,6 +121,8 @@ class Player:
         identity["attention_implementation"] = str(provenance.get("attention_implementation"))
         for package in ("longcontext-probe", "torch", "transformers"):
             identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
+        if self.private:
+            identity["private"] = "True"
         haystack = self.book.workload[self.book.workload_name].get("haystack")
         if isinstance(haystack, str) and Path(haystack).is_file():
             identity["haystack"] = hashlib.sha256(Path(haystack).read_bytes()).hexdigest()
@@ -132,7 +139,10 @@ class Player:
         if not samples:
             raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
         for stage in self.book.stages:
-            check_layers(all_requested(plan.requests_of(stage)), self.model)
+            requests = all_requested(plan.requests_of(stage))
+            check_layers(requests, self.model)
+            if self.private:
+                check_private(requests)
         for condition in conditions:
             if isinstance(condition.intervention, dict):
                 with plan.built(condition.intervention)(self.model):
@@ -219,23 +229,28 @@ class Player:
             stage=stage.name,
             condition=condition.name,
             facts=condition.facts(),
-            sample=sample,
+            sample=withheld_sample(sample) if self.private else sample,
             provenance=self.provenance,
         )
         try:
-            outcome = capture.read(self.model, sample, requests, writer)
+            outcome = capture.read(self.model, sample, requests, writer, private=self.private)
         except NotReproducible:
             writer.abandon()
             raise
         # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
         except Exception as error:  # noqa: BLE001
             writer.abandon()
-            self._fail(unit, condition, sample, f"{type(error).__name__}: {error}")
+            # What an error says may quote what was read.
+            why = type(error).__name__ if self.private else f"{type(error).__name__}: {error}"
+            self._fail(unit, condition, sample, why)
             return
         except BaseException:
             writer.abandon()
             raise
+        bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
         writer.commit(outcome)
+        if bad:
+            self.progress.message(f"{condition.name} {sample.name}: {bad}")
         if outcome.failed:
             self._fail(unit, condition, sample, outcome.failed)
         else:
@@ -246,7 +261,8 @@ class Player:
         self.progress.advance(f"{condition.name} {sample.name}: failed")
 
     def _note_failure(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
-        self.failed.append({"unit": unit, "condition": condition.name, "sample": sample.name, "why": why})
+        name = withheld_sample(sample).name if self.private else sample.name
+        self.failed.append({"unit": unit, "condition": condition.name, "sample": name, "why": why})
         self.progress.message(f"{condition.name} {sample.name} failed: {why}")
 
     def _samples(self, stage: Stage, played: Played) -> list[Sample]:
@@ -303,8 +319,11 @@ class Player:
         return tuple(sorted({*heads, *pairs}))
 
     def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
+        # A private sample's own JSON says less of what it is, so that the casebook has to.
+        run = self.identity if self.private else self.identity | {"casebook": ""}
+        sample = withheld_sample(sample) if self.private else sample
         identity = {
-            "run": self.identity | {"casebook": ""},
+            "run": run,
             "stage": stage.name,
             "condition": {"name": condition.name, **condition.facts()},
             "sample": sample.to_json(),
@@ -317,6 +336,11 @@ class Player:
         traces = Run(self.folder)
         for request in stage.analyses:
             name, parameters = named(request)
+            if self.private and discovery.get("analyses", name).reads_tokens:
+                why = f"{name} compares token ids, which a private run leaves out"
+                self.stages[stage.name].setdefault("not_analysed", {})[name] = why
+                self.progress.message(f"stage {stage.name}: {why}")
+                continue
             self.findings[name] = discovery.get("analyses", name)(traces, **parameters)
         store.write_json(self.folder / "findings.json", [f.to_json() for f in self.findings.values()])
 
@@ -337,12 +361,18 @@ class Player:
         )
 
 
-def dry_run(casebook: str | Path | Casebook = "first-look", *, out: str | Path | None = None, **options: Any) -> DryRun:
+def dry_run(
+    casebook: str | Path | Casebook = "first-look",
+    *,
+    out: str | Path | None = None,
+    private: bool = False,
+    **options: Any,
+) -> DryRun:
     """Return what `run` with these options would take, without reading more than two of its samples.
 
     Raises what `run` raises before it reads anything.
     """
     book, loaded = prepare(casebook, **options)
     folder = Path(out) if out is not None else default_folder(book, loaded)
-    Player(book, loaded, folder, Silent()).check()
+    Player(book, loaded, folder, Silent(), private=private).check()
     return estimate(book, loaded)

@@ -15,12 +15,13 @@ from probe.hooks.non_finite import first_non_finite
 from probe.kept_vectors import KeptVectors
 from probe.kernels.call import Call
 from probe.kernels.keys import Keys
+from probe.kernels.non_finite_heads import NonFiniteHeads
 from probe.kernels.result import Result
 from probe.kernels.scan import Scan
 from probe.kernels.token_scan import TokenScan
 from probe.outcome import Outcome
 from probe.requested import Requested, check_layers
-from probe.sample import Sample
+from probe.sample import Sample, Span
 from probe.storage.array import Array
 from probe.storage.unit_writer import UnitWriter
 
@@ -42,10 +43,15 @@ class Reader:
         requests: Sequence[Requested],
         pool_tokens: int | None,
         writer: UnitWriter,
+        spans: Sequence[Span],
     ) -> None:
-        """Prepare; raises UsageError for a layer that the model does not have, or that does not attend."""
+        """Prepare; raises UsageError for a layer that the model does not have, or that does not attend.
+
+        `spans` are the sample's, as the trace is to call them.
+        """
         self.model = model
         self.sample = sample
+        self.spans = spans
         self.of_attention = [r for r in requests if r.statistic.kind in ("scan", "row", "key")]
         self.of_residual = [r for r in requests if r.statistic.kind == "residual"]
         of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
@@ -55,6 +61,7 @@ class Reader:
         self.scans: dict[int, Scan] = {}
         self.vectors: dict[int, KeptVectors] = {}
         self.residuals: dict[int, TokenScan] = {}
+        self.bad: dict[int, NonFiniteHeads] = {}
         self.below: Keys | None = None
         self.tokens = TokenScan(of_token, token_start=1, pool_tokens=pool_tokens)
         self.nats = 0.0
@@ -108,6 +115,7 @@ class Reader:
             num_queries=num_queries,
             engine=", ".join(sorted(engines)) or None,
             attention={str(layer): kept.facts for layer, kept in self.vectors.items()},
+            non_finite=[dataclasses.asdict(head) for _, heads in sorted(self.bad.items()) for head in heads.found],
         )
         for layer in sorted({*self.scans, *self.residuals}):
             for scans in (self.scans, self.residuals):
@@ -173,13 +181,14 @@ class Reader:
 
     def _on_call(self, _: int, call: Call) -> None:
         layer = call.layer
+        self.bad.setdefault(layer, NonFiniteHeads()).update(call)
         wanted = [request for request in self.of_attention if request.of(layer)]
         if not wanted:
             self.below = None
             return
         if layer not in self.scans:
             statistics = [request.statistic for request in wanted]
-            self.scans[layer] = Scan(statistics, spans=self.sample.spans, pool_tokens=self.pool_tokens)
+            self.scans[layer] = Scan(statistics, spans=self.spans, pool_tokens=self.pool_tokens)
             if any(request.keeps_vectors for request in wanted):
                 self.vectors[layer] = KeptVectors(self.writer.of_layer(layer))
         self.fresh = True

@@ -83,6 +83,15 @@ def check_layers(requests: Sequence[Requested], model: HuggingFaceModel) -> None
                 )
 
 
+def check_private(requests: Sequence[Requested]) -> None:
+    """Raise UsageError for what a private trace cannot hold: vectors from which tokens can be read back."""
+    if any(request.keeps_vectors for request in requests):
+        raise UsageError(
+            "queries_and_keys cannot be kept in a private trace: the first layers' give the tokens away; "
+            "leave them out, or capture without --private"
+        )
+
+
 def _layers(name: str, layers: Any) -> tuple[int, ...]:
     if (
         not isinstance(layers, Sequence)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from probe.withheld import token_ids_from_json, token_ids_to_json
+
 
 @dataclass(frozen=True)
 class Span:
@@ -33,7 +35,7 @@ class Sample:
     name: str
     """Unique within a workload's samples and stable between runs, e.g. `needle-256-0.50-s3`."""
     tokens: tuple[int, ...]
-    """Token ids of the prompt, special tokens included, answer not included."""
+    """Token ids of the prompt, special tokens included, answer not included; `Withheld` in a private trace."""
     spans: tuple[Span, ...] = ()
     """Stretches of `tokens` that matter. A span that a condition removed (an absent needle) is not listed."""
     answer_tokens: tuple[int, ...] = ()
@@ -59,9 +61,9 @@ class Sample:
         """Return the sample as JSON values; `from_json` turns them back into an equal sample."""
         return {
             "name": self.name,
-            "tokens": list(self.tokens),
+            "tokens": token_ids_to_json(self.tokens),
             "spans": [[s.name, s.start, s.stop] for s in self.spans],
-            "answer_tokens": list(self.answer_tokens),
+            "answer_tokens": token_ids_to_json(self.answer_tokens),
             "answer": self.answer,
             "text": self.text,
             "facts": dict(self.facts),
@@ -72,9 +74,9 @@ class Sample:
         """Rebuild a sample from `to_json`'s result."""
         return cls(
             name=value["name"],
-            tokens=tuple(value["tokens"]),
+            tokens=token_ids_from_json(value["tokens"]),
             spans=tuple(Span(name, start, stop) for name, start, stop in value["spans"]),
-            answer_tokens=tuple(value["answer_tokens"]),
+            answer_tokens=token_ids_from_json(value["answer_tokens"]),
             answer=value["answer"],
             text=value["text"],
             facts=dict(value["facts"]),

@@ -73,6 +73,7 @@ def run_casebook(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model run code of its own; it can do anything.")
     ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Keep token ids and text out of what is written.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many units, how much memory, disk and time; run nothing.")
     ] = False,
@@ -92,6 +93,7 @@ def run_casebook(
         "dtype": dtype,
         "haystack": haystack,
         "trust_remote_code": trust_remote_code,
+        "private": private,
     }
     again = _command(casebook, options)
     with exits(debug=context.obj):

@@ -53,7 +53,8 @@ class Trace:
             self.attention: dict[str, dict[str, Any]] = about["attention"]
             """How each layer whose queries and keys were kept attends, by its index as a string."""
             self.non_finite: list[dict[str, Any]] = about["non_finite"]
-            """Heads with NaN or infinity in their queries or keys: `layer`, `head`, `count`, `first_position`."""
+            """Heads with NaN or infinity in them: `layer`, `side` (`query`, or `key` for a key-value head), `head`,
+            `num_values`, `first_position`."""
             self.private: bool = about["private"]
             """Whether token ids and text were left out."""
             self._num_queries = about["num_queries"]

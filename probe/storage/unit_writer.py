@@ -21,8 +21,9 @@ from probe.storage.layered_array import LayeredArray
 from probe.storage.manifest import FORMAT
 from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
 
-NOTES: Final = ("num_queries", "engine", "attention", "non_finite")
-"""What capture may add: how many queries were seen, which scan ran, how layers attend, and where numbers were bad."""
+NOTES: Final = ("num_queries", "engine", "attention", "non_finite", "private")
+"""What capture may add: how many queries were seen, which scan ran, how layers attend, where numbers were bad,
+and whether words were left out."""
 
 _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
 
@@ -137,6 +138,11 @@ class UnitWriter:
                 self._about["provenance"][name] = value
             else:
                 self._about[name] = value
+
+    @property
+    def non_finite(self) -> list[dict[str, Any]]:
+        """What was noted of heads with NaN or infinity in them."""
+        return list(self._about["non_finite"])
 
     def commit(self, outcome: Outcome | None = None) -> None:
         """Write what is left and put the unit on record; when this returns, it is on the disk.
