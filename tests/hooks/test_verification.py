@@ -1,0 +1,55 @@
+"""A call is judged by all its keys, also where most of them need not be looked at for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from probe.hooks import verification
+from probe.hooks.verification import recomputed
+from probe.kernels.call import Call
+
+
+def drawn(num_keys: int, num_queries: int, outlier: float) -> tuple[Call, Tensor]:
+    """A call whose largest key and value stand where the sampled ones do not, and its output."""
+    torch.manual_seed(num_keys)
+    query = torch.randn(4, num_queries, 16)
+    key, value = torch.randn(2, num_keys, 16), torch.randn(2, num_keys, 16)
+    key[:, 7:8] *= outlier
+    value[:, 7:8] *= outlier
+    start = num_keys - num_queries
+    logits = query @ key.repeat_interleave(2, dim=0).mT * 0.25
+    logits = logits.masked_fill(~torch.ones(num_queries, num_keys, dtype=torch.bool).tril(start), -torch.inf)
+    output = (logits.softmax(dim=-1) @ value.repeat_interleave(2, dim=0)).transpose(0, 1)
+    return Call(0, query, key, value, 0.25, query_start=start, log_sum_exp=logits.logsumexp(dim=-1)), output
+
+
+@pytest.mark.parametrize("num_keys", [1, 40, 512, 3000])
+@pytest.mark.parametrize("num_queries", [1, 5])
+@pytest.mark.parametrize("outlier", [1.0, 50.0])
+def test_a_right_call_is_within_its_allowance(num_keys: int, num_queries: int, outlier: float) -> None:
+    found = recomputed(*drawn(max(num_keys, num_queries), num_queries, outlier))
+    assert found.output <= found.output_allowed
+    assert found.log_sum_exp <= found.log_sum_exp_allowed
+    assert found.finite
+
+
+@pytest.mark.parametrize("outlier", [1.0, 50.0])
+@pytest.mark.parametrize("share", [0.5, 0.95, 1.05, 2.0])
+def test_a_call_is_judged_as_all_its_keys_judge_it(outlier: float, share: float) -> None:
+    call, output = drawn(3000, 5, outlier)
+    output[4, 1, 3] += share * verification._compared(call, output, 1).output_allowed
+    found, by_all = recomputed(call, output), verification._compared(call, output, 1)
+    wrong = found.output > found.output_allowed
+    assert wrong == (by_all.output > by_all.output_allowed)
+    if share in (0.5, 2.0):
+        assert wrong == (share == 2.0)
+
+
+@pytest.mark.parametrize("which", ["key", "query"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen_wherever_it_stands(which: str, bad: float) -> None:
+    call, output = drawn(3000, 5, 1.0)
+    getattr(call, which)[1, 3, 5] = bad
+    assert not recomputed(call, output).finite
