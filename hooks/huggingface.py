@@ -176,6 +176,11 @@ class HuggingFaceModel:
         own cannot be told from decoding: use `prefill`). `on_residual(layer, sample, hidden)` gets the output of each
         decoder layer.
 
+        A reader is given every query of every layer once and in order, also where `prefill` had to put a chunk through
+        again; so it needs no way back. Where a reader itself runs out of device memory (`torch.OutOfMemoryError`),
+        what it had added up is unknown, and `DeviceTooSmall` is raised. `call.log_sum_exp` is there where the model's
+        own attention operator handed it over and it is provably the call's (see `log_sum_exp_of`); None elsewhere.
+
         Every call is verified: a few rows are recomputed, the mask is compared (see `probe.hooks.verification`).
         Raises `NotReproducible` naming the model, the layer and the reason.
         """
