@@ -11,9 +11,12 @@ from torch import Tensor
 
 from probe.errors import UsageError
 from probe.kernels.block import Block
+from probe.kernels.call import Call
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, Layout, add, finish_nothing, start_nothing
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.tally import Tally
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,7 @@ class attention_map(Statistic):
             raise UsageError(f"attention_map: grid is even and between 2 and 4,096, not {self.grid}")
 
     def reference(self, dense: Dense) -> dict[str, Tensor]:
-        extent = 1 + int(max(dense.query_position[-1], dense.key_position[-1]))
-        tokens = 1
-        while tokens * self.grid < extent:
-            tokens *= 2
+        tokens = self._tokens(1 + int(max(dense.query_position[-1], dense.key_position[-1])))
         query_block, key_block = dense.query_position // tokens, dense.key_position // tokens
         # Blocks of queries first, then blocks of keys: a sum of sums, a maximum of maxima.
         rows = [dense.probability[:, query_block == q] for q in range(int(query_block[-1]) + 1)]
@@ -57,9 +57,68 @@ class attention_map(Statistic):
         """Return nothing: the cells depend on the length, so that the tally cuts the block."""
         return {}
 
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return (Epilogue(start_nothing, _update, finish_nothing, self._memory, _collect, self._constants),)
+
     def tally(self) -> Tally:
         """Return the grid."""
         return _Grid(self)
+
+    def _tokens(self, extent: int) -> int:
+        tokens = 1
+        while tokens * self.grid < extent:
+            tokens *= 2
+        return tokens
+
+    def _memory(self, layout: Layout) -> tuple[Tensor | int, ...]:
+        call = layout.call
+        stops = call.query_start + call.num_queries, call.key_start + call.num_keys
+        tokens = self._tokens(max(stops))
+        rows, columns = (
+            (stop - 1) // tokens - start // tokens + 1
+            for start, stop in zip((call.query_start, call.key_start), stops, strict=True)
+        )
+        sums = layout.sums(rows, columns)
+        return sums, torch.zeros(sums.shape, device=sums.device), tokens, rows, columns
+
+    def _constants(self, layout: Layout) -> tuple[int, ...]:
+        call = layout.call
+        tokens = self._tokens(max(call.query_start + call.num_queries, call.key_start + call.num_keys))
+        return min(tokens, layout.shape.QUERIES), min(tokens, layout.shape.KEYS)
+
+
+def _collect(layout: Layout, memory: tuple[Any, ...]) -> dict[str, Tensor]:
+    sums, largest = layout.total(memory[0]), memory[1]
+    # A maximum passes over NaN, a sum does not.
+    return {"": sums, "max": torch.where(sums.isnan(), sums, largest)}
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    rows = tile.rows
+    HEADS: tl.constexpr = SHAPE.HEADS
+    # Cells of the tile: parts of it where cells are small, itself where they are larger.
+    ROWS: tl.constexpr = SHAPE.QUERIES // CONSTANTS[0]
+    COLUMNS: tl.constexpr = SHAPE.KEYS // CONSTANTS[1]
+    if COLUMNS == 1:
+        mass = tile.mass
+        largest = tile.largest
+    else:
+        cells = [HEADS, SHAPE.QUERIES, COLUMNS, CONSTANTS[1]]
+        mass = tl.sum(tl.reshape(tile.probability, cells), 3)
+        largest = tl.max(tl.reshape(tile.log_probability, cells), 3)
+    mass = tl.sum(tl.reshape(mass, [HEADS, ROWS, CONSTANTS[0], COLUMNS]), 2)
+    largest = tl.exp(tl.max(tl.reshape(largest, [HEADS, ROWS, CONSTANTS[0], COLUMNS]), 2))
+    head = (rows.head + tl.arange(0, HEADS))[:, None, None]
+    row = (rows.query_start // CONSTANTS[0] + tl.arange(0, ROWS)) * CONSTANTS[0] // memory[2]
+    column = (tile.key_start // CONSTANTS[1] + tl.arange(0, COLUMNS)) * CONSTANTS[1] // memory[2]
+    row = (row - rows.query_offset // memory[2])[None, :, None]
+    column = (column - rows.key_offset // memory[2])[None, None, :]
+    inside = (row >= 0) & (row < memory[3]) & (column >= 0) & (column < memory[4]) & (head >= 0)
+    place = (head.to(tl.int64) * memory[3] + row) * memory[4] + column
+    add(memory[0] + place, mass, inside & (mass != 0.0))
+    tl.atomic_max(memory[1] + place, largest, mask=inside & (largest > 0.0), sem="relaxed")
+    return state
 
 
 class _Grid(Tally):
@@ -84,6 +143,13 @@ class _Grid(Tally):
             largest.append(self._cells(inside.amax(1), block.key_start).amax(-1))
         extent = (block.query_start, block.query_stop), (block.key_start, block.key_stop)
         self.add_cells(torch.stack(sums, 1), torch.stack(largest, 1), *extent)
+
+    def take_parts(self, parts: dict[str, Tensor], call: Call) -> None:
+        """Add the cells of a call, of the size that its last position asks for."""
+        queries = call.query_start, call.query_start + call.num_queries
+        keys = call.key_start, call.key_start + call.num_keys
+        self.grow(max(queries[1], keys[1]))
+        self.add_cells(parts[""], parts["max"], queries, keys)
 
     def take_reference(self, arrays: dict[str, Tensor], dense: Dense) -> None:
         """Take the reference's means back to sums."""

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, Layout, by_head
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 NUM_BINS = 42
 """Distances up to 2^41."""
@@ -58,6 +60,9 @@ class distance_histogram(Statistic):
         """Return the bins' lower edges."""
         return np.array([low for low, _ in _bins()[:size]], dtype=np.int64) if axis == "distance_bin" else None
 
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return (Epilogue(_start, _update, _finish, lambda layout: (layout.partials(32),), _collect),)
+
 
 def _bins() -> list[tuple[int, int]]:
     return [(0, 1), *((1 << power, 2 << power) for power in range(NUM_BINS - 1))]
@@ -65,3 +70,50 @@ def _bins() -> list[tuple[int, int]]:
 
 def _clip(index: int, sums: Tensor) -> int:
     return min(max(index, 0), sums.shape[1])
+
+
+def _collect(layout: Layout, memory: tuple[Any, ...]) -> dict[str, Tensor]:
+    call = layout.call
+    last = max(call.query_start + call.num_queries, call.key_start + call.num_keys) - 1
+    num_bins = sum(low <= last for low, _ in _bins())
+    return {"": memory[0].sum(0, dtype=torch.float64)[:, :num_bins].float()}
+
+
+@jit
+def _start(SHAPE, CONSTANTS):
+    return (tl.zeros([SHAPE.HEADS, 32], tl.float32),)
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    rows = tile.rows
+    histogram = state[0]
+    bins = tl.arange(0, 32)[None, :]
+    ahead = rows.query_start + SHAPE.QUERIES - 1 - tile.key_start
+    behind = rows.query_start - (tile.key_start + SHAPE.KEYS - 1)
+    nearest = _bin(tl.maximum(tl.maximum(behind, -ahead), 0))
+    farthest = _bin(tl.maximum(tl.abs(ahead), tl.abs(behind)))
+    if nearest == farthest:
+        histogram += tl.where(bins == nearest, by_head(tile.mass, SHAPE)[:, None], 0.0)
+    else:
+        distance = tl.abs(rows.query[:, None] - tile.key[None, :])
+        for i in range(nearest, farthest + 1):
+            low = (1 << i) >> 1
+            inside = (distance >= low) & (distance < tl.maximum(2 * low, 1))
+            mass = by_head(tl.sum(tl.where(inside, tile.probability, 0.0), 1), SHAPE)
+            histogram += tl.where(bins == i, mass[:, None], 0.0)
+    return (histogram,)
+
+
+@jit
+def _bin(distance):
+    """Return the index of a distance's bin: 0 for 0, 1 for 1, 2 for 2 and 3, …; the exponent of a float64."""
+    exponent = distance.to(tl.float64).to(tl.int64, bitcast=True) >> 52
+    return tl.maximum(exponent - 1022, 0).to(tl.int32)
+
+
+@jit
+def _finish(state, rows, memory, SHAPE, CONSTANTS):
+    head = rows.head + tl.arange(0, SHAPE.HEADS)
+    place = ((rows.block * rows.num_heads + head).to(tl.int64) * 32)[:, None] + tl.arange(0, 32)[None, :]
+    tl.store(memory[0] + place, state[0])

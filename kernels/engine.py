@@ -13,13 +13,16 @@ from probe.errors import UsageError
 from probe.kernels.call import Call
 
 EngineName = Literal["auto", "triton", "blocked", "reference"]
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the Triton kernels read; a float64 model keeps its digits in the blocked scan."""
 
 
 class Engine(Protocol):
     """Computes the statistics of kind `scan` and adds them to the series and tallies that it was made with."""
 
-    name: str
-    """What a trace says ran."""
+    @property
+    def name(self) -> str:
+        """What a trace says ran."""
 
     def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
         """Take the next call; `tokens` are the sample's from position `tokens_start` on, up to the last key."""
@@ -28,15 +31,18 @@ class Engine(Protocol):
         """Add what is left after the last call."""
 
 
-def choose(name: EngineName, device: torch.device) -> Literal["triton", "blocked", "reference"]:
-    """Return the engine that runs on a device; raises `UsageError` where the one asked for cannot."""
+def choose(name: EngineName, call: Call) -> Literal["triton", "blocked", "reference"]:
+    """Return the engine that runs a call; raises `UsageError` where the one asked for cannot."""
+    device, dtype = call.query.device, call.query.dtype
     if name not in get_args(EngineName):
         raise UsageError(f"there is no engine {name!r}; there are {', '.join(get_args(EngineName))}")
     if name == "auto":
-        return "triton" if device.type == "cuda" and find_spec("triton") else "blocked"
+        return "triton" if device.type == "cuda" and find_spec("triton") and dtype in TRITON_DTYPES else "blocked"
     if name == "triton":
         if not find_spec("triton"):
             raise UsageError("engine 'triton' needs the package triton, which is not installed")
         if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             raise UsageError("engine 'triton' needs a GPU; on a CPU it runs interpreted, with TRITON_INTERPRET=1 set")
+        if dtype not in TRITON_DTYPES:
+            raise UsageError(f"engine 'triton' takes float32, float16 and bfloat16, not {dtype}")
     return name

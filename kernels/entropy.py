@@ -10,7 +10,9 @@ from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,11 @@ class entropy(Statistic):
     def blocked(self, block: Block) -> dict[str, Tensor]:
         # log Z − Σ p s would cancel where heads are sharp.
         return {"": -torch.mul(block.probability, block.log_probability, out=block.room).sum(-1)}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return of_rows(start_sum, _update, finish_sum, "")
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    return (state[0] - tl.sum(tile.probability * tile.log_probability, 1),)

@@ -11,7 +11,9 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, Layout, finish_sum, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,23 @@ class match_mass(Statistic):
         distance = block.query_position[:, None] - block.key_position
         match &= distance >= (1 if self.by == "duplicate" else 0)
         return {"": torch.mul(block.probability, match, out=block.room).sum(-1)}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return (Epilogue(start_sum, _update, finish_sum, self._memory, lambda layout, memory: {"": memory[0]}),)
+
+    def _memory(self, layout: Layout) -> tuple[Tensor | int, ...]:
+        key_token = layout.key_token if self.by == "duplicate" else layout.previous_token
+        if layout.query_token is None or key_token is None:
+            raise UsageError("match_mass needs the token ids of the call")
+        return layout.rows(), layout.query_token, key_token, 1 if self.by == "duplicate" else 0
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    rows = tile.rows
+    index = tile.key - rows.key_offset
+    query_token = tl.load(memory[1] + rows.index, mask=rows.inside, other=-2)
+    key_token = tl.load(memory[2] + index, mask=(index >= 0) & (index < rows.num_keys), other=-3)
+    match = query_token[:, None] == key_token[None, :]
+    match &= rows.query[:, None] - tile.key[None, :] >= memory[3]
+    return (state[0] + tl.sum(tl.where(match, tile.probability, 0.0), 1),)

@@ -8,8 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, of_rows
 from probe.kernels.normaliser import Normaliser
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,25 @@ class max_logit(Statistic):
 
     def per_query(self, normaliser: Normaliser) -> dict[str, Tensor]:
         return {"": normaliser.max_logit}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return of_rows(_start, _update, _finish, "")
+
+
+@jit
+def _start(SHAPE, CONSTANTS):
+    return (tl.full([SHAPE.HEADS * SHAPE.QUERIES], -1e30, tl.float32),)
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    return (tl.maximum(state[0], tile.largest),)
+
+
+@jit
+def _finish(state, rows, memory, SHAPE, CONSTANTS):
+    nothing = state[0] == -1e30
+    value = tl.where(nothing, float("-inf"), state[0] + rows.log_sum_exp)
+    # A maximum passes over NaN, the normaliser does not.
+    value = tl.where(rows.log_sum_exp == rows.log_sum_exp, value, rows.log_sum_exp)
+    tl.store(memory[0] + rows.offset, value, mask=rows.inside)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, of_rows
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,30 @@ class max_probability(Statistic):
         nothing = block.normaliser.num_visible == 0
         key = (largest.indices + block.key_start).masked_fill(nothing, -1)
         return {"": largest.values.exp(), "argmax_key": key}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return of_rows(_start, _update, _finish, "", "argmax_key", dtypes=(torch.float32, torch.int64))
+
+
+@jit
+def _start(SHAPE, CONSTANTS):
+    return (
+        tl.full([SHAPE.HEADS * SHAPE.QUERIES], -1e30, tl.float32),
+        tl.full([SHAPE.HEADS * SHAPE.QUERIES], -1, tl.int32),
+    )
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    # Tiles come in the order of their keys, so that of equals the first stays.
+    better = tile.largest > state[0]
+    where = tl.where(tile.log_probability == tile.largest[:, None], tile.key[None, :], 0x7FFFFFFF)
+    return tl.where(better, tile.largest, state[0]), tl.where(better, tl.min(where, 1), state[1])
+
+
+@jit
+def _finish(state, rows, memory, SHAPE, CONSTANTS):
+    # A maximum passes over NaN, the normaliser does not.
+    finite = rows.log_sum_exp == rows.log_sum_exp
+    tl.store(memory[0] + rows.offset, tl.where(finite, tl.exp(state[0]), rows.log_sum_exp), mask=rows.inside)
+    tl.store(memory[1] + rows.offset, state[1].to(tl.int64), mask=rows.inside)

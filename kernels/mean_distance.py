@@ -10,7 +10,9 @@ from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,12 @@ class mean_distance(Statistic):
             sums = block.probability[..., after] @ weights.to(block.probability.dtype)
             total += sums[..., 0] + (query - row) * sums[..., 1]
         return {"": total}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return of_rows(start_sum, _update, finish_sum, "")
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    distance = tl.abs(tile.rows.query[:, None] - tile.key[None, :])
+    return (state[0] + tl.sum(tile.probability * distance.to(tl.float32), 1),)

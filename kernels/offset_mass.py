@@ -12,7 +12,9 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, Layout
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,50 @@ class offset_mass(Statistic):
 
     def _offsets(self) -> list[int]:
         return [*range(self.num_offset), *self.others]
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        # As many distances at a time as the registers hold beside a tile.
+        near = [(low, min(128, self.num_offset - low), low) for low in range(0, self.num_offset, 128)]
+        far = [(offset, 1, index) for index, offset in enumerate(self.others, self.num_offset)]
+        return tuple(self._stretch(*stretch) for stretch in near + far)
+
+    def _stretch(self, low: int, count: int, index: int) -> Epilogue:
+        """Return the epilogue of `count` consecutive distances, which stand in the array from `index` on."""
+        width = max(16, 1 << (count - 1).bit_length())
+
+        def collect(layout: Layout, memory: tuple[Any, ...]) -> dict[str, Tensor]:
+            mass = memory[0].sum(0, dtype=torch.float64)[:, :count].float()
+            return {"": torch.nn.functional.pad(mass, (index, len(self._offsets()) - index - count))}
+
+        return Epilogue(
+            _start,
+            _update,
+            _finish,
+            lambda layout: (layout.partials(width), low, count),
+            collect,
+            lambda layout: (width,),
+            distances=(low, low + count),
+        )
+
+
+@jit
+def _start(SHAPE, CONSTANTS):
+    return (tl.zeros([SHAPE.HEADS, CONSTANTS[0]], tl.float32),)
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    # Column δ of the skewed tile is the diagonal at distance low + δ.
+    offset = tl.arange(0, CONSTANTS[0])
+    column = tile.rows.query[:, None] - tile.key_start - memory[1] - offset[None, :]
+    inside = (offset < memory[2])[None, :] & (column >= 0) & (column < SHAPE.KEYS)
+    skewed = tl.gather(tile.probability, tl.where(inside, column, 0), 1)
+    skewed = tl.where(inside, skewed, 0.0)
+    return (state[0] + tl.sum(tl.reshape(skewed, [SHAPE.HEADS, SHAPE.QUERIES, CONSTANTS[0]]), 1),)
+
+
+@jit
+def _finish(state, rows, memory, SHAPE, CONSTANTS):
+    head = rows.head + tl.arange(0, SHAPE.HEADS)
+    place = ((rows.block * rows.num_heads + head).to(tl.int64) * CONSTANTS[0])[:, None]
+    tl.store(memory[0] + place + tl.arange(0, CONSTANTS[0])[None, :], state[0])

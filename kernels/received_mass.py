@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import NO_END, Epilogue, Layout, add, finish_nothing, start_nothing
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,35 @@ class received_mass(Statistic):
         num_queries = block.visibility.num_queries(block.query_start, stop, block.key_start, block.key_stop)
         received = block.probability[:, : stop - block.query_start].sum(1)
         return {"": received, "num_queries": num_queries.to(received.device)}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        end = NO_END if self.horizon is None else self.horizon
+        epilogue = Epilogue(
+            start_nothing,
+            _update,
+            finish_nothing,
+            lambda layout: (layout.sums(layout.call.num_keys), end),
+            self._collect,
+            lambda layout: (0 if self.horizon is None else 1,),
+        )
+        return (epilogue,)
+
+    def _collect(self, layout: Layout, memory: tuple[Any, ...]) -> dict[str, Tensor]:
+        start = layout.call.query_start
+        stop = min(start + layout.call.num_queries, NO_END if self.horizon is None else self.horizon)
+        keys = layout.call.key_start, layout.call.key_start + layout.call.num_keys
+        return {"": layout.total(memory[0]), "num_queries": layout.visibility.num_queries(start, stop, *keys)}
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    rows = tile.rows
+    if rows.query_start < memory[1]:
+        mass = tile.column_mass
+        if CONSTANTS[0] == 1:
+            counted = tl.where((rows.query < memory[1])[:, None], tile.probability, 0.0)
+            mass = tl.sum(tl.reshape(counted, [SHAPE.HEADS, SHAPE.QUERIES, SHAPE.KEYS]), 1)
+        index = tile.key - rows.key_offset
+        place = (rows.head + tl.arange(0, SHAPE.HEADS)).to(tl.int64)[:, None] * rows.num_keys + index[None, :]
+        add(memory[0] + place, mass, ((index >= 0) & (index < rows.num_keys))[None, :] & (mass != 0.0))
+    return state

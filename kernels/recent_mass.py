@@ -10,7 +10,9 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -37,3 +39,13 @@ class recent_mass(Statistic):
         distance = block.query_position[:, None] - block.key_position[keys]
         near = (distance >= 0) & (distance < self.recent)
         return {"": (block.probability[..., keys] * near).sum(-1)}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return of_rows(start_sum, _update, finish_sum, "", distances=(0, self.recent), recent=self.recent)
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    distance = tile.rows.query[:, None] - tile.key[None, :]
+    recent = (distance >= 0) & (distance < memory[1])
+    return (state[0] + tl.sum(tl.where(recent, tile.probability, 0.0), 1),)

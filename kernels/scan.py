@@ -163,12 +163,20 @@ class Scan:
 
     def _engine_for(self, call: Call) -> Engine:
         if self._engine is None:
-            name = choose(self._asked_engine, call.query.device)
+            name = choose(self._asked_engine, call)
             if name == "triton":
                 # Triton is optional, and reads TRITON_INTERPRET when it is imported.
                 from probe.kernels.triton_scan import TritonScan
 
-                self._engine = TritonScan(self._scan, self._series, self._tallies, deterministic=self._deterministic)
+                query_block, key_block = self._blocks
+                self._engine = TritonScan(
+                    self._scan,
+                    self._series,
+                    self._tallies,
+                    deterministic=self._deterministic,
+                    query_block=query_block,
+                    key_block=key_block,
+                )
             elif name == "reference":
                 self._engine = ReferenceScan(self._scan, self._series, self._tallies)
             else:

@@ -10,8 +10,10 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
+from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
 from probe.kernels.normaliser import Normaliser
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.triton_language import jit, tl
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,14 @@ class sink_mass(Statistic):
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
         return {"": block.probability[..., block.keys_between(0, self.num_sink)].sum(-1)}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        return of_rows(start_sum, _update, finish_sum, "", num_sink=self.num_sink)
+
+
+@jit
+def _update(state, tile, memory, SHAPE, CONSTANTS):
+    mass = state[0]
+    if tile.key_start < memory[1]:
+        mass += tl.sum(tl.where((tile.key < memory[1])[None, :], tile.probability, 0.0), 1)
+    return (mass,)

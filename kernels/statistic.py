@@ -18,6 +18,7 @@ from probe.errors import UsageError
 if TYPE_CHECKING:
     from probe.kernels.block import Block
     from probe.kernels.dense import Dense
+    from probe.kernels.epilogue import Epilogue
     from probe.kernels.keys import Keys
     from probe.kernels.normaliser import Normaliser
     from probe.kernels.tally import Tally
@@ -122,6 +123,13 @@ class Statistic:
     def blocked(self, block: Block) -> dict[str, Tensor]:
         """Return what a block of queries and keys contributes; the arrays' axes and merge law say how it is added."""
         return {}
+
+    def on_triton(self) -> tuple[Epilogue, ...]:
+        """Return what it does inside the Triton scan; nothing leaves it to the blocked scan, on that device too.
+
+        Several epilogues, for different distances say, each give a part of its arrays, which are summed.
+        """
+        return ()
 
     def of_keys(self, keys: Keys) -> dict[str, Tensor]:
         """Return the values of these keys, [kv_head, key]; of the last of them alone, where the first have none, and

@@ -33,6 +33,10 @@ class Tally:
         """Add one block's contribution."""
         self.put(parts, block.key_start)
 
+    def take_parts(self, parts: dict[str, Tensor], call: Call) -> None:
+        """Add a whole call's contribution, as an epilogue collected it."""
+        self.put(parts, call.key_start)
+
     def take_reference(self, arrays: dict[str, Tensor], dense: Dense) -> None:
         """Add a whole call's arrays, as `reference` gives them."""
         self._in_float64 = True

@@ -245,6 +245,24 @@ def of_keys(call: Call) -> Arrays:
     return out
 
 
+def eager(call: Call) -> np.ndarray:
+    """Return p [head, query, key] as eager attention computes it in the call's own dtype."""
+    _, s, _, _ = probabilities(call)
+    hidden = torch.from_numpy(np.isneginf(s))
+    logits = call.query @ call.key.repeat_interleave(len(call.query) // len(call.key), 0).transpose(1, 2) * call.scale
+    if call.softcap:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
+    if call.alibi_slope is not None:
+        i = call.query_start + torch.arange(call.num_queries)[:, None]
+        j = call.key_start + torch.arange(call.num_keys)
+        logits = logits - call.alibi_slope[:, None, None].to(logits.dtype) * (i - j).abs().to(logits.dtype)
+    logits = logits.masked_fill(hidden, -torch.inf)
+    if call.sink_logit is not None:
+        sink = call.sink_logit.to(logits.dtype)[:, None, None].expand(-1, logits.shape[1], 1)
+        logits = torch.cat([logits, sink], -1)
+    return logits.softmax(-1)[..., : call.num_keys].double().numpy()
+
+
 REQUESTS = (
     "log_sum_exp",
     "queries_and_keys",
@@ -303,6 +321,12 @@ def assert_all_close(actual: Arrays, wanted: Arrays, key_start: int = 0, toleran
 
 
 @pytest.fixture(scope="session")
+def all_shapes() -> dict[str, Shape]:
+    """Every kind of attention by name."""
+    return SHAPES
+
+
+@pytest.fixture(scope="session")
 def attention() -> Attention:
     """What the tests of this folder share."""
     return Attention()
@@ -317,6 +341,7 @@ class Attention:
     make_spans: Callable[..., tuple[Span, ...]] = staticmethod(make_spans)
     expected: Callable[..., Arrays] = staticmethod(expected)
     probabilities = staticmethod(probabilities)
+    eager = staticmethod(eager)
     assert_close = staticmethod(assert_close)
     assert_all_close = staticmethod(assert_all_close)
 

@@ -1,0 +1,238 @@
+"""How one call is handed to the Triton kernels: cut into programs, with the epilogues composed into passes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from probe.kernels.call import Call
+from probe.kernels.epilogue import Epilogue, Layout
+from probe.kernels.normaliser import Normaliser
+from probe.kernels.statistic import Statistic
+from probe.kernels.triton_kernel import Features, Shape, normalise, scan
+from probe.kernels.visibility import Visibility
+
+MAX_HEADS = 4
+"""Most query heads that share a program, and with it the loads of their keys."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One epilogue in a pass."""
+
+    statistic: str
+    """Key of the statistic."""
+    epilogue: Epilogue
+    """Its epilogue."""
+    memory: tuple[Tensor | int, ...]
+    """What the epilogue allocated."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Epilogues that one launch runs, over all keys or over those at some distances."""
+
+    parts: tuple[Part, ...]
+    """The epilogues."""
+    distances: tuple[int, int] | None
+    """As in `Epilogue`."""
+
+
+class Launch:
+    """The kernels' arguments for one call."""
+
+    def __init__(
+        self,
+        call: Call,
+        query_block: int | None = None,
+        key_block: int | None = None,
+        architecture: int | None = None,
+    ) -> None:
+        if call.query.device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(call.query.device)
+            architecture = 10 * major + minor
+        self.call = call
+        self.visibility = Visibility.of(call)
+        self.shape = choose_shape(call, query_block, key_block, architecture)
+        queries = int(self.shape.QUERIES)
+        num_blocks = (call.query_start + call.num_queries - 1) // queries - call.query_start // queries + 1
+        self.grid = num_blocks, call.num_heads // int(self.shape.HEADS)
+        device = call.query.device
+        self.bounds = self.visibility.first.int().to(device), self.visibility.stop.int().to(device)
+        slope, visible = call.alibi_slope, call.key_visible
+        # What a kernel does not read may be any pointer.
+        self.slope = self.bounds[0] if slope is None else slope.to(device, torch.float32).contiguous()
+        self.visible = self.bounds[0] if visible is None else visible.to(device, torch.int8).contiguous()
+
+    def normaliser(self) -> tuple[Normaliser, Tensor, Tensor]:
+        """Return the normaliser, and in what two parts the scan subtracts it, [head, query] each."""
+        call = self.call
+        if call.log_sum_exp is None:
+            maximum = torch.empty((call.num_heads, call.num_queries), device=call.query.device)
+            log_excess = torch.empty_like(maximum)
+            arguments, options = self.normalise_arguments(maximum, log_excess)
+            normalise[self.grid](*arguments, **options)
+        else:
+            maximum = call.log_sum_exp.float().clone()
+            log_excess = torch.zeros_like(maximum)
+        num_visible = self.visibility.num_keys.to(maximum.device)
+        nothing = (num_visible == 0)[None, :]
+        log_sum_exp = (maximum + log_excess).masked_fill(nothing, -torch.inf)
+        sink = None
+        if call.sink_logit is not None:
+            sink = call.sink_logit.float()
+            log_excess = torch.logaddexp(log_excess, sink[:, None] - maximum)
+            log_sum_exp = torch.logaddexp(log_sum_exp, sink[:, None])
+        # Where nothing is visible no logit is read: what is subtracted only has to add up.
+        shown = maximum.masked_fill(nothing, -torch.inf)
+        maximum = torch.where(nothing, log_sum_exp, maximum)
+        log_excess = log_excess.masked_fill(nothing, 0.0)
+        normaliser = Normaliser(call.query_start, shown, log_excess, log_sum_exp, sink, num_visible)
+        return normaliser, maximum.contiguous(), log_excess.contiguous()
+
+    def layout(self, finite: Tensor, tokens: Tensor | None, tokens_start: int, *, deterministic: bool) -> Layout:
+        """Return what epilogues are told; `finite` is False for heads with a logit that is not, [head]."""
+        call = self.call
+        return Layout(
+            call=call,
+            shape=self.shape,
+            num_blocks=self.grid[0],
+            deterministic=deterministic,
+            finite=finite,
+            visibility=self.visibility,
+            query_token=_tokens(tokens, tokens_start, call.query_start, call.num_queries),
+            key_token=_tokens(tokens, tokens_start, call.key_start, call.num_keys),
+            previous_token=_tokens(tokens, tokens_start, call.key_start - 1, call.num_keys),
+        )
+
+    def passes(self, layout: Layout, statistics: Sequence[Statistic]) -> list[Pass]:
+        """Sort the statistics' epilogues into launches: those of nearby distances share one."""
+        groups: dict[int | None, list[tuple[str, Epilogue]]] = {}
+        for statistic in statistics:
+            for epilogue in statistic.on_triton():
+                low = None if epilogue.distances is None else epilogue.distances[0]
+                groups.setdefault(low, []).append((statistic.key, epilogue))
+        return [
+            Pass(
+                tuple(Part(key, epilogue, epilogue.memory(layout)) for key, epilogue in group),
+                None if low is None else (low, max(e.distances[1] for _, e in group if e.distances)),
+            )
+            for low, group in groups.items()
+        ]
+
+    def scan(self, pass_: Pass, layout: Layout, maximum: Tensor, log_excess: Tensor) -> None:
+        """Run one pass; its parts' memory is written."""
+        arguments, options = self.scan_arguments(pass_, layout, maximum, log_excess)
+        scan[self.grid](*arguments, **options)
+
+    def normalise_arguments(self, maximum: Tensor, log_excess: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments and options of `normalise`."""
+        call = self.call
+        pointers = call.query, call.key, *self.bounds, self.slope, self.visible, maximum, log_excess
+        return (*pointers, *self._numbers()), self._options(self.bounds[0])
+
+    def scan_arguments(
+        self, pass_: Pass, layout: Layout, maximum: Tensor, log_excess: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments and options of `scan`."""
+        call, bounds = self.call, self._near(pass_.distances)
+        pointers = call.query, call.key, *bounds, self.slope, self.visible, maximum, log_excess
+        epilogues = [part.epilogue for part in pass_.parts]
+        options = self._options(bounds[0]) | {
+            "STARTS": tuple(e.start for e in epilogues),
+            "UPDATES": tuple(e.update for e in epilogues),
+            "FINISHES": tuple(e.finish for e in epilogues),
+            "CONSTANTS": tuple(tuple(map(tl.constexpr, e.constants(layout))) for e in epilogues),
+            "VERSION": _version([f for e in epilogues for f in (e.start, e.update, e.finish)]),
+        }
+        return (*pointers, tuple(part.memory for part in pass_.parts), *self._numbers()), options
+
+    def _near(self, distances: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        """Return the bounds of what each query sees, narrowed to distances from it."""
+        if distances is None:
+            return self.bounds
+        first, stop = self.bounds
+        call = self.call
+        query = torch.arange(call.query_start, call.query_start + call.num_queries, device=first.device)
+        low, high = distances
+        first = torch.maximum(first, query - high + 1).clamp_max(call.key_start + call.num_keys)
+        stop = torch.maximum(torch.minimum(stop, query - low + 1), first)
+        return first.int(), stop.int()
+
+    def _numbers(self) -> tuple[float | int, ...]:
+        call = self.call
+        return (
+            float(call.scale), float(call.softcap or 0.0), call.query_start, call.num_queries, call.num_heads,
+            call.key_start, call.num_keys, *call.query.stride(), *call.key.stride(),
+        )  # fmt: skip
+
+    def _options(self, first: Tensor) -> dict[str, Any]:
+        call = self.call
+        channels = call.query.shape[-1]
+        width = max(16, 1 << (channels.bit_length() - 1))
+        rest = 0 if width >= channels else max(16, 1 << (channels - width - 1).bit_length())
+        leading = call.key_start % int(self.shape.KEYS) != 0 or int(first.max()) > call.key_start
+        values = (
+            call.num_heads // call.num_kv_heads, channels, width, rest, call.softcap is not None,
+            call.alibi_slope is not None, call.key_visible is not None, leading,
+            interpreted() and call.query.dtype == torch.bfloat16,
+        )  # fmt: skip
+        return {
+            "FEATURES": Features(*(tl.constexpr(int(value)) for value in values)),
+            "SHAPE": self.shape,
+            "num_warps": 8 if int(self.shape.HEADS) * int(self.shape.QUERIES) >= 128 else 4,
+            "num_stages": 2,
+        }
+
+
+def choose_shape(
+    call: Call, query_block: int | None = None, key_block: int | None = None, architecture: int | None = None
+) -> Shape:
+    """Return how much of a call one program takes: as much as its registers hold beside every statistic's state.
+
+    Found by compiling for compute capability 8.0, 9.0 and 10.0 (see `triton_resources`), not yet by timing.
+    """
+    wide = call.query.shape[-1] > 128
+    if call.query.element_size() > 2:
+        rows, keys = 32, 32
+    elif wide:
+        rows, keys = 64, 32
+    else:
+        rows, keys = 128, 64 if (architecture or 90) < 100 else 32
+    # The largest power of two that divides the group: no row is wasted on a head that is not there.
+    group = call.num_heads // call.num_kv_heads
+    heads = min(group & -group, MAX_HEADS)
+    queries = rows // heads if query_block is None else max(query_block, 16 // heads)
+    keys = keys if key_block is None else max(key_block, 16)
+    return Shape(tl.constexpr(heads), tl.constexpr(queries), tl.constexpr(keys))
+
+
+def interpreted() -> bool:
+    """Return whether the kernels run in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _version(functions: Sequence[Any]) -> int:
+    """Return a number that changes with the source of the epilogues.
+
+    Triton keeps compiled kernels on disk under a key that holds the names of functions passed as constants, not their
+    sources: without this an edited epilogue, or an upgraded package, would silently run as it was before.
+    """
+    keys = "".join(getattr(function, "cache_key", "") for function in functions)
+    return int.from_bytes(hashlib.sha256(keys.encode()).digest()[:6], "big")
+
+
+def _tokens(tokens: Tensor | None, tokens_start: int, start: int, count: int) -> Tensor | None:
+    """Return the token ids of some positions, −1 where they are not known."""
+    if tokens is None:
+        return None
+    known = tokens[max(0, start - tokens_start) : max(0, start + count - tokens_start)]
+    before = max(0, min(tokens_start - start, count))
+    return torch.nn.functional.pad(known, (before, count - before - len(known)), value=-1).int().contiguous()

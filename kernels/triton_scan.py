@@ -1,0 +1,93 @@
+"""The scan on a GPU: Triton kernels that stream a layer's scores once, or twice where the normaliser is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from probe.errors import UsageError
+from probe.kernels.blocked_scan import BlockedScan
+from probe.kernels.call import Call
+from probe.kernels.series import Series
+from probe.kernels.statistic import Statistic
+from probe.kernels.tally import Tally
+from probe.kernels.triton_launch import Launch, interpreted
+
+MIN_QUERIES = 16
+"""Calls of fewer queries (decoded tokens) fill no tile; torch reads their rows whole."""
+
+
+class TritonScan:
+    """Composes the epilogues of the statistics into one kernel, and runs it over each call.
+
+    Sums that many programs add to (`received_mass`, `attention_map`) are atomic additions in float32, whose order
+    differs from run to run: by rounding, about 1e-7 of the sum. With `deterministic` they are 64-bit integers with 36
+    binary places, and two runs are equal bit for bit. A statistic without an epilogue goes through the blocked scan.
+    """
+
+    def __init__(
+        self,
+        statistics: Sequence[Statistic],
+        series: Mapping[str, Series],
+        tallies: Mapping[str, Tally],
+        *,
+        deterministic: bool = False,
+        query_block: int | None = None,
+        key_block: int | None = None,
+    ) -> None:
+        for size in (query_block, key_block):
+            if size is not None and (size < 1 or size & (size - 1)):
+                raise UsageError(f"the Triton scan's blocks are powers of two, not {size}")
+        self.series = series
+        self.tallies = tallies
+        self.deterministic = deterministic
+        self.blocks = query_block, key_block
+        self._own = [s for s in statistics if s.on_triton() or not s.reads_blocks]
+        self._others = [s for s in statistics if s not in self._own]
+        self._blocked = BlockedScan(self._others, series, tallies)
+        self._few = BlockedScan(statistics, series, tallies)
+
+    @property
+    def name(self) -> str:
+        """What a trace says ran."""
+        name = "triton, interpreted" if interpreted() else "triton"
+        name += ", deterministic" if self.deterministic else ""
+        return name + (f"; blocked for {', '.join(s.key for s in self._others)}" if self._others else "")
+
+    def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
+        """Take the next call; `tokens` are the sample's from position `tokens_start` on, up to the last key."""
+        if call.softcap is not None and call.alibi_slope is not None:
+            raise ValueError("a softcap and ALiBi together: no model says which comes first")
+        if self.blocks == (None, None) and call.num_queries < MIN_QUERIES:
+            self._few.take(call, tokens, tokens_start)
+            return
+        if self._others:
+            self._blocked.take(call, tokens, tokens_start)
+        wanted = [s for s in self._own if s.wants(call.query_start)]
+        if not wanted:
+            return
+        device = call.query.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            launch = Launch(call, *self.blocks)
+            normaliser, maximum, log_excess = launch.normaliser()
+            finite = (normaliser.log_sum_exp < torch.inf).all(1)
+            layout = launch.layout(finite, tokens, tokens_start, deterministic=self.deterministic)
+            found: dict[str, dict[str, Tensor]] = {s.key: {} for s in wanted}
+            for pass_ in launch.passes(layout, wanted):
+                launch.scan(pass_, layout, maximum, log_excess)
+                for part in pass_.parts:
+                    held = found[part.statistic]
+                    for suffix, values in part.epilogue.collect(layout, part.memory).items():
+                        held[suffix] = held[suffix] + values if suffix in held else values
+        for statistic in wanted:
+            parts = found[statistic.key]
+            if statistic.key in self.series:
+                self.series[statistic.key].append(statistic.per_query(normaliser) | parts, call.query_start)
+            else:
+                self.tallies[statistic.key].take_parts(parts, call)
+
+    def finish(self) -> None:
+        """Nothing is left to do after the last call."""
