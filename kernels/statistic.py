@@ -49,8 +49,9 @@ class Statistic:
 
     A subclass has the name that requests and traces use, one file of that name in this folder, a docstring whose first
     paragraph defines it, the class attributes below, and the one method that its kind asks for: `per_query` and/or
-    `blocked` (scan), `blocked` (row: its block holds whole rows), `of_keys` (key), `of_tokens` (residual, token); and
-    `reference` where it is computed from a call. Each gives a tensor for each suffix.
+    `blocked` (scan), `blocked` (row: its block holds whole rows), `of_keys` (key; `tally` where no array has an axis of
+    keys), `of_tokens` (residual, token); and `reference` where it is computed from a call. Each gives a tensor for each
+    suffix.
     """
 
     kind: ClassVar[Kind]
