@@ -99,14 +99,15 @@ def test_the_options_arrive_as_values(play: Callable[..., dict[str, Any]]) -> No
     done = call(
         "run", "first-look", "--model", "m", "--out", "o", "--lengths", "64, 128", "--depths", "0,.5,1", "--limit", "2",
         "--seed", "7", "--device", "cpu", "--dtype", "float32", "--haystack", "h.txt", "--force", "--trust-remote-code",
+        "--private",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert asked == {
         "casebook": "first-look", "model": "m", "out": Path("o"), "lengths": (64, 128), "depths": (0.0, 0.5, 1.0),
         "limit": 2, "seed": 7, "device": "cpu", "dtype": "float32", "haystack": Path("h.txt"), "force": True,
-        "trust_remote_code": True,
+        "trust_remote_code": True, "private": True,
         "command": "probe run first-look --model m --out o --lengths '64, 128' --depths 0,.5,1 --limit 2 --seed 7 "
-        "--device cpu --dtype float32 --haystack h.txt --trust-remote-code",
+        "--device cpu --dtype float32 --haystack h.txt --trust-remote-code --private",
     }  # fmt: skip
 
 
@@ -114,9 +115,9 @@ def test_what_is_not_given_is_left_to_the_casebook(play: Callable[..., dict[str,
     asked = play()
     call("run", "first-look")
     assert {key for key, value in asked.items() if value is not None} == {
-        "casebook", "force", "trust_remote_code", "command",
+        "casebook", "force", "trust_remote_code", "private", "command",
     }  # fmt: skip
-    assert asked["trust_remote_code"] is False
+    assert asked["trust_remote_code"] is asked["private"] is False
 
 
 def test_the_summary_gives_each_finding_with_its_interval(play: Callable[..., dict[str, Any]]) -> None:
