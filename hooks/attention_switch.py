@@ -101,6 +101,7 @@ class attention_switch:
         self.tokens: Tensor | None = None
         self.handed: handed_out | None = None
         self.rests = False
+        self.said: set[int] = set()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -279,11 +280,13 @@ class attention_switch:
             call = dataclasses.replace(call, log_sum_exp=None)
         elif off.log_sum_exp > off.log_sum_exp_allowed:
             # The output is right, so the call is; without the log-sum-exp it is merely computed once more.
-            _log.warning(
-                "%s, layer %d: the log-sum-exp that its attention operator handed over is off by %.3g nats where "
-                "%.3g is allowed, and is not used",
-                self.name, here.layer, off.log_sum_exp, off.log_sum_exp_allowed,
-            )  # fmt: skip
+            if here.layer not in self.said:
+                _log.warning(
+                    "%s, layer %d: the log-sum-exp that its attention operator handed over is off by %.3g nats where "
+                    "%.3g is allowed, and is not used; nothing more is said of this layer",
+                    self.name, here.layer, off.log_sum_exp, off.log_sum_exp_allowed,
+                )  # fmt: skip
+            self.said.add(here.layer)
             call = dataclasses.replace(call, log_sum_exp=None)
         return call
 

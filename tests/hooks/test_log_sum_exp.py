@@ -164,9 +164,11 @@ def test_one_that_is_off_is_dropped_and_said_to_be(
     model.attention_layers  # noqa: B018
     monkeypatch.setattr(chunk_attention, "fused_operators", off_by_a_little)
     with torch.no_grad(), model.calls(attention):
-        model.hf(input_ids=tokens(1, 15))
+        for _ in range(3):
+            model.hf(input_ids=tokens(1, 15))
     assert attention.calls
     assert all(call.log_sum_exp is None for _, call in attention.calls)
+    assert len(caplog.records) == 2
     assert "LlamaForCausalLM, layer 0: the log-sum-exp that its attention operator handed over is off by" in caplog.text
 
 
