@@ -61,6 +61,9 @@ def write_unit(writer: UnitWriter, seed: int = 0) -> dict[str, np.ndarray[Any, A
                 "span_mass": Array(("head", "row", "span"), span[layer, :num_heads], coordinates={"span": names}),
             },
         )
+        bits = np.arange(4 * num_heads, dtype=np.uint16).reshape(num_heads, 4)
+        kept = Array(("head", "query"), bits, coordinates={"query": np.arange(4)}, bits_of="bfloat16")
+        writer.of_layer(layer).append({"query_vector": kept}, "query", split=("head",))
     loss = rng.random(63)
     writer.write({"loss": Array(("token",), loss, "nats", coordinates={"token": np.arange(1, 64)})})
     return {"entropy": entropy, "argmax_key": argmax, "span_mass": span, "loss": loss}
