@@ -140,12 +140,12 @@ def _queries(p_query, p_slope, rows, head_stride, stride, channel_stride, FEATUR
     """Return the rows' queries, in two pieces where a head is not a power of two wide, and their ALiBi slopes."""
     head = rows.head + tl.arange(0, SHAPE.HEADS * SHAPE.QUERIES) // SHAPE.QUERIES
     place = p_query + head.to(tl.int64) * head_stride + rows.index.to(tl.int64) * stride
-    channel = tl.arange(0, FEATURES.WIDTH)
+    channel = tl.arange(0, FEATURES.WIDTH).to(tl.int64)
     there = rows.inside[:, None] & (channel < FEATURES.CHANNELS)[None, :]
     b_query = tl.load(place[:, None] + channel[None, :] * channel_stride, mask=there, other=0.0)
     b_rest = b_query
     if FEATURES.REST > 0:
-        rest = FEATURES.WIDTH + tl.arange(0, FEATURES.REST)
+        rest = FEATURES.WIDTH + tl.arange(0, FEATURES.REST).to(tl.int64)
         there = rows.inside[:, None] & (rest < FEATURES.CHANNELS)[None, :]
         b_rest = tl.load(place[:, None] + rest[None, :] * channel_stride, mask=there, other=0.0)
     if FEATURES.WIDEN:
@@ -200,7 +200,7 @@ def _scores(queries, keys, rows, first, stop, start, EDGE, FEATURES, SHAPE):
 @jit
 def _keys(place, there, channel_stride, FIRST, WIDTH, EDGE, FEATURES):
     """Return some channels of a tile's keys, [channel, key]. What is known to be there is loaded without a mask."""
-    channel = FIRST + tl.arange(0, WIDTH)
+    channel = FIRST + tl.arange(0, WIDTH).to(tl.int64)
     pointers = place[None, :] + channel[:, None] * channel_stride
     if EDGE:
         b_key = tl.load(pointers, mask=(channel < FEATURES.CHANNELS)[:, None] & there[None, :], other=0.0)

@@ -136,7 +136,7 @@ class Launch:
         """Return the arguments and options of `normalise`."""
         call = self.call
         pointers = call.query, call.key, *self.bounds, self.slope, self.visible, maximum, log_excess
-        return (*pointers, *self._numbers()), self._options(self.bounds[0])
+        return (*pointers, *self._numbers()), self._options(self._leading())
 
     def scan_arguments(
         self, pass_: Pass, layout: Layout, maximum: Tensor, log_excess: Tensor
@@ -145,7 +145,7 @@ class Launch:
         call, bounds = self.call, self._near(pass_.distances)
         pointers = call.query, call.key, *bounds, self.slope, self.visible, maximum, log_excess
         epilogues = [part.epilogue for part in pass_.parts]
-        options = self._options(bounds[0]) | {
+        options = self._options(pass_.distances is not None or self._leading()) | {
             "STARTS": tuple(e.start for e in epilogues),
             "UPDATES": tuple(e.update for e in epilogues),
             "FINISHES": tuple(e.finish for e in epilogues),
@@ -173,12 +173,16 @@ class Launch:
             call.key_start, call.num_keys, *call.query.stride(), *call.key.stride(),
         )  # fmt: skip
 
-    def _options(self, first: Tensor) -> dict[str, Any]:
+    def _leading(self) -> bool:
+        call = self.call
+        first = int(self.visibility.first[-1])
+        return call.key_start % int(self.shape.KEYS) != 0 or first > call.key_start
+
+    def _options(self, leading: bool) -> dict[str, Any]:
         call = self.call
         channels = call.query.shape[-1]
         width = max(16, 1 << (channels.bit_length() - 1))
         rest = 0 if width >= channels else max(16, 1 << (channels - width - 1).bit_length())
-        leading = call.key_start % int(self.shape.KEYS) != 0 or int(first.max()) > call.key_start
         values = (
             call.num_heads // call.num_kv_heads, channels, width, rest, call.softcap is not None,
             call.alibi_slope is not None, call.key_visible is not None, leading,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -31,25 +32,22 @@ class Visibility:
     """False for keys that are hidden from all."""
     num_keys: Int[Tensor, "query"]
     """How many keys each query sees."""
+    _known: dict[tuple[int, int, int, int], Int[Tensor, "key"]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, call: Call) -> Visibility:
-        """Read a call's mask; raises `ValueError` for documents that do not lie in contiguous runs over the queries."""
-        key_stop = call.key_start + call.num_keys
-        position = torch.arange(call.query_start, call.query_start + call.num_queries)
-        first = torch.full_like(position, call.key_start)
-        stop = torch.full_like(position, key_stop)
-        if call.causal:
-            stop = torch.minimum(stop, position + 1)
-        if call.window is not None:
-            first = torch.maximum(first, position - call.window + 1)
-            stop = torch.minimum(stop, position + call.window)
+        """Read a call's mask; raises `ValueError` for documents that do not lie in contiguous runs over the queries.
+
+        The layers of a model that share a mask share what is made of it.
+        """
+        plain = _plain(call.query_start, call.num_queries, call.key_start, call.num_keys, call.causal, call.window)
+        if call.document is None and call.key_visible is None:
+            return plain
+        first, stop = plain.first, plain.stop
         if call.document is not None:
-            own_first, own_stop = _documents(call, position)
-            first, stop = torch.maximum(first, own_first), torch.minimum(stop, own_stop)
-        # Where nothing is visible the empty range is clamped into the keys, so that both bounds stay monotone.
-        first = first.clamp(call.key_start, key_stop)
-        stop = torch.maximum(first, stop)
+            own_first, own_stop = _documents(call)
+            first = torch.maximum(first, own_first)
+            stop = torch.maximum(first, torch.minimum(stop, own_stop))
         visible = None if call.key_visible is None else call.key_visible.cpu()
         num_keys = stop - first
         if visible is not None:
@@ -63,18 +61,44 @@ class Visibility:
 
     def num_queries(self, query_start: int, query_stop: int, key_start: int, key_stop: int) -> Int[Tensor, "key"]:
         """Return how many of these queries see each of these keys."""
+        whole = key_stop - key_start == int(self.stop[-1]) - self.key_start
+        extent = query_start, query_stop, key_start, key_stop
+        if extent in self._known:
+            return self._known[extent]
         rows = slice(query_start - self.query_start, query_stop - self.query_start)
         key = torch.arange(key_start, key_stop)
         begun = torch.searchsorted(self.first[rows], key, right=True)
         num = begun - torch.searchsorted(self.stop[rows], key, right=True)
         if self.key_visible is not None:
             num *= self.key_visible[key_start - self.key_start : key_stop - self.key_start]
+        if whole:
+            # Asked again by the next layer; blocks are too many to remember.
+            self._known[extent] = num
         return num
 
 
-def _documents(call: Call, position: Tensor) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=8)
+def _plain(
+    query_start: int, num_queries: int, key_start: int, num_keys: int, causal: bool, window: int | None
+) -> Visibility:
+    key_stop = key_start + num_keys
+    position = torch.arange(query_start, query_start + num_queries)
+    first = torch.full_like(position, key_start)
+    stop = torch.full_like(position, key_stop)
+    if causal:
+        stop = torch.minimum(stop, position + 1)
+    if window is not None:
+        first = torch.maximum(first, position - window + 1)
+        stop = torch.minimum(stop, position + window)
+    # Where nothing is visible the empty range is clamped into the keys, so that both bounds stay monotone.
+    first = first.clamp(key_start, key_stop)
+    stop = torch.maximum(first, stop)
+    return Visibility(query_start, key_start, first, stop, None, stop - first)
+
+
+def _documents(call: Call) -> tuple[Tensor, Tensor]:
     assert call.document is not None
-    index = position - call.key_start
+    index = torch.arange(call.num_queries) + call.query_start - call.key_start
     if int(index[0]) < 0 or int(index[-1]) >= call.num_keys:
         raise ValueError("with packed documents the queries' own positions must be among the keys'")
     document = call.document.cpu()
