@@ -57,9 +57,8 @@ def test_one_flipped_bit_in_a_chunk_is_an_error_when_it_is_read(written: Any, se
     trace = first_trace(written.path)
     flip(target, rng)
     *group, array = name.split("/")
-    arrays = trace.layer(int(group[1])) if group else trace.dataset
     with pytest.raises(StoreCorrupt, match=f"array {name}, chunk 0"):
-        arrays[array].load()
+        (trace.layer(int(group[1])) if group else trace.dataset)[array].load()
 
 
 @pytest.mark.parametrize("name", ["entropy", "loss", "span_mass", "layer"])
