@@ -193,6 +193,8 @@ class Launch:
             "SHAPE": self.shape,
             "num_warps": 8 if int(self.shape.HEADS) * int(self.shape.QUERIES) >= 128 else 4,
             "num_stages": 2,
+            # Said aloud, since Triton 3.10 changes what is taken for granted.
+            "enable_fp_fusion": True,
         }
 
 
