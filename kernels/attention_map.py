@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from probe.errors import UsageError
-from probe.kernels.block import Block
+from probe.kernels.block import Block, Place
 from probe.kernels.call import Call
 from probe.kernels.dense import Dense
 from probe.kernels.epilogue import Epilogue, Layout, add, finish_nothing, start_nothing
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.tally import Tally
 from probe.kernels.triton_language import jit, tl
+from probe.kernels.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class attention_map(Statistic):
         return {"": mean, "max": largest}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        """Return nothing: the cells depend on the length, so that the tally cuts the block."""
-        return {}
+        """Return cells as small as the block has them: theirs depend on the length, so that the tally joins them."""
+        sums, largest = block.cells()
+        return {"": sums, "max": largest}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return (Epilogue(start_nothing, _update, finish_nothing, self._memory, _collect, self._constants),)
@@ -132,16 +134,24 @@ class _Grid(Tally):
         self._count = torch.zeros(self.grid, dtype=torch.int64)
         self._query_stop = self._key_stop = 0
 
-    def add(self, parts: dict[str, Tensor], block: Block) -> None:
-        """Add a block; `parts` are empty, since the cells are made here."""
-        self.grow(max(block.query_stop, block.key_stop))
-        rows = self._cut(block.query_start, block.query_stop)
+    def begin(self, call: Call, visibility: Visibility) -> None:
+        """Grow to the call's last position."""
+        self.grow(max(call.query_start + call.num_queries, call.key_start + call.num_keys))
+
+    @property
+    def grain(self) -> int:
+        """Positions along a cell."""
+        return self.tokens
+
+    def add(self, parts: dict[str, Tensor], place: Place) -> None:
+        """Join a block's cells to larger ones and add them."""
+        self.grow(max(place.query_stop, place.key_stop))
+        tokens, column = self.tokens // place.grain, place.key_start // place.grain
         sums, largest = [], []
-        for row in rows:
-            inside = block.probability[:, row]
-            sums.append(self._cells(inside.sum(1), block.key_start).sum(-1))
-            largest.append(self._cells(inside.amax(1), block.key_start).amax(-1))
-        extent = (block.query_start, block.query_stop), (block.key_start, block.key_stop)
+        for row in _cut(place.query_start // place.grain, -(-place.query_stop // place.grain), tokens):
+            sums.append(_columns(parts[""][:, row].sum(1), column, tokens).sum(-1))
+            largest.append(_columns(parts["max"][:, row].amax(1), column, tokens).amax(-1))
+        extent = (place.query_start, place.query_stop), (place.key_start, place.key_stop)
         self.add_cells(torch.stack(sums, 1), torch.stack(largest, 1), *extent)
 
     def take_parts(self, parts: dict[str, Tensor], call: Call) -> None:
@@ -202,17 +212,6 @@ class _Grid(Tally):
         """Return the blocks' first positions."""
         return np.arange(size) * self.tokens if axis in ("query_block", "key_block") else None
 
-    def _cut(self, start: int, stop: int) -> list[slice]:
-        cells = range(start // self.tokens, (stop - 1) // self.tokens + 1)
-        return [
-            slice(max(cell * self.tokens, start) - start, min((cell + 1) * self.tokens, stop) - start) for cell in cells
-        ]
-
-    def _cells(self, keys: Tensor, start: int) -> Tensor:
-        before = start % self.tokens
-        after = -(start + keys.shape[-1]) % self.tokens
-        return torch.nn.functional.pad(keys, (before, after)).view(len(keys), -1, self.tokens)
-
     def _double(self) -> None:
         half = self.grid // 2
         pairs = (-1, half, 2, half, 2)
@@ -225,3 +224,13 @@ class _Grid(Tally):
         count = self._count.view(half, 2).sum(1)
         self._count = torch.cat([count, torch.zeros_like(count)])
         self.tokens *= 2
+
+
+def _cut(start: int, stop: int, tokens: int) -> list[slice]:
+    cells = range(start // tokens, (stop - 1) // tokens + 1)
+    return [slice(max(cell * tokens, start) - start, min((cell + 1) * tokens, stop) - start) for cell in cells]
+
+
+def _columns(keys: Tensor, start: int, tokens: int) -> Tensor:
+    before, after = start % tokens, -(start + keys.shape[-1]) % tokens
+    return torch.nn.functional.pad(keys, (before, after)).view(len(keys), -1, tokens)

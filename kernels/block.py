@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.kernels.normaliser import Normaliser
-from probe.kernels.visibility import Visibility
 from probe.sample import Span
+
+
+@dataclass(frozen=True)
+class Place:
+    """The positions that a block's contributions are of."""
+
+    query_start: int
+    """Position of the first query."""
+    query_stop: int
+    """Position after the last query."""
+    key_start: int
+    """Position of the first key."""
+    key_stop: int
+    """Position after the last key."""
+    grain: int = 1
+    """Positions along each side of the cells that `Block.cells` gives. Cells begin at multiples of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +39,7 @@ class Block:
     key_start: int
     """Position of the first key."""
     probability: Float[Tensor, "head query key"]
-    """p_ij, zero where the query does not see the key. Rows are followed by zeros in memory, see `diagonal_sums`."""
+    """p_ij, zero where the query does not see the key. Rows are followed by zeros in memory, see `_diagonal_sums`."""
     log_probability: Float[Tensor, "head query key"]
     """log p_ij in nats; very negative, never −inf, where the query does not see the key."""
     room: Float[Tensor, "head query key"]
@@ -45,8 +61,11 @@ class Block:
     """Whether keys after the query are hidden."""
     window: int | None = None
     """Number of positions that a query sees, its own included."""
-    visibility: Visibility | None = None
-    """Which keys each query of the call sees."""
+
+    @property
+    def place(self) -> Place:
+        """Where the block lies."""
+        return Place(self.query_start, self.query_stop, self.key_start, self.key_stop)
 
     @property
     def query_stop(self) -> int:
@@ -73,7 +92,74 @@ class Block:
         first = min(max(start - self.key_start, 0), self.probability.shape[2])
         return slice(first, max(first, min(stop - self.key_start, self.probability.shape[2])))
 
-    def diagonal_sums(self, low: int, high: int) -> tuple[int, Float[Tensor, "head offset"]]:
+    @property
+    def distance(self) -> Int[Tensor, "query key"]:
+        """Query position minus key position."""
+        return self.query_position[:, None] - self.key_position[None, :]
+
+    @property
+    def max_logit(self) -> Float[Tensor, "head query"] | None:
+        """Largest logit over all keys, where it is known beforehand."""
+        return self.normaliser.max_logit
+
+    @property
+    def log_sum_exp(self) -> Float[Tensor, "head query"]:
+        """log Z over all keys."""
+        return self.normaliser.log_sum_exp
+
+    def sum_over_keys(self, weight: Tensor) -> Float[Tensor, "head query"]:
+        """Return Σ_j p_ij w_ij for weights that broadcast to [head, query, key]."""
+        return torch.mul(self.probability, weight, out=self.room).sum(-1)
+
+    def mass_of_keys(self, start: int, stop: int) -> Float[Tensor, "head query"]:
+        """Return Σ_j p_ij over the keys at positions in `[start, stop)`."""
+        return self.probability[..., self.keys_between(start, stop)].sum(-1)
+
+    def mass_at_distances(self, low: int, high: int) -> Float[Tensor, "head query"]:
+        """Return Σ_j p_ij over the keys with `low ≤ i − j < high`."""
+        keys = self.keys_between(self.query_start - high + 1, self.query_stop - low)
+        distance = self.query_position[:, None] - self.key_position[keys]
+        return (self.probability[..., keys] * ((distance >= low) & (distance < high))).sum(-1)
+
+    def mass_of_offsets(self, offsets: Sequence[int]) -> Float[Tensor, "head offset"]:
+        """Return Σ_i p_{i, i−δ} for each δ of `offsets`, which ascend."""
+        mass = self.probability.new_zeros(self.probability.shape[0], len(offsets))
+        begin = 0
+        for index, offset in enumerate(offsets):
+            if index + 1 == len(offsets) or offsets[index + 1] != offset + 1:
+                first, sums = self._diagonal_sums(offsets[begin], offset + 1)
+                column = begin + first - offsets[begin]
+                mass[:, column : column + sums.shape[1]] = sums
+                begin = index + 1
+        return mass
+
+    def mass_of_bins(self, edges: Sequence[int]) -> Float[Tensor, "head bin"]:
+        """Return Σ_i Σ_j p_ij over the pairs with `edges[b] ≤ |i − j| < edges[b + 1]`, for each b.
+
+        The edges are 0, 1, 2, 4, 8, … up to one that no distance reaches.
+        """
+        nearest, farthest = self.query_start - self.key_stop + 1, self.query_stop - 1 - self.key_start
+        reach = max(farthest, 0 if self.causal else -nearest, 0)
+        reach = reach if self.window is None else min(reach, self.window - 1)
+        first, sums = self._diagonal_sums(-reach, reach + 1)
+
+        def index(distance: int) -> int:
+            return min(max(distance - first, 0), sums.shape[1])
+
+        mass = sums.new_zeros(sums.shape[0], len(edges) - 1)
+        for bin, (low, high) in enumerate(pairwise(edges)):
+            mass[:, bin] = sums[:, index(low) : index(high)].sum(1)
+            if low > 0 and not self.causal:
+                mass[:, bin] += sums[:, index(1 - high) : index(1 - low)].sum(1)
+            if high > reach:
+                break
+        return mass
+
+    def cells(self) -> tuple[Float[Tensor, "head query_block key_block"], Float[Tensor, "head query_block key_block"]]:
+        """Return the sum and the largest p_ij of each cell of `place.grain` queries and keys."""
+        return self.probability, self.probability
+
+    def _diagonal_sums(self, low: int, high: int) -> tuple[int, Float[Tensor, "head offset"]]:
         """Return Σ_i p_{i, i−δ} over the block's queries for every distance δ in `[low, high)` that occurs in it.
 
         The first of the distances that occur is returned beside the sums, which ascend in δ.

@@ -11,6 +11,7 @@ from probe.kernels.call import Call
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic
 from probe.kernels.tally import Tally
+from probe.kernels.visibility import Visibility
 from probe.kernels.walk import Walk
 
 
@@ -35,6 +36,10 @@ class BlockedScan:
 
     def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
         """Take the next call; `tokens` are the sample's from position `tokens_start` on, up to the last key."""
+        visibility = Visibility.of(call)
+        for statistic in self.statistics:
+            if statistic.key in self.tallies and statistic.wants(call.query_start):
+                self.tallies[statistic.key].begin(call, visibility)
         for normaliser, blocks in self.walk.over(call, tokens, tokens_start):
             wanted = [s for s in self.statistics if s.wants(normaliser.query_start)]
             if not wanted:
@@ -47,7 +52,7 @@ class BlockedScan:
                     if statistic.key in self.series:
                         _merge(rows[statistic.key], parts, statistic)
                     else:
-                        self.tallies[statistic.key].add(parts, block)
+                        self.tallies[statistic.key].add(parts, block.place)
             for key, arrays in rows.items():
                 self.series[key].append(arrays, normaliser.query_start)
 
@@ -57,6 +62,8 @@ class BlockedScan:
 
 def _merge(held: dict[str, Tensor], parts: dict[str, Tensor], statistic: Statistic) -> None:
     """Combine what two blocks of keys say of the same queries."""
+    if not parts:
+        return
     main = next(iter(statistic.arrays))
     higher = parts[main] > held[main] if main in held else None
     for suffix, part in parts.items():

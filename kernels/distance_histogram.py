@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probe.kernels.block import Block
+from probe.kernels.block import Block, Place
 from probe.kernels.dense import Dense
 from probe.kernels.epilogue import Epilogue, Layout, by_head
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.tally import Tally
 from probe.kernels.triton_language import jit, tl
 
 NUM_BINS = 42
@@ -42,19 +43,11 @@ class distance_histogram(Statistic):
         return {"": torch.stack(masses, -1)}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        nearest, farthest = block.query_start - block.key_stop + 1, block.query_stop - 1 - block.key_start
-        reach = max(farthest, 0 if block.causal else -nearest, 0)
-        reach = reach if block.window is None else min(reach, block.window - 1)
-        first, sums = block.diagonal_sums(-reach, reach + 1)
-        masses = []
-        for low, high in _bins():
-            if low >= max(block.query_stop, block.key_stop):
-                break
-            mass = sums[:, _clip(low - first, sums) : _clip(high - first, sums)].sum(1)
-            if low > 0 and not block.causal:
-                mass = mass + sums[:, _clip(1 - high - first, sums) : _clip(1 - low - first, sums)].sum(1)
-            masses.append(mass)
-        return {"": torch.stack(masses, -1)}
+        return {"": block.mass_of_bins([*(low for low, _ in _bins()), 1 << NUM_BINS])}
+
+    def tally(self) -> Tally:
+        """Return the bins."""
+        return _Bins(self)
 
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
         """Return the bins' lower edges."""
@@ -68,8 +61,13 @@ def _bins() -> list[tuple[int, int]]:
     return [(0, 1), *((1 << power, 2 << power) for power in range(NUM_BINS - 1))]
 
 
-def _clip(index: int, sums: Tensor) -> int:
-    return min(max(index, 0), sums.shape[1])
+class _Bins(Tally):
+    """Keeps the bins that the last position needs."""
+
+    def add(self, parts: dict[str, Tensor], place: Place) -> None:
+        """Add a block's bins."""
+        num_bins = sum(low < max(place.query_stop, place.key_stop) for low, _ in _bins())
+        super().add({"": parts[""][:, :num_bins]}, place)
 
 
 def _collect(layout: Layout, memory: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class entropy(Statistic):
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
         # log Z − Σ p s would cancel where heads are sharp.
-        return {"": -torch.mul(block.probability, block.log_probability, out=block.room).sum(-1)}
+        return {"": -block.sum_over_keys(block.log_probability)}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return of_rows(start_sum, _update, finish_sum, "")

@@ -48,9 +48,8 @@ class match_mass(Statistic):
             raise UsageError("match_mass needs the token ids of the call")
         key_token = block.key_token if self.by == "duplicate" else block.previous_token
         match = block.query_token[:, None] == key_token[None, :]
-        distance = block.query_position[:, None] - block.key_position
-        match &= distance >= (1 if self.by == "duplicate" else 0)
-        return {"": torch.mul(block.probability, match, out=block.room).sum(-1)}
+        match = match & (block.distance >= (1 if self.by == "duplicate" else 0))
+        return {"": block.sum_over_keys(match)}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return (Epilogue(start_sum, _update, finish_sum, self._memory, lambda layout, memory: {"": memory[0]}),)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.epilogue import Epilogue, of_rows
 from probe.kernels.normaliser import Normaliser
+from probe.kernels.scores import MASKED
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.triton_language import jit, tl
 
@@ -22,14 +25,20 @@ class max_logit(Statistic):
     """
 
     kind = "scan"
-    arrays: ClassVar = {"": ArrayFacts(("head", "query"), "logit")}
+    arrays: ClassVar = {"": ArrayFacts(("head", "query"), "logit", merge="max")}
     source = "Han et al. 2023 (2308.16137): logit explosion at unseen distances; this toolkit's own form"
 
     def reference(self, dense: Dense) -> dict[str, Tensor]:
         return {"": dense.logit.amax(-1)}
 
     def per_query(self, normaliser: Normaliser) -> dict[str, Tensor]:
-        return {"": normaliser.max_logit}
+        return {} if normaliser.max_logit is None else {"": normaliser.max_logit}
+
+    def blocked(self, block: Block) -> dict[str, Tensor]:
+        if block.max_logit is not None:
+            return {}
+        largest = block.log_probability.amax(-1)
+        return {"": (largest + block.log_sum_exp).masked_fill(largest <= MASKED / 2, -torch.inf)}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return of_rows(_start, _update, _finish, "")

@@ -11,6 +11,7 @@ from torch import Tensor
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.epilogue import Epilogue, of_rows
+from probe.kernels.scores import MASKED
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.triton_language import jit, tl
 
@@ -41,8 +42,8 @@ class max_probability(Statistic):
     def blocked(self, block: Block) -> dict[str, Tensor]:
         # By the logarithm: probabilities of two different logits may round to the same number.
         largest = block.log_probability.max(-1)
-        nothing = block.normaliser.num_visible == 0
-        key = (largest.indices + block.key_start).masked_fill(nothing, -1)
+        nothing = largest.values <= MASKED / 2
+        key = (largest.indices + block.key_position[0]).masked_fill(nothing, -1)
         return {"": largest.values.exp(), "argmax_key": key}
 
     def on_triton(self) -> tuple[Epilogue, ...]:

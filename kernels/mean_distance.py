@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from probe.kernels.block import Block
@@ -27,23 +26,8 @@ class mean_distance(Statistic):
         return {"": (dense.probability * dense.distance.abs()).sum(-1)}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        # Split where distances to the first query change sign: every sum below is of terms that are not negative,
-        # so that nothing cancels, whatever the length.
-        query = block.probability.shape[1]
-        before = block.keys_between(block.key_start, block.query_start)
-        near = block.keys_between(block.query_start, block.query_stop)
-        after = block.keys_between(block.query_stop, block.key_stop)
-        position = block.key_position
-        row = torch.arange(query, device=position.device)
-        total = (block.probability[..., near] * (block.query_position[:, None] - position[near]).abs()).sum(-1)
-        weights = torch.stack([block.query_start - position[before], torch.ones_like(position[before])], 1)
-        sums = block.probability[..., before] @ weights.to(block.probability.dtype)
-        total += sums[..., 0] + row * sums[..., 1]
-        if after.stop > after.start:
-            weights = torch.stack([position[after] - block.query_stop, torch.ones_like(position[after])], 1)
-            sums = block.probability[..., after] @ weights.to(block.probability.dtype)
-            total += sums[..., 0] + (query - row) * sums[..., 1]
-        return {"": total}
+        # Every term is at least zero: nothing cancels, whatever the length.
+        return {"": block.sum_over_keys(block.distance.abs().to(block.probability.dtype))}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return of_rows(start_sum, _update, finish_sum, "")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from probe.kernels.call import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,13 +17,17 @@ class Normaliser:
 
     query_start: int
     """Position of the first query."""
-    max_logit: Float[Tensor, "head query"]
-    """Largest logit over the visible keys; −inf where there are none."""
+    max_logit: Float[Tensor, "head query"] | None
+    """Largest logit over the visible keys; −inf where there are none. None where the log-sum-exp was handed over, so
+    that nobody has looked for it."""
+    shift: Float[Tensor, "head query"]
+    """What is taken off the logits first: the largest of them where known, else the log-sum-exp without a learned sink's
+    share. Finite where no key is visible."""
     log_excess: Float[Tensor, "head query"]
-    """log Σ exp(s − max_logit), a learned sink's share included. Kept apart from the maximum, since their sum would
+    """log Σ exp(s − shift), a learned sink's share included. Kept apart from the shift, since their sum would
     lose the digits that probabilities need where logits are large; where no key is visible it means nothing."""
     log_sum_exp: Float[Tensor, "head query"]
-    """max_logit + log_excess: log Z."""
+    """shift + log_excess: log Z."""
     sink_logit: Float[Tensor, "head"] | None
     """The learned sink's logit, where there is one."""
     num_visible: Int[Tensor, "query"]
@@ -32,3 +39,35 @@ class Normaliser:
         if self.sink_logit is None:
             return None
         return (self.sink_logit[:, None] - self.log_sum_exp).exp()
+
+
+def found(
+    call: Call,
+    query_start: int,
+    maximum: Float[Tensor, "head query"],
+    excess: Float[Tensor, "head query"],
+    num_visible: Int[Tensor, "query"],
+) -> Normaliser:
+    """Return the normaliser from the largest logit and log Σ exp(s − maximum) over the visible keys."""
+    nothing = num_visible == 0
+    max_logit = maximum.masked_fill(nothing, -torch.inf)
+    return _with_sink(call, query_start, max_logit, maximum, excess, num_visible)
+
+
+def given(call: Call, query_start: int, query_stop: int, num_visible: Int[Tensor, "query"]) -> Normaliser:
+    """Return the normaliser of these queries from the log-sum-exp that the call hands over."""
+    assert call.log_sum_exp is not None
+    shift = call.log_sum_exp[:, query_start - call.query_start : query_stop - call.query_start].float()
+    shift = shift.masked_fill(num_visible == 0, 0.0)
+    return _with_sink(call, query_start, None, shift, torch.zeros_like(shift), num_visible)
+
+
+def _with_sink(
+    call: Call, query_start: int, max_logit: Tensor | None, shift: Tensor, excess: Tensor, num_visible: Tensor
+) -> Normaliser:
+    log_sum_exp, sink = (shift + excess).masked_fill(num_visible == 0, -torch.inf), None
+    if call.sink_logit is not None:
+        sink = call.sink_logit.float()
+        log_sum_exp = torch.logaddexp(log_sum_exp, sink[:, None])
+        excess = torch.logaddexp(excess, sink[:, None] - shift)
+    return Normaliser(query_start, max_logit, shift, excess, log_sum_exp, sink, num_visible)

@@ -42,13 +42,7 @@ class offset_mass(Statistic):
         return {"": torch.stack(masses, -1)}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        mass = block.probability.new_zeros(block.probability.shape[0], self.num_offset + len(self.others))
-        first, sums = block.diagonal_sums(0, self.num_offset)
-        mass[:, first : first + sums.shape[1]] = sums
-        for index, offset in enumerate(self.others, start=self.num_offset):
-            _, sums = block.diagonal_sums(offset, offset + 1)
-            mass[:, index] = sums.sum(1)
-        return {"": mass}
+        return {"": block.mass_of_offsets(self._offsets())}
 
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
         """Return the distances."""

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from probe.errors import UsageError
 from probe.kernels.block import Block
+from probe.kernels.call import Call
 from probe.kernels.dense import Dense
 from probe.kernels.epilogue import NO_END, Epilogue, Layout, add, finish_nothing, start_nothing
 from probe.kernels.statistic import ArrayFacts, Statistic
+from probe.kernels.tally import Tally
 from probe.kernels.triton_language import jit, tl
+from probe.kernels.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,14 @@ class received_mass(Statistic):
         return self.horizon is None or query_start < self.horizon
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        stop = block.query_stop if self.horizon is None else min(block.query_stop, self.horizon)
-        assert block.visibility is not None
-        num_queries = block.visibility.num_queries(block.query_start, stop, block.key_start, block.key_stop)
-        received = block.probability[:, : stop - block.query_start].sum(1)
-        return {"": received, "num_queries": num_queries.to(received.device)}
+        probability = block.probability
+        if self.horizon is not None:
+            probability = probability * (block.query_position < self.horizon)[:, None]
+        return {"": probability.sum(1)}
+
+    def tally(self) -> Tally:
+        """Return what each key received."""
+        return _Received(self)
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         end = NO_END if self.horizon is None else self.horizon
@@ -75,6 +81,22 @@ class received_mass(Statistic):
         stop = min(start + layout.call.num_queries, NO_END if self.horizon is None else self.horizon)
         keys = layout.call.key_start, layout.call.key_start + layout.call.num_keys
         return {"": layout.total(memory[0]), "num_queries": layout.visibility.num_queries(start, stop, *keys)}
+
+
+class _Received(Tally):
+    """Counts the queries too, once for each call: that needs no block."""
+
+    def __init__(self, statistic: received_mass) -> None:
+        super().__init__(statistic)
+        self.horizon = statistic.horizon
+
+    def begin(self, call: Call, visibility: Visibility) -> None:
+        """Count the call's queries that see each key."""
+        stop = call.query_start + call.num_queries
+        stop = stop if self.horizon is None else min(stop, self.horizon)
+        if stop > call.query_start:
+            num = visibility.num_queries(call.query_start, stop, call.key_start, call.key_start + call.num_keys)
+            self.put({"num_queries": num.to(call.query.device)}, call.key_start)
 
 
 @jit

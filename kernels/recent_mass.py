@@ -35,10 +35,7 @@ class recent_mass(Statistic):
         return {"": (dense.probability * near).sum(-1)}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        keys = block.keys_between(block.query_start - self.recent + 1, block.query_stop)
-        distance = block.query_position[:, None] - block.key_position[keys]
-        near = (distance >= 0) & (distance < self.recent)
-        return {"": (block.probability[..., keys] * near).sum(-1)}
+        return {"": block.mass_at_distances(0, self.recent)}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return of_rows(start_sum, _update, finish_sum, "", distances=(0, self.recent), recent=self.recent)

@@ -46,7 +46,7 @@ class sink_mass(Statistic):
         return {} if learned is None else {"learned": learned}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        return {"": block.probability[..., block.keys_between(0, self.num_sink)].sum(-1)}
+        return {"": block.mass_of_keys(0, self.num_sink)}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         return of_rows(start_sum, _update, finish_sum, "", num_sink=self.num_sink)

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from probe.kernels.block import Block
+    from probe.kernels.block import Place
     from probe.kernels.call import Call
     from probe.kernels.dense import Dense
     from probe.kernels.keys import Keys
     from probe.kernels.statistic import Statistic
+    from probe.kernels.visibility import Visibility
+
+MOST_GRAIN = 16
+"""Positions along the largest cells that a block gives."""
 
 
 class Tally:
@@ -29,9 +33,17 @@ class Tally:
         self._origin: int | None = None
         self._in_float64 = False
 
-    def add(self, parts: dict[str, Tensor], block: Block) -> None:
+    @property
+    def grain(self) -> int:
+        """Positions that a cell of the blocks may span at most, as far as it is concerned."""
+        return MOST_GRAIN
+
+    def begin(self, call: Call, visibility: Visibility) -> None:
+        """Hear of a call before its blocks come."""
+
+    def add(self, parts: dict[str, Tensor], place: Place) -> None:
         """Add one block's contribution."""
-        self.put(parts, block.key_start)
+        self.put(parts, place.key_start)
 
     def take_parts(self, parts: dict[str, Tensor], call: Call) -> None:
         """Add a whole call's contribution, as an epilogue collected it."""

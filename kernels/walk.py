@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.call import Call
-from probe.kernels.normaliser import Normaliser
+from probe.kernels.normaliser import Normaliser, found, given
 from probe.kernels.scores import MASKED, Scores
 from probe.sample import Span
 
@@ -87,9 +87,9 @@ class Walk:
             out = scratch.first((call.num_kv_heads, query.shape[1], cut[1] - cut[0]))
             return scores.logits(query, scores.key(*cut), start, cut[0], out)
 
-        whole = len(cuts) == 1
+        whole = len(cuts) == 1 and call.log_sum_exp is None
         maximum = excess = None
-        for cut in cuts:
+        for cut in cuts if call.log_sum_exp is None else ():
             score = logits(cut)
             largest = score.amax(-1)
             if whole:
@@ -105,10 +105,12 @@ class Walk:
                 higher = torch.maximum(maximum, largest)
                 excess = excess * (maximum - higher).exp() + total * (largest - higher).exp()
                 maximum = higher
-        assert maximum is not None
-        assert excess is not None
-        own_excess = excess if whole else excess.log()
-        normaliser = _normaliser(call, start, maximum, own_excess, num_visible)
+        if maximum is None or excess is None:
+            normaliser = given(call, start, stop, num_visible)
+            own_excess = normaliser.log_excess
+        else:
+            own_excess = excess if whole else excess.log()
+            normaliser = found(call, start, maximum, own_excess, num_visible)
 
         def blocks() -> Iterator[Block]:
             for cut in cuts:
@@ -118,7 +120,7 @@ class Walk:
                         log_probability.sub_((normaliser.log_excess - own_excess)[..., None])
                 else:
                     score = logits(cut)
-                    log_probability = torch.sub(score, maximum[..., None], out=scratch.second(score.shape))
+                    log_probability = torch.sub(score, normaliser.shift[..., None], out=scratch.second(score.shape))
                     log_probability.sub_(normaliser.log_excess[..., None])
                 if bool((num_visible == 0).any()):
                     log_probability.masked_fill_((num_visible == 0)[:, None], MASKED)
@@ -132,13 +134,12 @@ class Walk:
                     room=scratch.third(log_probability.shape),
                     normaliser=normaliser,
                     value=call.value[:, keys],
-                    query_token=_tokens(tokens, tokens_start, start, stop),
-                    key_token=_tokens(tokens, tokens_start, *cut),
-                    previous_token=_tokens(tokens, tokens_start, cut[0] - 1, cut[1] - 1),
+                    query_token=token_ids(tokens, tokens_start, start, stop),
+                    key_token=token_ids(tokens, tokens_start, *cut),
+                    previous_token=token_ids(tokens, tokens_start, cut[0] - 1, cut[1] - 1),
                     spans=self.spans,
                     causal=call.causal,
                     window=call.window,
-                    visibility=scores.visibility,
                 )
 
         return normaliser, blocks()
@@ -184,18 +185,8 @@ def _budget(call: Call) -> int:
     return BLOCK_ELEMENTS.get(call.query.device.type, BLOCK_ELEMENTS["cuda"])
 
 
-def _normaliser(call: Call, start: int, maximum: Tensor, excess: Tensor, num_visible: Tensor) -> Normaliser:
-    nothing = num_visible == 0
-    log_sum_exp = (maximum + excess).masked_fill(nothing, -torch.inf)
-    sink = None
-    if call.sink_logit is not None:
-        sink = call.sink_logit.float()
-        log_sum_exp = torch.logaddexp(log_sum_exp, sink[:, None])
-        excess = torch.logaddexp(excess, sink[:, None] - maximum)
-    return Normaliser(start, maximum.masked_fill(nothing, -torch.inf), excess, log_sum_exp, sink, num_visible)
-
-
-def _tokens(tokens: Tensor | None, tokens_start: int, start: int, stop: int) -> Tensor | None:
+def token_ids(tokens: Tensor | None, tokens_start: int, start: int, stop: int) -> Tensor | None:
+    """Return the token ids of the positions `[start, stop)`; −1 for those before the first known."""
     if tokens is None:
         return None
     before = max(0, tokens_start - start)
