@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probe.kernels.blocked_scan import BlockedScan
+from probe.kernels.blocked_scan import BlockedScan, Compiled
 from probe.kernels.call import Call
 from probe.kernels.engine import Engine, EngineName, choose
 from probe.kernels.heap import trim
@@ -48,8 +48,10 @@ class Scan:
         key_block: int | None = None,
         engine: EngineName = "auto",
         deterministic: bool = False,
+        compiled: Compiled = "auto",
     ) -> None:
-        """Prepare; `engine` chooses the implementation (see `probe.kernels.engine`).
+        """Prepare; `engine` chooses the implementation (see `probe.kernels.engine`), `compiled` whether the blocked one
+        compiles (see `probe.kernels.blocked_scan`).
 
         With `deterministic` the Triton engine sums in 64-bit integers what many programs add to, so that two runs are
         equal bit for bit; the other engines are so anyhow.
@@ -63,6 +65,7 @@ class Scan:
         self._blocks = query_block, key_block
         self._asked_engine = engine
         self._deterministic = deterministic
+        self._compiled: Compiled = compiled
         self._engine: Engine | None = None
         self._spans = tuple(spans)
         self._row_walk = Walk(query_block, whole_rows=True, spans=self._spans)
@@ -182,7 +185,12 @@ class Scan:
             else:
                 query_block, key_block = self._blocks
                 self._engine = BlockedScan(
-                    self._scan, self._series, self._tallies, query_block=query_block, key_block=key_block
+                    self._scan,
+                    self._series,
+                    self._tallies,
+                    query_block=query_block,
+                    key_block=key_block,
+                    compiled=self._compiled,
                 )
         return self._engine
 
