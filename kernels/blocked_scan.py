@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from probe.kernels.block_program import BlockPrograms, Shape
 from probe.kernels.call import Call
-from probe.kernels.compiled_walk import CompiledWalk, Shape, can_compile
+from probe.kernels.compiled_walk import CompiledWalk, can_compile
 from probe.kernels.program import has_compiler
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic
@@ -30,8 +31,9 @@ LEAST_QUERIES = 16
 class BlockedScan:
     """Adds what each block of queries and keys contributes to the statistics that are asked for.
 
-    `compiled` says whether blocks are computed by compiled programs: never, wherever possible, or (`auto`) on a CPU with
-    a C++ compiler in calls of at least 2^28 scores. What cannot be compiled is computed without, and logged.
+    `compiled` says whether blocks are computed by compiled programs: never (False), wherever possible (True), or on a
+    CPU with a C++ compiler in calls of at least 2^28 scores (`auto`). What fails to compile is computed without, and
+    the log says so; decoded tokens, other devices and statistics of other axes always are.
     """
 
     def __init__(
@@ -89,10 +91,10 @@ class BlockedScan:
         stop = call.query_start + call.num_queries
         to_the_end = [s for s in self.statistics if s.wants(stop - 1)]
         reading = [s for s in to_the_end if s.reads_blocks]
-        if not reading or not all(can_compile(s, "query") for s in to_the_end) or not has_compiler():
+        if not reading or not all(can_compile(s) for s in to_the_end) or not has_compiler():
             return None
         grain = min(self.tallies[s.key].grain if s.key in self.tallies else 16 for s in to_the_end)
-        needs_tokens = any(s.needs_tokens for s in reading)
+        needs_tokens = tokens is not None and any(s.needs_tokens for s in reading)
         shape = Shape.of(call, grain, needs_tokens, self.walk.query_block, self.walk.key_block)
         # What the first queries alone are asked for takes no program of its own.
         first = call.query_start
@@ -103,8 +105,10 @@ class BlockedScan:
         rest = _queries(call, first, stop)
         if first > call.query_start:
             visibility = Visibility.of(rest)
-        walk = CompiledWalk(rest, to_the_end, shape, visibility, tokens, tokens_start)
-        return walk if walk.ready() else None
+        programs = BlockPrograms.of(shape, reading, normaliser=call.log_sum_exp is None)
+        if programs is None:
+            return None
+        return CompiledWalk(rest, visibility, to_the_end, shape, programs, tokens, tokens_start)
 
     def _take_by_operators(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
         for normaliser, blocks in self.walk.over(call, tokens, tokens_start):

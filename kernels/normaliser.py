@@ -21,8 +21,8 @@ class Normaliser:
     """Largest logit over the visible keys; −inf where there are none. None where the log-sum-exp was handed over, so
     that nobody has looked for it."""
     shift: Float[Tensor, "head query"]
-    """What is taken off the logits first: the largest of them where known, else the log-sum-exp without a learned sink's
-    share. Finite where no key is visible."""
+    """What is taken off the logits first: the largest of them where known, else the log-sum-exp without the share of a
+    learned sink. Finite where no key is visible."""
     log_excess: Float[Tensor, "head query"]
     """log Σ exp(s − shift), a learned sink's share included. Kept apart from the shift, since their sum would
     lose the digits that probabilities need where logits are large; where no key is visible it means nothing."""

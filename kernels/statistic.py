@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
@@ -73,7 +73,7 @@ class Statistic:
         """Return the name by which it is requested."""
         return cls.__name__
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name in a trace: the statistic's, then each parameter that is not at its default, in alphabetical order."""
         parts = [self.name()]

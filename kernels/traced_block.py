@@ -14,8 +14,8 @@ class TracedBlock(Block):
     """One program serves every block of a kind, so that nothing here may depend on where a block lies.
 
     `query_start`, `key_start`, `normaliser`, `room` and `value` do not exist: a statistic that asks for one of them is
-    computed without a compiler. Where `is_inner`, every query sees every key, and all distances are at least
-    the sum of the block's sides, on one side of the diagonal.
+    computed without a compiler. Where `is_far`, all distances are at least the sum of the block's sides, on one side of
+    the diagonal.
     """
 
     # Nothing is written after the beginning; the frozen fields of a block are.
@@ -31,7 +31,7 @@ class TracedBlock(Block):
         query_token: Tensor | None,
         key_token: Tensor | None,
         previous_token: Tensor | None,
-        is_inner: bool,
+        is_far: bool,
         least_key: int,
         grain: int,
     ) -> None:
@@ -43,10 +43,10 @@ class TracedBlock(Block):
         self.query_token = query_token
         self.key_token = key_token
         self.previous_token = previous_token
-        self.is_inner = is_inner
+        self.is_far = is_far
         self._least_key = least_key
         self._grain = grain
-        self._least_distance = sum(self.probability.shape[1:]) if is_inner else 0
+        self._least_distance = sum(self.probability.shape[1:]) if is_far else 0
 
     @property
     def query_position(self) -> Tensor:
@@ -98,7 +98,7 @@ class TracedBlock(Block):
         """Return Σ_i Σ_j p_ij over the pairs with `edges[b] ≤ |i − j| < edges[b + 1]`, for each b."""
         lower = torch.tensor(edges[1:], device=self.probability.device)
         bins = torch.arange(len(edges) - 1, device=self.probability.device)
-        if not self.is_inner:
+        if not self.is_far:
             distance, sums = self._diagonals()
             bin_of = (distance.abs()[:, None] >= lower).sum(-1)
             return sums @ (bin_of[:, None] == bins).to(sums.dtype)
@@ -124,9 +124,8 @@ class TracedBlock(Block):
         """Return every distance of the block, descending, and the sum of its diagonal, [head, distance]."""
         head, query, key = self.probability.shape
         width, num = query + key, query + key - 1
-        # As in `Block._diagonal_sums`: `query` zeros before the matrix and after each of its rows.
-        rows = torch.nn.functional.pad(self.probability, (0, query)).view(head, query * width)
-        memory = torch.nn.functional.pad(rows, (query, 0)).contiguous()
-        view = memory.as_strided((head, query, num), (query * width + query, width + 1, 1), 1)
-        distance = self.query_position[-1] - self.key_position[0] - torch.arange(num, device=rows.device)
+        # As in `Block._diagonal_sums`: `query` zeros before each row, and after the last one.
+        memory = torch.nn.functional.pad(self.probability, (query, 0, 0, 1)).contiguous()
+        view = memory.as_strided((head, query, num), ((query + 1) * width, width + 1, 1), 1)
+        distance = self.query_position[-1] - self.key_position[0] - torch.arange(num, device=memory.device)
         return distance, view.sum(1)

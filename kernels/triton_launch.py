@@ -94,7 +94,7 @@ class Launch:
         shown = maximum.masked_fill(nothing, -torch.inf)
         maximum = torch.where(nothing, log_sum_exp, maximum)
         log_excess = log_excess.masked_fill(nothing, 0.0)
-        normaliser = Normaliser(call.query_start, shown, log_excess, log_sum_exp, sink, num_visible)
+        normaliser = Normaliser(call.query_start, shown, maximum, log_excess, log_sum_exp, sink, num_visible)
         return normaliser, maximum.contiguous(), log_excess.contiguous()
 
     def layout(self, finite: Tensor, tokens: Tensor | None, tokens_start: int, *, deterministic: bool) -> Layout:
