@@ -99,7 +99,9 @@ class BlockPrograms:
     @classmethod
     def of(cls, shape: Shape, statistics: Sequence[Statistic], *, normaliser: bool) -> BlockPrograms | None:
         """Compile, or take what was compiled before; None where that fails."""
-        ours, theirs, names = {}, {}, []
+        ours: dict[Kind, Program] = {}
+        theirs: dict[Kind, Program] = {}
+        names: list[tuple[str, str]] = []
         for kind in KINDS:
             example = _example(shape, kind)
             for statistics_of_it in (tuple(statistics), ())[: 1 + normaliser]:

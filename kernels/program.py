@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,17 +58,19 @@ def program(key: Hashable, function: Program, example: Sequence[Tensor]) -> Prog
 
 
 def _compile(function: Program, example: list[Tensor]) -> Program:
-    # Importing these takes a second, which only those pay who compile.
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    with warnings.catch_warnings(), config.patch(_OPTIONS), torch.no_grad():
+    with warnings.catch_warnings():
+        # Those of torch about itself, at import and later, are nobody's here.
         warnings.simplefilter("ignore")
-        graph = make_fx(function, tracing_mode="fake")(*example)
-        wanted = function(*example)
-        compiled: Program = compile_fx(graph, example)
-        found = compiled(*example)
+        # Importing these takes a second, which only those pay who compile.
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with config.patch(_OPTIONS), torch.no_grad():
+            graph = make_fx(function, tracing_mode="fake")(*example)
+            wanted = function(*example)
+            compiled = cast(Program, compile_fx(graph, example))
+            found = compiled(*example)
     for a, b in zip(found, wanted, strict=True):
         if a.is_floating_point() and not torch.allclose(a, b.to(a.dtype), rtol=1e-3, atol=1e-4, equal_nan=True):
             raise RuntimeError("what was compiled gives other numbers")

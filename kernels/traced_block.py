@@ -18,7 +18,6 @@ class TracedBlock(Block):
     the diagonal.
     """
 
-    # Nothing is written after the beginning; the frozen fields of a block are.
     __setattr__ = object.__setattr__
 
     def __init__(
@@ -35,14 +34,17 @@ class TracedBlock(Block):
         least_key: int,
         grain: int,
     ) -> None:
-        self.probability = log_probability.exp()
-        self.log_probability = log_probability
+        # A block's fields are frozen.
+        vars(self).update(
+            probability=log_probability.exp(),
+            log_probability=log_probability,
+            query_token=query_token,
+            key_token=key_token,
+            previous_token=previous_token,
+        )
         self._log_sum_exp = log_sum_exp
         self._query_position = query_position
         self._key_position = key_position
-        self.query_token = query_token
-        self.key_token = key_token
-        self.previous_token = previous_token
         self.is_far = is_far
         self._least_key = least_key
         self._grain = grain
