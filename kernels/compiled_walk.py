@@ -247,6 +247,8 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     before, all_here = torch.get_num_threads(), threading.Barrier(threads + 1)
 
     def alone() -> None:
+        # The first question in a thread sets its number to what holds for all: later it would undo the one.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         all_here.wait()
 

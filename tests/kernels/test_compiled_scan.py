@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from probe.errors import UsageError
-from probe.kernels import blocked_scan
+from probe.kernels import blocked_scan, compiled_walk
 from probe.kernels import program as programs
 from probe.kernels.call import Call
 from probe.kernels.entropy import entropy
@@ -137,6 +138,15 @@ def test_what_cannot_be_compiled_is_computed_without_and_logged_once(attention, 
         "the scan goes on without a compiler, slower and with the same numbers: RuntimeError: no space left"
     ]
     attention.assert_all_close(actual, attention.expected(call))
+
+
+def test_threads_of_a_walk_run_alone_and_leave_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    with compiled_walk._workers(3) as pool:
+        assert {pool.submit(torch.get_num_threads).result() for _ in range(9)} == {1}
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == before
 
 
 def test_small_calls_and_machines_without_a_compiler_are_left_alone(attention, monkeypatch):
