@@ -60,7 +60,17 @@ class attention_map(Statistic):
         return {"": sums, "max": largest}
 
     def on_triton(self) -> tuple[Epilogue, ...]:
-        return (Epilogue(start_nothing, _update, finish_nothing, self._memory, _collect, self._constants),)
+        epilogue = Epilogue(
+            start_nothing,
+            _update,
+            finish_nothing,
+            self._memory,
+            _collect,
+            self._constants,
+            # Cutting a tile into cells costs more registers than there are, so that a tile is no wider than one.
+            most_keys=self._tokens_of,
+        )
+        return (epilogue,)
 
     def tally(self) -> Tally:
         """Return the grid."""
@@ -72,10 +82,13 @@ class attention_map(Statistic):
             tokens *= 2
         return tokens
 
+    def _tokens_of(self, call: Call) -> int:
+        return self._tokens(max(call.query_start + call.num_queries, call.key_start + call.num_keys))
+
     def _memory(self, layout: Layout) -> tuple[Tensor | int, ...]:
         call = layout.call
         stops = call.query_start + call.num_queries, call.key_start + call.num_keys
-        tokens = self._tokens(max(stops))
+        tokens = self._tokens_of(call)
         rows, columns = (
             (stop - 1) // tokens - start // tokens + 1
             for start, stop in zip((call.query_start, call.key_start), stops, strict=True)
@@ -84,8 +97,7 @@ class attention_map(Statistic):
         return sums, torch.zeros(sums.shape, device=sums.device), tokens, rows, columns
 
     def _constants(self, layout: Layout) -> tuple[int, ...]:
-        call = layout.call
-        tokens = self._tokens(max(call.query_start + call.num_queries, call.key_start + call.num_keys))
+        tokens = self._tokens_of(layout.call)
         return min(tokens, layout.shape.QUERIES), min(tokens, layout.shape.KEYS)
 
 
@@ -106,9 +118,8 @@ def _update(state, tile, memory, SHAPE, CONSTANTS):
         mass = tile.mass
         largest = tile.largest
     else:
-        cells = [HEADS, SHAPE.QUERIES, COLUMNS, CONSTANTS[1]]
-        mass = tl.sum(tl.reshape(tile.probability, cells), 3)
-        largest = tl.max(tl.reshape(tile.log_probability, cells), 3)
+        mass = tl.sum(tl.reshape(tile.probability, [HEADS, SHAPE.QUERIES, COLUMNS, CONSTANTS[1]]), 3)
+        largest = tl.max(tl.reshape(tile.log_probability, [HEADS, SHAPE.QUERIES, COLUMNS, CONSTANTS[1]]), 3)
     mass = tl.sum(tl.reshape(mass, [HEADS, ROWS, CONSTANTS[0], COLUMNS]), 2)
     largest = tl.exp(tl.max(tl.reshape(largest, [HEADS, ROWS, CONSTANTS[0], COLUMNS]), 2))
     head = (rows.head + tl.arange(0, HEADS))[:, None, None]

@@ -151,6 +151,8 @@ class Epilogue:
     """Makes the statistic's arrays of one call out of that memory."""
     constants: Callable[[Layout], tuple[int, ...]] = lambda layout: ()
     """Integers known when the kernel is compiled."""
+    most_keys: Callable[[Call], int] | None = None
+    """Widest tile for which the registers hold what it does; None where any will do."""
     distances: tuple[int, int] | None = None
     """`(low, high)` where only keys with low ≤ i − j < high matter: it is then run over the tiles with such keys alone,
     and may see others beside them. None where all matter."""

@@ -17,7 +17,10 @@ from probe.kernels.tally import Tally
 
 
 class ReferenceScan:
-    """Keeps the queries, and evaluates every statistic's `reference` once the last call has come."""
+    """Keeps queries and keys, and evaluates every statistic's `reference` once the last call has come.
+
+    Keys that a sliding cache drops are kept too.
+    """
 
     name = "reference"
 
@@ -27,30 +30,48 @@ class ReferenceScan:
         self.statistics = statistics
         self.series = series
         self.tallies = tallies
-        self._calls: list[Call] = []
+        self._call: Call | None = None
 
     def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
-        """Keep the call; raises `UsageError` for more keys than the definition takes, or a cache that drops some."""
+        """Keep the call; raises `UsageError` for more keys than the definition takes."""
         if call.key_start + call.num_keys > MAX_KEYS:
             raise UsageError(
                 f"engine 'reference' is dense and takes prompts of at most {MAX_KEYS:,} tokens, "
                 f"not {call.key_start + call.num_keys:,}"
             )
-        if self._calls and call.key_start != self._calls[-1].key_start:
-            raise UsageError("engine 'reference' needs every key to the end, and a sliding cache dropped some")
-        self._calls.append(call)
+        self._call = call if self._call is None else _joined(self._call, call)
 
     def finish(self) -> None:
         """Evaluate the definitions."""
-        if not self._calls:
+        if self._call is None:
             return
-        first, last = self._calls[0], self._calls[-1]
-        query = torch.cat([call.query for call in self._calls], 1)
-        self._calls = []
-        dense = Dense(dataclasses.replace(last, query=query, query_start=first.query_start, log_sum_exp=None))
+        call, self._call = self._call, None
+        dense = Dense(dataclasses.replace(call, log_sum_exp=None))
         for statistic in self.statistics:
             arrays = statistic.reference(dense)
             if statistic.key in self.series:
-                self.series[statistic.key].append(arrays, first.query_start)
+                self.series[statistic.key].append(arrays, call.query_start)
             else:
                 self.tallies[statistic.key].take_reference(arrays, dense)
+
+
+def _joined(before: Call, call: Call) -> Call:
+    """Return one call with the queries and the keys of both, of which the later one may hold some already."""
+    kept = call.key_start - before.key_start
+    if not 0 <= kept <= before.num_keys:
+        raise ValueError(f"keys from {call.key_start} on do not go on from those before")
+
+    def rows(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+        return None if old is None or new is None else torch.cat([old[:kept], new])
+
+    return dataclasses.replace(
+        call,
+        query=torch.cat([before.query, call.query], 1),
+        key=torch.cat([before.key[:, :kept], call.key], 1),
+        value=torch.cat([before.value[:, :kept], call.value], 1),
+        query_start=before.query_start,
+        key_start=before.key_start,
+        tokens=rows(before.tokens, call.tokens),
+        document=rows(before.document, call.document),
+        key_visible=rows(before.key_visible, call.key_visible),
+    )

@@ -51,6 +51,7 @@ class Launch:
     def __init__(
         self,
         call: Call,
+        statistics: Sequence[Statistic],
         query_block: int | None = None,
         key_block: int | None = None,
         architecture: int | None = None,
@@ -60,7 +61,9 @@ class Launch:
             architecture = 10 * major + minor
         self.call = call
         self.visibility = Visibility.of(call)
-        self.shape = choose_shape(call, query_block, key_block, architecture)
+        self.epilogues = [(s.key, epilogue) for s in statistics for epilogue in s.on_triton()]
+        widest = [epilogue.most_keys(call) for _, epilogue in self.epilogues if epilogue.most_keys is not None]
+        self.shape = choose_shape(call, query_block, key_block, architecture, most_keys=min(widest, default=None))
         queries = int(self.shape.QUERIES)
         num_blocks = (call.query_start + call.num_queries - 1) // queries - call.query_start // queries + 1
         self.grid = num_blocks, call.num_heads // int(self.shape.HEADS)
@@ -112,13 +115,12 @@ class Launch:
             previous_token=_tokens(tokens, tokens_start, call.key_start - 1, call.num_keys),
         )
 
-    def passes(self, layout: Layout, statistics: Sequence[Statistic]) -> list[Pass]:
-        """Sort the statistics' epilogues into launches: those of nearby distances share one."""
+    def passes(self, layout: Layout) -> list[Pass]:
+        """Sort the epilogues into launches: those of nearby distances share one."""
         groups: dict[int | None, list[tuple[str, Epilogue]]] = {}
-        for statistic in statistics:
-            for epilogue in statistic.on_triton():
-                low = None if epilogue.distances is None else epilogue.distances[0]
-                groups.setdefault(low, []).append((statistic.key, epilogue))
+        for key, epilogue in self.epilogues:
+            low = None if epilogue.distances is None else epilogue.distances[0]
+            groups.setdefault(low, []).append((key, epilogue))
         return [
             Pass(
                 tuple(Part(key, epilogue, epilogue.memory(layout)) for key, epilogue in group),
@@ -199,7 +201,11 @@ class Launch:
 
 
 def choose_shape(
-    call: Call, query_block: int | None = None, key_block: int | None = None, architecture: int | None = None
+    call: Call,
+    query_block: int | None = None,
+    key_block: int | None = None,
+    architecture: int | None = None,
+    most_keys: int | None = None,
 ) -> Shape:
     """Return how much of a call one program takes: as much as its registers hold beside every statistic's state.
 
@@ -216,7 +222,8 @@ def choose_shape(
     group = call.num_heads // call.num_kv_heads
     heads = min(group & -group, MAX_HEADS)
     queries = rows // heads if query_block is None else max(query_block, 16 // heads)
-    keys = keys if key_block is None else max(key_block, 16)
+    keys = min(keys if key_block is None else key_block, most_keys or keys)
+    keys = max(keys, 16)
     return Shape(tl.constexpr(heads), tl.constexpr(queries), tl.constexpr(keys))
 
 

@@ -52,7 +52,7 @@ def compile_for(
 
     The call's tensors lie on the CPU and are not read. Triton must not have been imported under TRITON_INTERPRET=1.
     """
-    launch = Launch(call, **blocks, architecture=architecture)
+    launch = Launch(call, statistics, **blocks, architecture=architecture)
     normaliser = torch.empty((call.num_heads, call.num_queries)), torch.empty((call.num_heads, call.num_queries))
     tokens = call.tokens if call.tokens is not None else torch.zeros(call.num_keys, dtype=torch.int64)
     finite = torch.ones(call.num_heads, dtype=torch.bool)
@@ -60,7 +60,7 @@ def compile_for(
     with _pretending(architecture):
         arguments, options = launch.normalise_arguments(*normaliser)
         found = [_resources("normalise", architecture, normalise.warmup(*arguments, **options, grid=launch.grid))]
-        for pass_ in launch.passes(layout, statistics):
+        for pass_ in launch.passes(layout):
             arguments, options = launch.scan_arguments(pass_, layout, *normaliser)
             name = "scan" if pass_.distances is None else f"scan of distances from {pass_.distances[0]}"
             found.append(_resources(name, architecture, scan.warmup(*arguments, **options, grid=launch.grid)))

@@ -71,12 +71,12 @@ class TritonScan:
             return
         device = call.query.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            launch = Launch(call, *self.blocks)
+            launch = Launch(call, wanted, *self.blocks)
             normaliser, maximum, log_excess = launch.normaliser()
             finite = (normaliser.log_sum_exp < torch.inf).all(1)
             layout = launch.layout(finite, tokens, tokens_start, deterministic=self.deterministic)
             found: dict[str, dict[str, Tensor]] = {s.key: {} for s in wanted}
-            for pass_ in launch.passes(layout, wanted):
+            for pass_ in launch.passes(layout):
                 launch.scan(pass_, layout, maximum, log_excess)
                 for part in pass_.parts:
                     held = found[part.statistic]

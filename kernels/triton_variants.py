@@ -133,6 +133,15 @@ def compiled(variant: Variant, architecture: int) -> list[dict[str, Any]]:
     return [{"statistics": said, **variant.features, **dataclasses.asdict(found)} for found in resources]
 
 
+def compiled_or_why_not(variant: Variant, architecture: int) -> list[dict[str, Any]]:
+    """Compile one variant; where that fails return one row that says why."""
+    try:
+        return compiled(variant, architecture)
+    except Exception as error:  # noqa: BLE001 (whatever a compiler raises belongs into the table)
+        said = "core table" if variant.statistics == core_table() else ", ".join(variant.statistics)
+        return [{"statistics": said, **variant.features, "architecture": architecture, "error": str(error)[-2000:]}]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compile everything and write what it takes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -141,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     jobs = list(itertools.product(variants(), ARCHITECTURES))
     with ProcessPoolExecutor(options.workers) as pool:
-        rows = [row for rows in pool.map(compiled, *zip(*jobs, strict=True)) for row in rows]
+        rows = [row for rows in pool.map(compiled_or_why_not, *zip(*jobs, strict=True)) for row in rows]
     import triton
 
     told = {"format": 1, "triton": triton.__version__, "torch": str(torch.__version__), "kernels": rows}

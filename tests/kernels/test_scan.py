@@ -249,7 +249,8 @@ def test_the_reference_engine_is_the_definition_however_the_prompt_was_cut(atten
         chunk = LENGTH
     scan = Scan(attention.REQUESTS, spans=spans, engine="reference")
     for first in range(0, LENGTH, chunk):
-        scan.update(attention.cut(call, first, min(first + chunk, LENGTH)))
+        # What a sliding cache holds, or all of them.
+        scan.update(attention.cut(call, first, min(first + chunk, LENGTH), keep=shape.window if shape.causal else None))
     results = scan.finish()
     assert scan.engine_name == "reference"
     wanted = attention.expected(call, spans)
