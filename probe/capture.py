@@ -6,17 +6,18 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import Tensor
 
 from probe import discovery
 from probe.errors import UsageError
 from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
 from probe.outcome import Outcome
 from probe.private import withheld_outcome, withheld_sample
-from probe.reader import Reader
+from probe.reader import Reader, Reading
 from probe.requested import Requested, all_requested, check_private, requested
 from probe.sample import Sample
 from probe.storage.saved_trace import saved_trace, write_trace_json
@@ -47,6 +48,9 @@ def trace(
     out: str | Path | None = None,
     overwrite: bool = False,
     private: bool = False,
+    engine: EngineName = "auto",
+    deterministic: bool = False,
+    cache: Literal["device", "offload"] = "device",
 ) -> Trace:
     """Read text, tokens or a sample with `model`, and return the trace of what its attention did.
 
@@ -58,6 +62,9 @@ def trace(
     produced them. `pool_tokens` pools per-query and per-key arrays over blocks of as many positions; "auto" does so
     with blocks of 64 from 16,384 tokens on, None never. With `out` the trace is written there as it is read, and need
     not fit into memory. With `private` the trace holds neither token ids nor text, and analyses that need them refuse.
+    `engine` chooses what computes statistics of attention (Triton on CUDA and blocked torch elsewhere, by default; the
+    float64 definitions with "reference"), `deterministic` has GPU sums equal bit for bit, `cache="offload"` keeps the
+    KV cache in the host's memory.
 
     Raises UsageError for an unknown statistic, or where something stands at `out` (a saved trace goes with
     `overwrite`), NotReproducible for a model that cannot be captured exactly.
@@ -77,6 +84,7 @@ def trace(
         "pool_tokens": pool_tokens,
         "chunk_tokens": chunk_tokens,
         "private": private,
+        "reading": Reading(engine, deterministic, cache),
     }
     if out is None:
         return _traced(loaded, sample, requests, MemoryStore(), options)
@@ -172,6 +180,7 @@ def read(
     pool_tokens: int | str | None = "auto",
     chunk_tokens: int = CHUNK_TOKENS,
     private: bool = False,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> Outcome:
     """Read one sample: prefill, the right answer's log-probability, and the greedy answer; write what was asked for.
 
@@ -191,7 +200,7 @@ def read(
         check_private(requests)
         writer.note(private=True)
     spans = withheld_sample(sample).spans if private else sample.spans
-    reader = Reader(model, sample, requests, pool_tokens, writer, spans)
+    reader = Reader(model, sample, requests, pool_tokens, writer, spans, reading)
     num_new = max_new_tokens if max_new_tokens is not None else max(1, len(sample.answer_tokens))
     outcome = reader.play(num_new, chunk_tokens)
     reader.finish()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import probe
 from probe import capture, discovery, plan
@@ -18,11 +18,13 @@ from probe.casebook import Casebook, Stage, named
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.finding import Finding
+from probe.kernels.engine import EngineName
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
 from probe.plan import CannotPlay, Played
 from probe.prepare import default_folder, prepare, too_long
 from probe.private import withheld_sample
 from probe.progress import Progress, Silent
+from probe.reader import Reading
 from probe.reporting.report import write_report
 from probe.requested import all_requested, check_layers, check_private
 from probe.sample import Sample
@@ -53,6 +55,9 @@ def run(
     force: bool = False,
     trust_remote_code: bool = False,
     private: bool = False,
+    engine: EngineName = "auto",
+    deterministic: bool = False,
+    cache: Literal["device", "offload"] = "device",
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
@@ -60,7 +65,8 @@ def run(
 
     `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave. `limit` is the number of
     samples per cell. With `private` the folder holds neither token ids nor text, and analyses that need them are not
-    made, by name. A folder that holds this very run is continued; one that holds another is refused unless `force`.
+    made, by name. `engine`, `deterministic` and `cache` are as in `probe.trace`. A folder that holds this very run is
+    continued; one that holds another is refused unless `force`.
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
@@ -77,7 +83,8 @@ def run(
         trust_remote_code=trust_remote_code,
     )
     folder = Path(out) if out is not None else default_folder(book, loaded)
-    player = Player(book, loaded, folder, progress or Silent(), command=command, private=private)
+    reading = Reading(engine, deterministic, cache)
+    player = Player(book, loaded, folder, progress or Silent(), command=command, private=private, reading=reading)
     player.check()
     player.judge(force=force)
     with store.hold(folder):
@@ -99,6 +106,7 @@ class Player:
     progress: Progress
     command: str | None = None
     private: bool = False
+    reading: Reading = field(default_factory=Reading)
     findings: dict[str, Finding] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -121,6 +129,7 @@ class Player:
         identity["attention_implementation"] = str(provenance.get("attention_implementation"))
         for package in ("longcontext-probe", "torch", "transformers"):
             identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
+        identity |= self.reading.identity()
         if self.private:
             identity["private"] = "True"
         haystack = self.book.workload[self.book.workload_name].get("haystack")
@@ -233,7 +242,7 @@ class Player:
             provenance=self.provenance,
         )
         try:
-            outcome = capture.read(self.model, sample, requests, writer, private=self.private)
+            outcome = capture.read(self.model, sample, requests, writer, private=self.private, reading=self.reading)
         except NotReproducible:
             writer.abandon()
             raise
@@ -366,6 +375,9 @@ def dry_run(
     *,
     out: str | Path | None = None,
     private: bool = False,
+    engine: EngineName = "auto",
+    deterministic: bool = False,
+    cache: Literal["device", "offload"] = "device",
     **options: Any,
 ) -> DryRun:
     """Return what `run` with these options would take, without reading more than two of its samples.
@@ -374,5 +386,6 @@ def dry_run(
     """
     book, loaded = prepare(casebook, **options)
     folder = Path(out) if out is not None else default_folder(book, loaded)
-    Player(book, loaded, folder, Silent(), private=private).check()
+    reading = Reading(engine, deterministic, cache)
+    Player(book, loaded, folder, Silent(), private=private, reading=reading).check()
     return estimate(book, loaded)

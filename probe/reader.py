@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from probe.errors import UsageError
+from probe.hooks.decoding import Cache
 from probe.hooks.huggingface import HuggingFaceModel
 from probe.hooks.non_finite import first_non_finite
 from probe.kept_vectors import KeptVectors
 from probe.kernels.call import Call
+from probe.kernels.engine import EngineName
 from probe.kernels.keys import Keys
 from probe.kernels.non_finite_heads import NonFiniteHeads
 from probe.kernels.result import Result
@@ -27,6 +30,34 @@ from probe.storage.unit_writer import UnitWriter
 
 MAP_TILE: dict[str, int] = {"query_block": 512, "key_block": 512}
 """Cells of a chosen layer's map that are read at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a prompt is read, beyond what is captured. No choice here changes a number by more than rounding."""
+
+    engine: EngineName = "auto"
+    """What computes statistics of attention: `auto` (Triton on CUDA, blocked torch elsewhere), `triton`, `blocked`, or
+    `reference`: the float64 definitions, for prompts of at most 4,096 tokens."""
+    deterministic: bool = False
+    """Whether sums on a GPU come out equal bit for bit in every run, at some cost."""
+    cache: Cache = "device"
+    """Where keys and values lie: on the device, or in the host's memory, for prompts whose cache the device cannot
+    hold."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("engine", get_args(EngineName)), ("cache", get_args(Cache))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+
+    def identity(self) -> dict[str, str]:
+        """Return what makes two runs differ, by rounding, where it is not the usual."""
+        usual = Reading()
+        return {
+            field.name: str(value)
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != getattr(usual, field.name) and field.name != "cache"
+        }
 
 
 class Reader:
@@ -44,6 +75,7 @@ class Reader:
         pool_tokens: int | None,
         writer: UnitWriter,
         spans: Sequence[Span],
+        reading: Reading = Reading(),
     ) -> None:
         """Prepare; raises UsageError for a layer that the model does not have, or that does not attend.
 
@@ -52,6 +84,7 @@ class Reader:
         self.model = model
         self.sample = sample
         self.spans = spans
+        self.reading = reading
         self.of_attention = [r for r in requests if r.statistic.kind in ("scan", "row", "key")]
         self.of_residual = [r for r in requests if r.statistic.kind == "residual"]
         of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
@@ -76,7 +109,9 @@ class Reader:
         prompt, answer = list(self.sample.tokens), list(self.sample.answer_tokens)
         self.in_parts = len(prompt) - 1 > chunk_tokens
         with self._watched():
-            state = self.model.prefill(prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits)
+            state = self.model.prefill(
+                prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits, cache=self.reading.cache
+            )
         answer_log_probability: tuple[float, ...] = ()
         if answer:
             mark = self.model.mark(state)
@@ -188,7 +223,13 @@ class Reader:
             return
         if layer not in self.scans:
             statistics = [request.statistic for request in wanted]
-            self.scans[layer] = Scan(statistics, spans=self.spans, pool_tokens=self.pool_tokens)
+            self.scans[layer] = Scan(
+                statistics,
+                spans=self.spans,
+                pool_tokens=self.pool_tokens,
+                engine=self.reading.engine,
+                deterministic=self.reading.deterministic,
+            )
             if any(request.keeps_vectors for request in wanted):
                 self.vectors[layer] = KeptVectors(self.writer.of_layer(layer))
         self.fresh = True

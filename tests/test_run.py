@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -243,16 +244,36 @@ def test_what_cannot_be_read_is_refused_in_words(given: Any, what: str) -> None:
         probe.trace(probe.load("needle"), given)
 
 
-@pytest.mark.parametrize("options", [{"pool_tokens": 0}, {"pool_tokens": "yes"}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"pool_tokens": 0}, {"pool_tokens": "yes"}, {"max_new_tokens": 0}, {"engine": "fast"}, {"cache": "disk"}],
+)
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         probe.trace(probe.load("needle"), [1, 2, 3], statistics="entropy", **options)
 
 
+def test_the_float64_definitions_give_the_same_trace_on_request_and_it_says_so() -> None:
+    model = probe.load("needle")
+    asked = ["entropy", "received_mass", "attention_map", "max_probability"]
+    usual = probe.trace(model, list(range(3, 103)), statistics=asked)
+    exact = probe.trace(model, list(range(3, 103)), statistics=asked, engine="reference")
+    assert usual.provenance["engine"].startswith("blocked")
+    assert exact.provenance["engine"] == "reference"
+    assert exact["entropy"].dtype == "float64"
+    for name in asked:
+        np.testing.assert_allclose(usual[name], exact[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_by_other_engines_is_another_run(tmp_path: Path) -> None:
+    options = {"model": "needle", "lengths": (64,), "depths": (0.5,), "limit": 1, "out": tmp_path / "run"}
+    probe.run("first-look", **options)
+    with pytest.raises(RunFolderInUse, match="engine"):
+        probe.run("first-look", **options, engine="reference")
+
+
 def test_an_untrained_model_gives_no_finding_and_no_crash(tmp_path: Path) -> None:
-    run = probe.run(
-        "first-look", model=untrained(tmp_path / "gpt2", 128), out=tmp_path / "run", lengths=(64,), limit=2
-    )
+    run = probe.run("first-look", model=untrained(tmp_path / "gpt2", 128), out=tmp_path / "run", lengths=(64,), limit=2)
     verdicts = {finding.analysis: finding.verdict for finding in run.findings()}
     assert verdicts["retrieval_heads"] == "inconclusive"
     assert verdicts["head_ablation"] == "inconclusive"

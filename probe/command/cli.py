@@ -74,6 +74,15 @@ def run_casebook(
         bool, typer.Option("--trust-remote-code", help="Let the model run code of its own; it can do anything.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Keep token ids and text out of what is written.")] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="What computes attention statistics: auto, triton, blocked, reference.")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Sums on a GPU equal bit for bit in every run.")
+    ] = False,
+    cache: Annotated[
+        str | None, typer.Option(help="Where keys and values lie: device, or offload (the host's memory).")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many units, how much memory, disk and time; run nothing.")
     ] = False,
@@ -94,11 +103,15 @@ def run_casebook(
         "haystack": haystack,
         "trust_remote_code": trust_remote_code,
         "private": private,
+        "engine": engine,
+        "deterministic": deterministic,
+        "cache": cache,
     }
     again = _command(casebook, options)
     with exits(debug=context.obj):
         options["lengths"] = whole_numbers("--lengths", lengths)
         options["depths"] = fractions("--depths", depths)
+        options |= {"engine": engine or "auto", "cache": cache or "device"}
         from rich.console import Console
 
         from probe.command.terminal_progress import terminal_progress
