@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -242,20 +243,29 @@ def _cut(values: Tensor, axes: tuple[str, ...], place: Place, query_start: int, 
     return values
 
 
-def _workers(threads: int) -> ThreadPoolExecutor:
-    """Threads on each of which torch runs alone: blocks are too small to share without waiting for one another."""
+@contextmanager
+def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads on each of which torch runs alone: blocks are too small to share without waiting for one another.
+
+    So does this thread meanwhile, lest the helpers of its small sums spin on the cores that the others need.
+    """
     before, all_here = torch.get_num_threads(), threading.Barrier(threads + 1)
 
-    def alone() -> None:
-        # The first question in a thread sets its number to what holds for all: later it would undo the one.
+    def begin() -> None:
+        # The first question in a thread settles its number, as what then holds for new threads.
         torch.get_num_threads()
-        torch.set_num_threads(1)
         all_here.wait()
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="scan")
-    for _ in range(threads):
-        pool.submit(alone)
-    all_here.wait()
-    # The number is each thread's own, but for threads that begin later: these find what they would have found.
-    torch.set_num_threads(before)
-    return pool
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+            for _ in range(threads):
+                pool.submit(begin)
+            all_here.wait()
+            # Setting it changes the own thread's number and that of new ones: set elsewhere, it is the latter alone.
+            restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+            restore.start()
+            restore.join()
+            yield pool
+    finally:
+        torch.set_num_threads(before)

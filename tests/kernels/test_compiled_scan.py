@@ -144,9 +144,9 @@ def test_threads_of_a_walk_run_alone_and_leave_the_number_of_threads_as_it_was()
     before = torch.get_num_threads()
     with compiled_walk._workers(3) as pool:
         assert {pool.submit(torch.get_num_threads).result() for _ in range(9)} == {1}
+        with ThreadPoolExecutor(1) as elsewhere:
+            assert elsewhere.submit(torch.get_num_threads).result() == before
     assert torch.get_num_threads() == before
-    with ThreadPoolExecutor(1) as later:
-        assert later.submit(torch.get_num_threads).result() == before
 
 
 def test_small_calls_and_machines_without_a_compiler_are_left_alone(attention, monkeypatch):
