@@ -25,6 +25,7 @@ from probe.storage.store import MemoryStore, RunStore, unit_id
 from probe.storage.trace_store import Trace
 from probe.storage.trace_store import open as open_trace
 from probe.storage.unit_writer import UnitWriter
+from probe.token_text import token_text
 
 CHUNK_TOKENS: Final = 2048
 """Tokens of a prompt that go through the model at once: what bounds the memory of its activations and logits."""
@@ -204,6 +205,9 @@ def read(
     num_new = max_new_tokens if max_new_tokens is not None else max(1, len(sample.answer_tokens))
     outcome = reader.play(num_new, chunk_tokens)
     reader.finish()
+    if not private:
+        ids = (*sample.tokens, *sample.answer_tokens, *outcome.response_tokens)
+        writer.write_token_text(token_text(model.tokenizer, ids))
     return withheld_outcome(outcome) if private else outcome
 
 

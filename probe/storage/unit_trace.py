@@ -129,6 +129,24 @@ class Trace:
 
         return levels(self._files, layer)
 
+    @functools.cached_property
+    def heads(self) -> dict[int, int]:
+        """Number of query heads of each layer of which something by head is stored."""
+        from probe.storage.heads import heads
+
+        return heads(self._files)
+
+    @functools.cached_property
+    def token_text(self) -> dict[int, str]:
+        """What each token of the prompt and the answer reads as, by its id; {} where no tokenizer was at hand."""
+        if self._files.read("token_text.json") is None:
+            return {}
+        value = self._json("token_text.json")
+        try:
+            return {int(token): str(text) for token, text in value.items()}
+        except (AttributeError, ValueError) as error:
+            raise StoreCorrupt(f"{self._where}/token_text.json does not say what tokens read as: {error!r}") from error
+
     def select(
         self,
         *,

@@ -139,6 +139,12 @@ class UnitWriter:
             else:
                 self._about[name] = value
 
+    def write_token_text(self, text: Mapping[int, str]) -> None:
+        """Record what tokens read as, by their id; nothing is written where nothing is known."""
+        if text:
+            spelt = {str(token): text[token] for token in sorted(text)}
+            self._files.write("token_text.json", canonical_json(spelt).encode())
+
     @property
     def non_finite(self) -> list[dict[str, Any]]:
         """What was noted of heads with NaN or infinity in them."""
