@@ -21,10 +21,11 @@ ROOMS: Final[dict[str, str]] = {
     "analyses": "analysis",
     "workloads": "workload",
     "casebooks": "casebook",
+    "dashboard": "page",
 }
 """What one member of each room is called."""
 
-_MARKS: Final = {"kernels": "Statistic", "hooks": "Intervention", "analyses": "analysis"}
+_MARKS: Final = {"kernels": "Statistic", "hooks": "Intervention", "analyses": "analysis", "dashboard": "Page"}
 """Class that a member derives from, or decorator that it bears; other files of a room are what its members share."""
 
 

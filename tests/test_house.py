@@ -36,7 +36,7 @@ OURS = {
     "hooks": {"vocabulary", "kernels", "hooks"},
     "analyses": {"vocabulary", "analyses"},
     "dashboard": {"vocabulary", "analyses", "dashboard"},
-    "composition": {"vocabulary", "workloads", "kernels", "hooks", "analyses", "composition"},
+    "composition": {"vocabulary", "workloads", "kernels", "hooks", "analyses", "dashboard", "composition"},
     "casebooks": {"vocabulary", "workloads", "kernels", "hooks", "analyses", "composition"},
 }
 """What of ours each room may import."""
@@ -50,7 +50,8 @@ THEIRS = {
     "kernels": NUMBERS | {"torch", "triton"},
     "hooks": NUMBERS | MODELS | {"transformer_lens", "nnsight"},
     "analyses": NUMBERS | {"plotly"},
-    "dashboard": NUMBERS | {"plotly", "dash", "dash_mantine_components", "dash_ag_grid", "flask", "IPython"},
+    "dashboard": NUMBERS
+    | {"plotly", "dash", "dash_mantine_components", "dash_ag_grid", "flask", "werkzeug", "IPython"},
     "composition": NUMBERS | TEXT | MODELS,
     "casebooks": NUMBERS | MODELS,
 }
@@ -179,6 +180,7 @@ def test_somebody_elses_package_of_the_same_name_wins(tmp_path: Path, folder: st
         "probe.command.listing",
         "probe.command.cli",
         "probe.workloads.needle",
+        "probe.dashboard.serving",
     ],
 )
 def test_what_reads_traces_imports_no_torch(module: str, tmp_path: Path) -> None:
@@ -246,6 +248,7 @@ def test_the_wheel_holds_every_source_and_what_they_read(unpacked: Path) -> None
     for pattern in ("*.json", "*.safetensors", "*.md"):
         expected |= {f"probe/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "casebooks/specimens").rglob(pattern)}
     expected |= {f"probe/reporting/templates/{path.name}" for path in (ROOT / "probe/reporting/templates").iterdir()}
+    expected |= {f"probe/dashboard/assets/{path.name}" for path in (ROOT / "dashboard/assets").iterdir()}
     expected |= {"probe/py.typed", "probe/__init__.pyi"}
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert expected - held == set()

@@ -16,6 +16,7 @@ from probe.command.bench import bench
 from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
+from probe.command.view import view
 from probe.errors import NotAvailable, UsageError
 
 # What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
@@ -172,6 +173,7 @@ def show_run(
 
 app.command("bench")(bench)
 app.command("export")(export)
+app.command("view")(view)
 
 
 def _command(casebook: str, options: Mapping[str, Any]) -> str:
