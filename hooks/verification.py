@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe.kernels.call import Call
+from probe.kernels.exact import exact as in_full_float32
 
 # Cells of a mask that are compared at once; bounds the memory of the comparison to a few megabytes.
 _MASK_CELLS = 1 << 20
@@ -59,10 +60,11 @@ def recomputed(call: Call, output: Float[Tensor, "query head value_channel"]) ->
     and values; only what exceeds that is held to the allowance of all. So no call is judged otherwise for it.
     """
     step = max(1, call.num_keys // _SAMPLED_KEYS)
-    quick = _compared(call, output, step)
-    if step == 1 or (quick.output <= quick.output_allowed and quick.log_sum_exp <= quick.log_sum_exp_allowed):
-        return quick
-    return _compared(call, output, 1)
+    with in_full_float32(call.query.device):
+        quick = _compared(call, output, step)
+        if step == 1 or (quick.output <= quick.output_allowed and quick.log_sum_exp <= quick.log_sum_exp_allowed):
+            return quick
+        return _compared(call, output, 1)
 
 
 def _compared(call: Call, output: Float[Tensor, "query head value_channel"], step: int) -> deviation:

@@ -37,12 +37,21 @@ def choose(name: EngineName, call: Call) -> Literal["triton", "blocked", "refere
     if name not in get_args(EngineName):
         raise UsageError(f"there is no engine {name!r}; there are {', '.join(get_args(EngineName))}")
     if name == "auto":
-        return "triton" if device.type == "cuda" and find_spec("triton") and dtype in TRITON_DTYPES else "blocked"
+        return "triton" if find_spec("triton") and dtype in TRITON_DTYPES and _compiles_for(device) else "blocked"
     if name == "triton":
         if not find_spec("triton"):
             raise UsageError("engine 'triton' needs the package triton, which is not installed")
         if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             raise UsageError("engine 'triton' needs a GPU; on a CPU it runs interpreted, with TRITON_INTERPRET=1 set")
+        if device.type != "cpu" and not _compiles_for(device):
+            raise UsageError(f"engine 'triton' needs an NVIDIA GPU of compute capability 8.0 or more, not {device}")
         if dtype not in TRITON_DTYPES:
             raise UsageError(f"engine 'triton' takes float32, float16 and bfloat16, not {dtype}")
     return name
+
+
+def _compiles_for(device: torch.device) -> bool:
+    # ROCm calls itself cuda too; the kernels have been compiled for neither it nor for older chips.
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

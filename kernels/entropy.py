@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
-from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
+from probe.kernels.epilogue import Epilogue, add_up, finish_sum, of_rows, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.triton_language import jit, tl
 
@@ -40,4 +40,4 @@ class entropy(Statistic):
 
 @jit
 def _update(state, tile, memory, SHAPE, CONSTANTS):
-    return (state[0] - tl.sum(tile.probability * tile.log_probability, 1),)
+    return add_up(state, -tl.sum(tile.probability * tile.log_probability, 1))

@@ -182,8 +182,16 @@ def of_rows(
 
 @jit
 def start_sum(SHAPE, CONSTANTS):
-    """Begin a sum for each row."""
-    return (tl.zeros([SHAPE.HEADS * SHAPE.QUERIES], tl.float32),)
+    """Begin a sum for each row, and what was lost of it."""
+    return tl.zeros([SHAPE.HEADS * SHAPE.QUERIES], tl.float32), tl.zeros([SHAPE.HEADS * SHAPE.QUERIES], tl.float32)
+
+
+@jit
+def add_up(state, value):
+    """Add to a sum as Kahan (1965) does: thousands of equal parts would all be rounded to the same side."""
+    part = value - state[1]
+    total = state[0] + part
+    return total, (total - state[0]) - part
 
 
 @jit

@@ -83,7 +83,7 @@ def flash_attention_after_past(
 def _operator(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the operator that the device has; the output may have channels of zeros at its end."""
     kind, aten = _kind(query), torch.ops.aten
-    query, key, value = _of_one_width(query, key, value, multiple=8 if kind == "flash" else 1)
+    query, key, value = _of_one_width(query, key, value, multiple=1 if kind == "cpu" else 8)
     if kind == "cpu":
         found = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
         return found[0], found[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
-from probe.kernels.epilogue import Epilogue, Layout, finish_sum, start_sum
+from probe.kernels.epilogue import Epilogue, Layout, add_up, finish_sum, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.triton_language import jit, tl
 
@@ -69,4 +69,4 @@ def _update(state, tile, memory, SHAPE, CONSTANTS):
     key_token = tl.load(memory[2] + index, mask=(index >= 0) & (index < rows.num_keys), other=-3)
     match = query_token[:, None] == key_token[None, :]
     match &= rows.query[:, None] - tile.key[None, :] >= memory[3]
-    return (state[0] + tl.sum(tl.where(match, tile.probability, 0.0), 1),)
+    return add_up(state, tl.sum(tl.where(match, tile.probability, 0.0), 1))

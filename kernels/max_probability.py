@@ -62,7 +62,7 @@ def _start(SHAPE, CONSTANTS):
 def _update(state, tile, memory, SHAPE, CONSTANTS):
     # Tiles come in the order of their keys, so that of equals the first stays.
     better = tile.largest > state[0]
-    where = tl.where(tile.log_probability == tile.largest[:, None], tile.key[None, :], 0x7FFFFFFF)
+    where = tl.where(tile.log_probability >= tile.largest[:, None], tile.key[None, :], 0x7FFFFFFF)
     return tl.where(better, tile.largest, state[0]), tl.where(better, tl.min(where, 1), state[1])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
-from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
+from probe.kernels.epilogue import Epilogue, add_up, finish_sum, of_rows, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.triton_language import jit, tl
 
@@ -36,4 +36,4 @@ class mean_distance(Statistic):
 @jit
 def _update(state, tile, memory, SHAPE, CONSTANTS):
     distance = tl.abs(tile.rows.query[:, None] - tile.key[None, :])
-    return (state[0] + tl.sum(tile.probability * distance.to(tl.float32), 1),)
+    return add_up(state, tl.sum(tile.probability * distance.to(tl.float32), 1))

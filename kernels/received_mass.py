@@ -96,7 +96,7 @@ class _Received(Tally):
         stop = stop if self.horizon is None else min(stop, self.horizon)
         if stop > call.query_start:
             num = visibility.num_queries(call.query_start, stop, call.key_start, call.key_start + call.num_keys)
-            self.put({"num_queries": num.to(call.query.device)}, call.key_start)
+            self.put({"num_queries": num}, call.key_start)
 
 
 @jit

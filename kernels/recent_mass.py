@@ -10,7 +10,7 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.block import Block
 from probe.kernels.dense import Dense
-from probe.kernels.epilogue import Epilogue, finish_sum, of_rows, start_sum
+from probe.kernels.epilogue import Epilogue, add_up, finish_sum, of_rows, start_sum
 from probe.kernels.statistic import ArrayFacts, Statistic
 from probe.kernels.triton_language import jit, tl
 
@@ -45,4 +45,4 @@ class recent_mass(Statistic):
 def _update(state, tile, memory, SHAPE, CONSTANTS):
     distance = tile.rows.query[:, None] - tile.key[None, :]
     recent = (distance >= 0) & (distance < memory[1])
-    return (state[0] + tl.sum(tl.where(recent, tile.probability, 0.0), 1),)
+    return add_up(state, tl.sum(tl.where(recent, tile.probability, 0.0), 1))

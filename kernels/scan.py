@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from probe.kernels.blocked_scan import BlockedScan, Compiled
 from probe.kernels.call import Call
 from probe.kernels.engine import Engine, EngineName, choose
+from probe.kernels.exact import exact
 from probe.kernels.heap import trim
 from probe.kernels.key_scan import KeyScan
 from probe.kernels.keys import Keys
@@ -91,7 +91,7 @@ class Scan:
         `below` are the keys that came at the same time in the attention layer before, as its scan's `hand_over` gives
         them; without them statistics that compare layers have no array. Those of another layer count as none.
         """
-        with _exact(call.query.device):
+        with exact(call.query.device):
             self._note(call)
             self._key_scan.take(call, below)
             if self._scan:
@@ -200,15 +200,3 @@ class Scan:
                 for statistic in self._rows:
                     self._series[statistic.key].append(statistic.blocked(block), self._num_rows)
                 self._num_rows += block.probability.shape[1]
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Full float32 without gradients, whatever the model's own forward pass runs under."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

@@ -57,4 +57,4 @@ def _update(state, tile, memory, SHAPE, CONSTANTS):
     mass = state[0]
     if tile.key_start < memory[1]:
         mass += tl.sum(tl.where((tile.key < memory[1])[None, :], tile.probability, 0.0), 1)
-    return (mass,)
+    return mass, state[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from probe.kernels.epilogue import Rows, Shape, Tile
+from probe.kernels.epilogue import Rows, Shape, Tile, add_up
 from probe.kernels.triton_language import jit, tl
 
 __all__ = ["Features", "Shape", "normalise", "scan"]
@@ -53,6 +53,7 @@ def normalise(
     first, stop, cuts = _cuts(p_first, p_stop, rows, SHAPE)
     maximum = tl.full([SHAPE.HEADS * SHAPE.QUERIES], -1e30, tl.float32)
     total = tl.zeros([SHAPE.HEADS * SHAPE.QUERIES], tl.float32)
+    lost = tl.zeros([SHAPE.HEADS * SHAPE.QUERIES], tl.float32)
     for stretch in tl.static_range(3):
         if stretch > 0 or FEATURES.LEADING:
             for start in range(cuts[stretch], cuts[stretch + 1], SHAPE.KEYS):
@@ -64,7 +65,8 @@ def normalise(
                 if stretch != 1 or FEATURES.HIDDEN:
                     # Until something is visible the maximum is the mask's own value.
                     b_power = tl.where(visible, b_power, 0.0)
-                total = total * tl.exp(maximum - higher) + tl.sum(b_power, 1)
+                shrink = tl.exp(maximum - higher)
+                total, lost = add_up((total * shrink, lost * shrink), tl.sum(b_power, 1))
                 maximum = higher
     tl.store(p_maximum + rows.offset, maximum, mask=rows.inside)
     log_excess = tl.where(total == 0.0, float("-inf"), tl.log(tl.where(total == 0.0, 1.0, total)))
@@ -188,8 +190,13 @@ def _scores(queries, keys, rows, first, stop, start, EDGE, FEATURES, SHAPE):
         b_score = tl.dot(b_rest, b_key, b_score, input_precision="ieee")
     b_score = b_score * scale
     if FEATURES.SOFTCAP:
-        # tanh x = 1 − 2 / (exp 2x + 1) overflows on neither side.
-        b_score = softcap * (1.0 - 2.0 / (tl.exp(b_score * (2.0 / softcap)) + 1.0))
+        # tanh y = 1 − 2 / (exp 2y + 1) overflows on neither side, but near 0 it keeps too few digits.
+        b_share = b_score / softcap
+        b_square = b_share * b_share
+        b_series = b_square * (2.0 / 15.0 + b_square * (-17.0 / 315.0 + b_square * (62.0 / 2835.0)))
+        b_series = b_share + b_share * (b_square * (-1.0 / 3.0 + b_series))
+        b_far = 1.0 - 2.0 / (tl.exp(2.0 * b_share) + 1.0)
+        b_score = softcap * tl.where(tl.abs(b_share) < 0.3, b_series, b_far)
     if FEATURES.ALIBI:
         b_score = b_score - b_slope[:, None] * tl.abs(rows.query[:, None] - key[None, :]).to(tl.float32)
     if FEATURES.HIDDEN:

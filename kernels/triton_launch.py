@@ -68,7 +68,7 @@ class Launch:
         num_blocks = (call.query_start + call.num_queries - 1) // queries - call.query_start // queries + 1
         self.grid = num_blocks, call.num_heads // int(self.shape.HEADS)
         device = call.query.device
-        self.bounds = self.visibility.first.int().to(device), self.visibility.stop.int().to(device)
+        *self.bounds, self.num_visible = self.visibility.bounds(device)
         slope, visible = call.alibi_slope, call.key_visible
         # What a kernel does not read may be any pointer.
         self.slope = self.bounds[0] if slope is None else slope.to(device, torch.float32).contiguous()
@@ -85,8 +85,7 @@ class Launch:
         else:
             maximum = call.log_sum_exp.float().clone()
             log_excess = torch.zeros_like(maximum)
-        num_visible = self.visibility.num_keys.to(maximum.device)
-        nothing = (num_visible == 0)[None, :]
+        nothing = (self.num_visible == 0)[None, :]
         log_sum_exp = (maximum + log_excess).masked_fill(nothing, -torch.inf)
         sink = None
         if call.sink_logit is not None:
@@ -97,12 +96,13 @@ class Launch:
         shown = maximum.masked_fill(nothing, -torch.inf)
         maximum = torch.where(nothing, log_sum_exp, maximum)
         log_excess = log_excess.masked_fill(nothing, 0.0)
-        normaliser = Normaliser(call.query_start, shown, maximum, log_excess, log_sum_exp, sink, num_visible)
+        normaliser = Normaliser(call.query_start, shown, maximum, log_excess, log_sum_exp, sink, self.num_visible)
         return normaliser, maximum.contiguous(), log_excess.contiguous()
 
     def layout(self, finite: Tensor, tokens: Tensor | None, tokens_start: int, *, deterministic: bool) -> Layout:
         """Return what epilogues are told; `finite` is False for heads with a logit that is not, [head]."""
         call = self.call
+        tokens = None if tokens is None else tokens.to(call.query.device)
         return Layout(
             call=call,
             shape=self.shape,
@@ -158,9 +158,9 @@ class Launch:
 
     def _near(self, distances: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         """Return the bounds of what each query sees, narrowed to distances from it."""
-        if distances is None:
-            return self.bounds
         first, stop = self.bounds
+        if distances is None:
+            return first, stop
         call = self.call
         query = torch.arange(call.query_start, call.query_start + call.num_queries, device=first.device)
         low, high = distances

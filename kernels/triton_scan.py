@@ -73,7 +73,8 @@ class TritonScan:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             launch = Launch(call, wanted, *self.blocks)
             normaliser, maximum, log_excess = launch.normaliser()
-            finite = (normaliser.log_sum_exp < torch.inf).all(1)
+            lse = normaliser.log_sum_exp
+            finite = ((lse < torch.inf) & ((lse > -torch.inf) | (normaliser.num_visible == 0))).all(1)
             layout = launch.layout(finite, tokens, tokens_start, deterministic=self.deterministic)
             found: dict[str, dict[str, Tensor]] = {s.key: {} for s in wanted}
             for pass_ in launch.passes(layout):

@@ -34,6 +34,8 @@ class Visibility:
     """How many keys each query sees."""
     _known: dict[tuple[int, int, int, int], Int[Tensor, "key"]] = field(default_factory=dict, repr=False)
 
+    _on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
     @classmethod
     def of(cls, call: Call) -> Visibility:
         """Read a call's mask; raises `ValueError` for documents that do not lie in contiguous runs over the queries.
@@ -54,6 +56,13 @@ class Visibility:
             before = torch.nn.functional.pad(visible.cumsum(0), (1, 0))
             num_keys = before[stop - call.key_start] - before[first - call.key_start]
         return cls(call.query_start, call.key_start, first, stop, visible, num_keys)
+
+    def bounds(self, device: torch.device) -> tuple[Int[Tensor, "query"], Int[Tensor, "query"], Int[Tensor, "query"]]:
+        """Return `first`, `stop` and `num_keys` on a device, in int32."""
+        if device not in self._on:
+            first, stop, num_keys = (each.int().to(device) for each in (self.first, self.stop, self.num_keys))
+            self._on[device] = first, stop, num_keys
+        return self._on[device]
 
     def keys(self, query_start: int, query_stop: int) -> tuple[int, int]:
         """Return the range outside which none of these queries sees a key."""

@@ -132,6 +132,47 @@ def test_half_precision_is_within_one_and_a_half_of_eagers_own_error(attention, 
         assert np.abs(actual[name] - wanted[name]).max() <= bar, name
 
 
+def test_decoded_tokens_after_a_prefill_agree_at_the_default_block_sizes(attention, requests):
+    # Fewer than sixteen queries go another way, and add to the same sums.
+    call = attention.make_call(attention.Shape(head=2, kv_head=1), 36, seed=9)
+    chunks = [attention.cut(call, 0, 34, phase="prefill"), attention.cut(call, 34, 35), attention.cut(call, 35, 36)]
+    attention.assert_all_close(scanned(chunks, requests), attention.expected(call))
+
+
+def test_a_softcap_of_fifty_keeps_the_digits_of_small_logits(attention):
+    call = attention.make_call(attention.Shape(head=2, kv_head=2, softcap=50.0, sharpness=0.3), 60, seed=10)
+    attention.assert_all_close(
+        scanned(call, ["max_logit", "log_sum_exp", "entropy"], **WIDE), attention.expected(call), tolerance=2e-6
+    )
+
+
+def test_many_equal_scores_do_not_drift():
+    # Log n in closed form; every tile adds the same, which plain float32 rounds to one side.
+    length = 70_000
+    key = torch.zeros(1, length, 16)
+    call = Call(0, torch.zeros(1, 16, 16), key, key, scale=1.0, query_start=length - 16)
+    actual = scanned(call, ["entropy", "log_sum_exp"], query_block=16, key_block=64)
+    seen = np.log(np.arange(length - 15, length + 1))
+    np.testing.assert_allclose(actual["log_sum_exp"][0], seen, rtol=2e-7)
+    np.testing.assert_allclose(actual["entropy"][0], seen, rtol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["older", "newer"])
+def test_the_users_own_precision_of_products_holds_again_afterwards(attention, how):
+    call = attention.make_call(attention.Shape(), 20)
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        if how == "older":
+            torch.set_float32_matmul_precision("high")
+        else:
+            products.fp32_precision = "tf32"
+        attention.assert_all_close(scanned(call, ["entropy"], **BLOCKS), attention.expected(call))
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = "ieee" if how == "older" else before
+
+
 def test_each_statistic_alone_is_what_it_is_beside_the_others(attention, requests):
     call = attention.make_call(attention.Shape(head=2, kv_head=1), 40, seed=4)
     together = scanned(call, requests, **BLOCKS)
