@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
         (["nowhere"], 3, "nowhere is not there"),
         ([str(ROOT / "tests")], 2, "neither a run nor a trace"),
         (["RUN", "--host", "0.0.0.0"], 2, "every address"),
-        (["RUN", "--port", "70000"], 2, "70000"),
     ],
 )
 def test_what_cannot_be_is_one_message(small: Any, arguments: list[str], code: int, said: str) -> None:
