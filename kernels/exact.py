@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ def exact(device: torch.device) -> Iterator[None]:
     Whatever was set before (TF32 by either of torch's two interfaces, autocast) holds again afterwards.
     """
     # Torch's older interface to this raises where the newer one was used.
-    products = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends: Any = torch.backends
+    products = backends.cuda.matmul, backends.mkldnn.matmul
     before = [each.fp32_precision for each in products]
     for each in products:
         each.fp32_precision = "ieee"

@@ -28,8 +28,8 @@ from probe.sample import Sample, Span
 from probe.storage.array import Array
 from probe.storage.unit_writer import UnitWriter
 
-MAP_TILE: dict[str, int] = {"query_block": 512, "key_block": 512}
-"""Cells of a chosen layer's map that are read at once."""
+MAP_TILE: dict[str, int] = {"head": 1, "query_block": 512, "key_block": 512}
+"""How much of a chosen layer's map is read at once: one head's, as somebody who zooms looks at it."""
 
 
 @dataclasses.dataclass(frozen=True)
