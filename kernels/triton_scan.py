@@ -23,9 +23,10 @@ MIN_QUERIES = 16
 class TritonScan:
     """Composes the epilogues of the statistics into one kernel, and runs it over each call.
 
-    Sums that many programs add to (`received_mass`, `attention_map`) are atomic additions in float32, whose order
-    differs from run to run: by rounding, about 1e-7 of the sum. With `deterministic` they are 64-bit integers with 36
-    binary places, and two runs are equal bit for bit. A statistic without an epilogue goes through the blocked scan.
+    Sums that many programs add to (`received_mass`, `attention_map`) are atomic additions in float32, whose order and
+    with it their rounding differs from run to run; how much has not been measured on a GPU yet. With `deterministic`
+    they are 64-bit integers with 36 binary places, and two runs are equal bit for bit. A statistic without an epilogue
+    goes through the blocked scan, and so do all for calls of fewer than sixteen queries.
     """
 
     def __init__(
