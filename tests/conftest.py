@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch is imported. The models of these tests are tiny: threads only wait for one another, and two test runs on
 # one machine would slow each other a hundredfold.
@@ -10,6 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Nothing may be fetched: a test that asks a hub for anything fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and every process that they start with them.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 
