@@ -53,7 +53,7 @@ class offset_mass(Statistic):
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         # As many distances at a time as the registers hold beside a tile.
-        near = [(low, min(128, self.num_offset - low), low) for low in range(0, self.num_offset, 128)]
+        near = [(low, min(64, self.num_offset - low), low) for low in range(0, self.num_offset, 64)]
         far = [(offset, 1, index) for index, offset in enumerate(self.others, self.num_offset)]
         return tuple(self._stretch(*stretch) for stretch in near + far)
 

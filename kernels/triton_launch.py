@@ -147,7 +147,12 @@ class Launch:
         call, bounds = self.call, self._near(pass_.distances)
         pointers = call.query, call.key, *bounds, self.slope, self.visible, maximum, log_excess
         epilogues = [part.epilogue for part in pass_.parts]
-        options = self._options(pass_.distances is not None or self._leading()) | {
+        options = self._options(pass_.distances is not None or self._leading())
+        if pass_.distances is not None:
+            # What skews a tile holds it twice.
+            heads, queries, keys = self.shape
+            options["SHAPE"] = Shape(heads, queries, tl.constexpr(max(16, int(keys) // 2)))
+        options |= {
             "STARTS": tuple(e.start for e in epilogues),
             "UPDATES": tuple(e.update for e in epilogues),
             "FINISHES": tuple(e.finish for e in epilogues),
@@ -211,13 +216,16 @@ def choose_shape(
 
     Found by compiling for compute capability 8.0, 9.0 and 10.0 (see `triton_resources`), not yet by timing.
     """
-    wide = call.query.shape[-1] > 128
+    channels = call.query.shape[-1]
+    extra = call.softcap, call.alibi_slope, call.key_visible
     if call.query.element_size() > 2:
-        rows, keys = 32, 32
-    elif wide:
+        rows, keys = 32, 16
+    elif channels > 128:
         rows, keys = 64, 32
+    elif architecture == 90 and channels in (64, 128) and all(each is None for each in extra):
+        rows, keys = 128, 64
     else:
-        rows, keys = 128, 64 if (architecture or 90) < 100 else 32
+        rows, keys = 128, 32
     # The largest power of two that divides the group: no row is wasted on a head that is not there.
     group = call.num_heads // call.num_kv_heads
     heads = min(group & -group, MAX_HEADS)

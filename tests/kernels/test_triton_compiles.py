@@ -38,7 +38,7 @@ USUAL = {name: values[0] for name, values in FEATURES.items()}
 @pytest.mark.parametrize("length", [32768, 100])
 def test_the_core_table_compiles_for_an_h100_without_a_spill(length):
     kernels = compile_alone(core_table(), USUAL | {"length": length}, 90)
-    assert {kernel["kernel"] for kernel in kernels} == {"normalise", "scan", "scan of distances from 0"}
+    assert {kernel["kernel"] for kernel in kernels} == {"normalise", "scan", "scan of distances from 0", "scan of distances from 64"}
     for kernel in kernels:
         assert 0 < kernel["registers"] <= 255
         assert kernel["spilled_bytes"] == 0, kernel
