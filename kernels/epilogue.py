@@ -1,4 +1,4 @@
-"""What a statistic does inside the Triton scan: four small functions, which the scan composes at compile time."""
+"""What a statistic does inside the Triton scan: three small functions, which the scan composes at compile time."""
 
 from __future__ import annotations
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from probe.kernels.epilogue import Rows, Shape, Tile, add_up
+from probe.kernels.epilogue import Rows, Tile, add_up
 from probe.kernels.triton_language import jit, tl
-
-__all__ = ["Features", "Shape", "normalise", "scan"]
 
 
 class Features(NamedTuple):
@@ -75,7 +73,7 @@ def normalise(
 
 @jit
 def scan(
-    p_query, p_key, p_first, p_stop, p_slope, p_visible, p_maximum, p_log_excess, memories, scale, softcap,
+    p_query, p_key, p_first, p_stop, p_slope, p_visible, p_shift, p_log_excess, memories, scale, softcap,
     query_offset, num_queries, num_heads, key_offset, num_keys,
     query_head_stride, query_stride, query_channel_stride, key_head_stride, key_stride, key_channel_stride,
     FEATURES: tl.constexpr, SHAPE: tl.constexpr,
@@ -88,10 +86,10 @@ def scan(
     keys = (p_key, key_stride, key_channel_stride, p_visible, scale, softcap)
     first, stop, cuts = _cuts(p_first, p_stop, rows, SHAPE)
     # A row that is no query of the call gets a normaliser under which it gives nothing to anything.
-    maximum = tl.load(p_maximum + rows.offset, mask=rows.inside, other=1e30)
+    shift = tl.load(p_shift + rows.offset, mask=rows.inside, other=1e30)
     log_excess = tl.load(p_log_excess + rows.offset, mask=rows.inside, other=0.0)
     rows = Rows(
-        rows.offset, rows.inside, rows.index, rows.query, maximum + log_excess, rows.head, rows.block, num_heads,
+        rows.offset, rows.inside, rows.index, rows.query, shift + log_excess, rows.head, rows.block, num_heads,
         rows.query_start, query_offset, num_queries, key_offset, num_keys,
     )  # fmt: skip
     states = ()
@@ -101,7 +99,7 @@ def scan(
         if stretch > 0 or FEATURES.LEADING:
             for start in range(cuts[stretch], cuts[stretch + 1], SHAPE.KEYS):
                 b_score, visible = _scores(queries, keys, rows, first, stop, start, stretch != 1, FEATURES, SHAPE)
-                b_log = (b_score - maximum[:, None]) - log_excess[:, None]
+                b_log = (b_score - shift[:, None]) - log_excess[:, None]
                 if stretch != 1 or FEATURES.HIDDEN:
                     b_log = tl.where(visible, b_log, -1e30)
                 b_probability = tl.exp(b_log)

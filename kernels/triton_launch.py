@@ -13,11 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from probe.kernels.call import Call
-from probe.kernels.epilogue import Epilogue, Layout
-from probe.kernels.normaliser import Normaliser
+from probe.kernels.epilogue import Epilogue, Layout, Shape
+from probe.kernels.normaliser import Normaliser, found, given
 from probe.kernels.statistic import Statistic
-from probe.kernels.triton_kernel import Features, Shape, normalise, scan
+from probe.kernels.triton_kernel import Features, normalise, scan
 from probe.kernels.visibility import Visibility
+from probe.kernels.walk import token_ids
 
 MAX_HEADS = 4
 """Most query heads that share a program, and with it the loads of their keys."""
@@ -74,35 +75,27 @@ class Launch:
         self.slope = self.bounds[0] if slope is None else slope.to(device, torch.float32).contiguous()
         self.visible = self.bounds[0] if visible is None else visible.to(device, torch.int8).contiguous()
 
-    def normaliser(self) -> tuple[Normaliser, Tensor, Tensor]:
-        """Return the normaliser, and in what two parts the scan subtracts it, [head, query] each."""
+    def normaliser(self) -> Normaliser:
+        """Return the normaliser: what the call hands over, or what a first pass over the scores finds."""
         call = self.call
-        if call.log_sum_exp is None:
-            maximum = torch.empty((call.num_heads, call.num_queries), device=call.query.device)
-            log_excess = torch.empty_like(maximum)
-            arguments, options = self.normalise_arguments(maximum, log_excess)
-            normalise[self.grid](*arguments, **options)
-        else:
-            maximum = call.log_sum_exp.float().clone()
-            log_excess = torch.zeros_like(maximum)
-        nothing = (self.num_visible == 0)[None, :]
-        log_sum_exp = (maximum + log_excess).masked_fill(nothing, -torch.inf)
-        sink = None
-        if call.sink_logit is not None:
-            sink = call.sink_logit.float()
-            log_excess = torch.logaddexp(log_excess, sink[:, None] - maximum)
-            log_sum_exp = torch.logaddexp(log_sum_exp, sink[:, None])
-        # Where nothing is visible no logit is read: what is subtracted only has to add up.
-        shown = maximum.masked_fill(nothing, -torch.inf)
-        maximum = torch.where(nothing, log_sum_exp, maximum)
-        log_excess = log_excess.masked_fill(nothing, 0.0)
-        normaliser = Normaliser(call.query_start, shown, maximum, log_excess, log_sum_exp, sink, self.num_visible)
-        return normaliser, maximum.contiguous(), log_excess.contiguous()
+        if call.log_sum_exp is not None:
+            return given(call, call.query_start, call.query_start + call.num_queries, self.num_visible)
+        maximum = torch.empty((call.num_heads, call.num_queries), device=call.query.device)
+        log_excess = torch.empty_like(maximum)
+        arguments, options = self.normalise_arguments(maximum, log_excess)
+        normalise[self.grid](*arguments, **options)
+        return found(call, call.query_start, maximum, log_excess, self.num_visible)
 
     def layout(self, finite: Tensor, tokens: Tensor | None, tokens_start: int, *, deterministic: bool) -> Layout:
         """Return what epilogues are told; `finite` is False for heads with a logit that is not, [head]."""
         call = self.call
-        tokens = None if tokens is None else tokens.to(call.query.device)
+        queries = call.query_start, call.query_start + call.num_queries
+        keys = call.key_start, call.key_start + call.num_keys
+
+        def ids(start: int, stop: int) -> Tensor | None:
+            found_ids = token_ids(tokens, tokens_start, start, stop)
+            return None if found_ids is None else found_ids.to(call.query.device, torch.int32).contiguous()
+
         return Layout(
             call=call,
             shape=self.shape,
@@ -110,9 +103,9 @@ class Launch:
             deterministic=deterministic,
             finite=finite,
             visibility=self.visibility,
-            query_token=_tokens(tokens, tokens_start, call.query_start, call.num_queries),
-            key_token=_tokens(tokens, tokens_start, call.key_start, call.num_keys),
-            previous_token=_tokens(tokens, tokens_start, call.key_start - 1, call.num_keys),
+            query_token=ids(*queries),
+            key_token=ids(*keys),
+            previous_token=ids(keys[0] - 1, keys[1] - 1),
         )
 
     def passes(self, layout: Layout) -> list[Pass]:
@@ -129,9 +122,10 @@ class Launch:
             for low, group in groups.items()
         ]
 
-    def scan(self, pass_: Pass, layout: Layout, maximum: Tensor, log_excess: Tensor) -> None:
+    def scan(self, pass_: Pass, layout: Layout, normaliser: Normaliser) -> None:
         """Run one pass; its parts' memory is written."""
-        arguments, options = self.scan_arguments(pass_, layout, maximum, log_excess)
+        shift, log_excess = normaliser.shift.contiguous(), normaliser.log_excess.contiguous()
+        arguments, options = self.scan_arguments(pass_, layout, shift, log_excess)
         scan[self.grid](*arguments, **options)
 
     def normalise_arguments(self, maximum: Tensor, log_excess: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -141,11 +135,11 @@ class Launch:
         return (*pointers, *self._numbers()), self._options(self._leading())
 
     def scan_arguments(
-        self, pass_: Pass, layout: Layout, maximum: Tensor, log_excess: Tensor
+        self, pass_: Pass, layout: Layout, shift: Tensor, log_excess: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments and options of `scan`."""
         call, bounds = self.call, self._near(pass_.distances)
-        pointers = call.query, call.key, *bounds, self.slope, self.visible, maximum, log_excess
+        pointers = call.query, call.key, *bounds, self.slope, self.visible, shift, log_excess
         epilogues = [part.epilogue for part in pass_.parts]
         options = self._options(pass_.distances is not None or self._leading())
         if pass_.distances is not None:
@@ -248,12 +242,3 @@ def _version(functions: Sequence[Any]) -> int:
     """
     keys = "".join(getattr(function, "cache_key", "") for function in functions)
     return int.from_bytes(hashlib.sha256(keys.encode()).digest()[:6], "big")
-
-
-def _tokens(tokens: Tensor | None, tokens_start: int, start: int, count: int) -> Tensor | None:
-    """Return the token ids of some positions, −1 where they are not known."""
-    if tokens is None:
-        return None
-    known = tokens[max(0, start - tokens_start) : max(0, start + count - tokens_start)]
-    before = max(0, min(tokens_start - start, count))
-    return torch.nn.functional.pad(known, (before, count - before - len(known)), value=-1).int().contiguous()

@@ -73,13 +73,13 @@ class TritonScan:
         device = call.query.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             launch = Launch(call, wanted, *self.blocks)
-            normaliser, maximum, log_excess = launch.normaliser()
+            normaliser = launch.normaliser()
             lse = normaliser.log_sum_exp
             finite = ((lse < torch.inf) & ((lse > -torch.inf) | (normaliser.num_visible == 0))).all(1)
             layout = launch.layout(finite, tokens, tokens_start, deterministic=self.deterministic)
             found: dict[str, dict[str, Tensor]] = {s.key: {} for s in wanted}
             for pass_ in launch.passes(layout):
-                launch.scan(pass_, layout, maximum, log_excess)
+                launch.scan(pass_, layout, normaliser)
                 for part in pass_.parts:
                     held = found[part.statistic]
                     for suffix, values in part.epilogue.collect(layout, part.memory).items():

@@ -33,8 +33,9 @@ class Visibility:
     num_keys: Int[Tensor, "query"]
     """How many keys each query sees."""
     _known: dict[tuple[int, int, int, int], Int[Tensor, "key"]] = field(default_factory=dict, repr=False)
-
+    """What `num_queries` found over all keys."""
     _on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    """What `bounds` copied to each device."""
 
     @classmethod
     def of(cls, call: Call) -> Visibility:
@@ -70,7 +71,6 @@ class Visibility:
 
     def num_queries(self, query_start: int, query_stop: int, key_start: int, key_stop: int) -> Int[Tensor, "key"]:
         """Return how many of these queries see each of these keys."""
-        whole = key_stop - key_start == int(self.stop[-1]) - self.key_start
         extent = query_start, query_stop, key_start, key_stop
         if extent in self._known:
             return self._known[extent]
@@ -80,7 +80,7 @@ class Visibility:
         num = begun - torch.searchsorted(self.stop[rows], key, right=True)
         if self.key_visible is not None:
             num *= self.key_visible[key_start - self.key_start : key_stop - self.key_start]
-        if whole:
+        if key_stop - key_start == int(self.stop[-1]) - self.key_start:
             # Asked again by the next layer; blocks are too many to remember.
             self._known[extent] = num
         return num

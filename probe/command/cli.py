@@ -108,13 +108,13 @@ def run_casebook(
         "deterministic": deterministic,
         "cache": cache,
     }
-    how = ("engine", "deterministic", "cache")
     again = _command(casebook, options)
     with exits(debug=context.obj):
         options["lengths"] = whole_numbers("--lengths", lengths)
         options["depths"] = fractions("--depths", depths)
         # What is not given is for `probe.run` to choose.
-        options = {name: value for name, value in options.items() if name not in how or value}
+        left = [name for name in ("engine", "deterministic", "cache") if not options[name]]
+        options = {name: value for name, value in options.items() if name not in left}
         from rich.console import Console
 
         from probe.command.terminal_progress import terminal_progress

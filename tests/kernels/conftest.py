@@ -320,6 +320,18 @@ def assert_all_close(actual: Arrays, wanted: Arrays, key_start: int = 0, toleran
             assert_close(name, values, wanted[name], tolerance)
 
 
+HALF_PRECISION = ("received_mass", "max_probability", "sink_mass")
+
+
+def assert_no_worse_than_eager(actual: Arrays, call: Call) -> None:
+    """Assert that `HALF_PRECISION` statistics are within 1.5 times the error of eager attention in the call's dtype."""
+    wanted, p = expected(call), eager(call)
+    values = {"received_mass": p.sum(1), "max_probability": p.max(-1), "sink_mass": p[..., :4].sum(-1)}
+    for name in HALF_PRECISION:
+        bar = 1.5 * np.abs(values[name] - wanted[name]).max()
+        assert np.abs(actual[name] - wanted[name]).max() <= bar, name
+
+
 @pytest.fixture(scope="session")
 def all_shapes() -> dict[str, Shape]:
     """Every kind of attention by name."""
@@ -341,7 +353,8 @@ class Attention:
     make_spans: Callable[..., tuple[Span, ...]] = staticmethod(make_spans)
     expected: Callable[..., Arrays] = staticmethod(expected)
     probabilities = staticmethod(probabilities)
-    eager = staticmethod(eager)
+    HALF_PRECISION = HALF_PRECISION
+    assert_no_worse_than_eager: Callable[..., None] = staticmethod(assert_no_worse_than_eager)
     assert_close = staticmethod(assert_close)
     assert_all_close = staticmethod(assert_all_close)
 
