@@ -40,6 +40,10 @@ class Shape:
     """As in the call."""
     alibi: bool
     """Whether the call has slopes."""
+    num_distances: int
+    """Entries of the call's bias by distance; 0 where it has none."""
+    first_distance: int
+    """Distance of the first of them."""
     hidden: bool
     """Whether the call hides keys."""
     tokens: bool
@@ -65,6 +69,8 @@ class Shape:
             grain=grain,
             softcap=call.softcap,
             alibi=call.alibi_slope is not None,
+            num_distances=0 if call.distance_bias is None else call.distance_bias.shape[1],
+            first_distance=0 if call.distance_bias is None else call.distance_bias_start,
             hidden=call.key_visible is not None,
             tokens=tokens,
         )
@@ -137,6 +143,9 @@ class _Traced:
         if shape.alibi:
             distance = (query_position[:, None] - key_position).abs().to(logits.dtype)
             logits = logits - next(inputs)[:, None, None] * distance
+        if shape.num_distances:
+            index = query_position[:, None] - key_position - shape.first_distance
+            logits = logits + next(inputs)[:, index.clamp(0, shape.num_distances - 1).long()]
         seen = None
         if kind.masked:
             seen = (key_position >= next(inputs)[:, None]) & (key_position < next(inputs)[:, None])
@@ -168,7 +177,7 @@ class _Traced:
 
 
 def _num_scores_inputs(shape: Shape, kind: Kind) -> int:
-    return 4 + shape.alibi + (2 + shape.hidden if kind.masked else 0)
+    return 4 + shape.alibi + bool(shape.num_distances) + (2 + shape.hidden if kind.masked else 0)
 
 
 def _example(shape: Shape, kind: Kind) -> list[Tensor]:
@@ -184,6 +193,8 @@ def _example(shape: Shape, kind: Kind) -> list[Tensor]:
     ]
     if shape.alibi:
         tensors.append(torch.linspace(0.01, 0.5, head))
+    if shape.num_distances:
+        tensors.append(torch.randn(head, shape.num_distances, generator=random))
     if kind.masked:
         tensors += [torch.zeros_like(query), query + 1]
         if shape.hidden:

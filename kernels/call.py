@@ -17,7 +17,8 @@ class Call:
     position `query_start + i`, key j at `key_start + j`. A query sees a key iff, with distance = query position minus
     key position, `distance >= 0` where `causal` and `distance < window` where there is a window (and, in a
     bidirectional layer with a window, `distance > -window`), both stand in the same document where documents are
-    packed, and the key is not hidden from all.
+    packed, and the key is not hidden from all. In cross-attention queries and keys stand on different axes: no
+    distance means anything there.
     """
 
     layer: int
@@ -49,6 +50,14 @@ class Call:
     alibi_slope: Float[Tensor, "head"] | None = None
     """Slope per head of a bias −slope · |distance| on the scaled logits (Press et al. 2022). A model that adds
     slope · key position instead differs by a constant in each row: its probabilities are the same."""
+    distance_bias: Float[Tensor, "head distance"] | None = None
+    """What each head adds to the scaled logit by query position minus key position (T5's relative bias), for
+    consecutive distances from `distance_bias_start` on; distances beyond either end take the end's."""
+    distance_bias_start: int = 0
+    """Distance of the first entry of `distance_bias`; below 0 where keys after the query have a bias."""
+    part: Literal["self", "encoder", "cross"] = "self"
+    """`self`: a model's only stack of layers, or a decoder's own attention. `encoder`: the encoder's own, where there is
+    a decoder too. `cross`: the decoder's over the encoder's positions, on which the keys stand."""
     document: Int[Tensor, "key"] | None = None
     """Index of the packed document that each key belongs to, in contiguous runs; the queries' own positions must be
     among the keys'."""

@@ -56,7 +56,6 @@ class CompiledWalk:
         self._first = _padded(visibility.first.to(torch.int32), *queries)
         self._stop = _padded(visibility.stop.to(torch.int32), *queries)
         self._visible = None if visibility.key_visible is None else _padded(visibility.key_visible, *keys)
-        self._slope = None if call.alibi_slope is None else call.alibi_slope.float()
         self._tokens: list[Tensor] = []
         for start, stop in (
             (self._query_origin, query_end),
@@ -173,6 +172,8 @@ class CompiledWalk:
         inputs = [query, key, self._query_position[rows], self._key_position[columns]]
         if call.alibi_slope is not None:
             inputs.append(call.alibi_slope.float())
+        if call.distance_bias is not None:
+            inputs.append(call.distance_bias.float().contiguous())
         if kind.masked:
             inputs += [self._first[rows], self._stop[rows]]
             if self._visible is not None:
@@ -210,6 +211,7 @@ def _of_some_heads(call: Call, kv_head: int, shape: Shape) -> Call:
         value=call.value[kv_head : kv_head + shape.kv_head],
         sink_logit=some(call.sink_logit),
         alibi_slope=some(call.alibi_slope),
+        distance_bias=some(call.distance_bias),
         log_sum_exp=some(call.log_sum_exp),
     )
 

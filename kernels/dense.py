@@ -70,6 +70,9 @@ class Dense:
             logit = self.call.softcap * torch.tanh(logit / self.call.softcap)
         if self.call.alibi_slope is not None:
             logit = logit - self.call.alibi_slope.double()[:, None, None] * self.distance.abs()
+        if self.call.distance_bias is not None:
+            index = (self.distance - self.call.distance_bias_start).clamp(0, self.call.distance_bias.shape[1] - 1)
+            logit = logit + self.call.distance_bias.double()[:, index]
         return logit.masked_fill(~self.visible, -torch.inf)
 
     @cached_property

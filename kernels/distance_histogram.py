@@ -29,6 +29,7 @@ class distance_histogram(Statistic):
     """
 
     kind = "scan"
+    compares_positions = True
     arrays: ClassVar = {"": ArrayFacts(("head", "distance_bin"), "probability", merge="sum")}
     source = "this toolkit's own"
 

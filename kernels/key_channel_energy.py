@@ -30,6 +30,7 @@ class key_channel_energy(Statistic):
     """How many queries."""
 
     kind = "key"
+    compares_positions = True
     arrays: ClassVar = {
         "": ArrayFacts(("kv_head", "channel"), "", merge="mean", meaning="mean of k_d²"),
         "query": ArrayFacts(("kv_head", "channel"), "", merge="mean", meaning="mean of q_d²"),

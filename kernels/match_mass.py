@@ -29,6 +29,7 @@ class match_mass(Statistic):
     """Which keys count."""
 
     kind = "scan"
+    compares_positions = True
     arrays: ClassVar = {"": ArrayFacts(("head", "query"), "probability")}
     source = "Olsson et al. 2022 (2209.11895): prefix matching and copying; mass per query is this toolkit's own form"
     needs_tokens = True

@@ -19,6 +19,7 @@ class mean_distance(Statistic):
     """Σ_j p_ij |i − j|, in tokens; a learned sink's share counts as distance 0."""
 
     kind = "scan"
+    compares_positions = True
     arrays: ClassVar = {"": ArrayFacts(("head", "query"), "tokens")}
     source = "this toolkit's own choice of a standard quantity"
 

@@ -27,6 +27,7 @@ class offset_mass(Statistic):
     """Further distances, ascending."""
 
     kind = "scan"
+    compares_positions = True
     arrays: ClassVar = {"": ArrayFacts(("head", "offset"), "probability", merge="sum")}
     source = "this toolkit's own; previous-token heads as in Olsson et al. 2022 (2209.11895)"
 

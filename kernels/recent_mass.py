@@ -23,6 +23,7 @@ class recent_mass(Statistic):
     """Number of positions."""
 
     kind = "scan"
+    compares_positions = True
     arrays: ClassVar = {"": ArrayFacts(("head", "query"), "probability")}
     source = "this toolkit's own; Yan et al. 2024 (2410.12850) name the phenomenon"
 

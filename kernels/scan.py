@@ -150,6 +150,8 @@ class Scan:
         return self._pool if statistic.can_pool else None
 
     def _note(self, call: Call) -> None:
+        if call.part == "cross" and (wrong := [s.key for s in self.statistics if s.compares_positions]):
+            raise ValueError(f"no statistics of cross-attention, whose positions are of two texts: {', '.join(wrong)}")
         if self._scan:
             if self._query_stop not in (None, call.query_start):
                 raise ValueError(f"queries from {call.query_start} on do not follow those before {self._query_stop}")

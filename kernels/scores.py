@@ -18,8 +18,7 @@ class Scores:
     """Logits of one call in float32, any block at a time. Positions everywhere are the sample's, as in the call."""
 
     def __init__(self, call: Call) -> None:
-        if call.softcap is not None and call.alibi_slope is not None:
-            raise ValueError("a softcap and ALiBi together: no model says which comes first")
+        check_order(call)
         self.call = call
         self.visibility = Visibility.of(call)
         self.group = call.num_heads // call.num_kv_heads
@@ -68,6 +67,11 @@ class Scores:
             distance = self._distance(query_start, num_queries, key_start, num_keys).abs().to(logits.dtype)
             for head, slope in zip(logits, call.alibi_slope.tolist(), strict=True):
                 head.sub_(distance, alpha=slope)
+        if call.distance_bias is not None:
+            distance = self._distance(query_start, num_queries, key_start, num_keys) - call.distance_bias_start
+            distance.clamp_(0, call.distance_bias.shape[1] - 1)
+            for head, bias in zip(logits, call.distance_bias, strict=True):
+                head.add_(bias.float()[distance])
         key_stop = key_start + num_keys
         rows = slice(query_start - call.query_start, query_start - call.query_start + num_queries)
         first, stop = self.visibility.first[rows], self.visibility.stop[rows]
@@ -99,3 +103,9 @@ class Scores:
         device = self.call.query.device
         query = torch.arange(query_start, query_start + num_queries, device=device)
         return query[:, None] - torch.arange(key_start, key_start + num_keys, device=device)
+
+
+def check_order(call: Call) -> None:
+    """Raise `ValueError` for a call with a softcap and a bias by distance, of which no model says which comes first."""
+    if call.softcap is not None and (call.alibi_slope is not None or call.distance_bias is not None):
+        raise ValueError("a softcap and ALiBi or a position bias together: no model says which comes first")

@@ -65,6 +65,10 @@ class Statistic:
     needs_tokens: ClassVar[bool] = False
     """Whether its blocks must carry token ids."""
 
+    compares_positions: ClassVar[bool] = False
+    """Whether it asks how far a key stands from the query, or whether tokens are the same: nothing that cross-attention
+    can answer, whose queries and keys stand in two texts."""
+
     compares_layers: ClassVar[bool] = False
     """Whether it needs the keys of the attention layer before."""
 

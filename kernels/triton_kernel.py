@@ -28,6 +28,8 @@ class Features(NamedTuple):
     """Whether logits are capped."""
     ALIBI: Any
     """Whether distance lowers them."""
+    BIAS: Any
+    """Whether each distance has a bias of its own."""
     HIDDEN: Any
     """Whether some keys are hidden from all queries."""
     LEADING: Any
@@ -38,14 +40,15 @@ class Features(NamedTuple):
 
 @jit
 def normalise(
-    p_query, p_key, p_first, p_stop, p_slope, p_visible, p_maximum, p_log_excess, scale, softcap,
-    query_offset, num_queries, num_heads, key_offset, num_keys,
+    p_query, p_key, p_first, p_stop, p_slope, p_bias, p_visible, p_maximum, p_log_excess, scale, softcap,
+    first_distance, num_distances, query_offset, num_queries, num_heads, key_offset, num_keys,
     query_head_stride, query_stride, query_channel_stride, key_head_stride, key_stride, key_channel_stride,
     FEATURES: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """Write max_j s_ij and log Σ_j exp(s_ij − max), [head, query]; −1e30 and −inf for a query that sees nothing."""
     rows = _rows(query_offset, num_queries, num_heads, key_offset, num_keys, SHAPE)
-    queries = _queries(p_query, p_slope, rows, query_head_stride, query_stride, query_channel_stride, FEATURES, SHAPE)
+    biases = (p_slope, p_bias, first_distance, num_distances)
+    queries = _queries(p_query, biases, rows, query_head_stride, query_stride, query_channel_stride, FEATURES, SHAPE)
     p_key += (rows.head // FEATURES.GROUP).to(tl.int64) * key_head_stride
     keys = (p_key, key_stride, key_channel_stride, p_visible, scale, softcap)
     first, stop, cuts = _cuts(p_first, p_stop, rows, SHAPE)
@@ -73,15 +76,16 @@ def normalise(
 
 @jit
 def scan(
-    p_query, p_key, p_first, p_stop, p_slope, p_visible, p_shift, p_log_excess, memories, scale, softcap,
-    query_offset, num_queries, num_heads, key_offset, num_keys,
+    p_query, p_key, p_first, p_stop, p_slope, p_bias, p_visible, p_shift, p_log_excess, memories, scale, softcap,
+    first_distance, num_distances, query_offset, num_queries, num_heads, key_offset, num_keys,
     query_head_stride, query_stride, query_channel_stride, key_head_stride, key_stride, key_channel_stride,
     FEATURES: tl.constexpr, SHAPE: tl.constexpr,
     STARTS: tl.constexpr, UPDATES: tl.constexpr, FINISHES: tl.constexpr, CONSTANTS: tl.constexpr, VERSION: tl.constexpr,
 ):  # fmt: skip
     """Stream the scores once, with the normaliser known, past the epilogues of the statistics."""
     rows = _rows(query_offset, num_queries, num_heads, key_offset, num_keys, SHAPE)
-    queries = _queries(p_query, p_slope, rows, query_head_stride, query_stride, query_channel_stride, FEATURES, SHAPE)
+    biases = (p_slope, p_bias, first_distance, num_distances)
+    queries = _queries(p_query, biases, rows, query_head_stride, query_stride, query_channel_stride, FEATURES, SHAPE)
     p_key += (rows.head // FEATURES.GROUP).to(tl.int64) * key_head_stride
     keys = (p_key, key_stride, key_channel_stride, p_visible, scale, softcap)
     first, stop, cuts = _cuts(p_first, p_stop, rows, SHAPE)
@@ -136,8 +140,9 @@ def _rows(query_offset, num_queries, num_heads, key_offset, num_keys, SHAPE):
 
 
 @jit
-def _queries(p_query, p_slope, rows, head_stride, stride, channel_stride, FEATURES, SHAPE):
-    """Return the rows' queries, in two pieces where a head is not a power of two wide, and their ALiBi slopes."""
+def _queries(p_query, biases, rows, head_stride, stride, channel_stride, FEATURES, SHAPE):
+    """Return the rows' queries, in two pieces where a head is not a power of two wide, and their biases: the ALiBi
+    slopes, where those by distance begin, and the first and last of the distances."""
     head = rows.head + tl.arange(0, SHAPE.HEADS * SHAPE.QUERIES) // SHAPE.QUERIES
     place = p_query + head.to(tl.int64) * head_stride + rows.index.to(tl.int64) * stride
     channel = tl.arange(0, FEATURES.WIDTH).to(tl.int64)
@@ -153,8 +158,9 @@ def _queries(p_query, p_slope, rows, head_stride, stride, channel_stride, FEATUR
         b_rest = b_rest.to(tl.float32)
     b_slope = tl.zeros([SHAPE.HEADS * SHAPE.QUERIES], tl.float32)
     if FEATURES.ALIBI:
-        b_slope = tl.load(p_slope + head)
-    return b_query, b_rest, b_slope
+        b_slope = tl.load(biases[0] + head)
+    p_bias = biases[1] + head * biases[3]
+    return b_query, b_rest, b_slope, p_bias, biases[2], biases[3]
 
 
 @jit
@@ -174,7 +180,7 @@ def _cuts(p_first, p_stop, rows, SHAPE):
 @jit
 def _scores(queries, keys, rows, first, stop, start, EDGE, FEATURES, SHAPE):
     """Return a tile's logits, scaled, capped and biased, and which of them the mask leaves, both [row, key]."""
-    b_query, b_rest, b_slope = queries
+    b_query, b_rest, b_slope, p_bias, first_distance, num_distances = queries
     p_key, stride, channel_stride, p_visible, scale, softcap = keys
     key = start + tl.arange(0, SHAPE.KEYS)
     index = key - rows.key_offset
@@ -197,6 +203,10 @@ def _scores(queries, keys, rows, first, stop, start, EDGE, FEATURES, SHAPE):
         b_score = softcap * tl.where(tl.abs(b_share) < 0.3, b_series, b_far)
     if FEATURES.ALIBI:
         b_score = b_score - b_slope[:, None] * tl.abs(rows.query[:, None] - key[None, :]).to(tl.float32)
+    if FEATURES.BIAS:
+        entry = rows.query[:, None] - key[None, :] - first_distance
+        entry = tl.minimum(tl.maximum(entry, 0), num_distances - 1)
+        b_score = b_score + tl.load(p_bias[:, None] + entry)
     if FEATURES.HIDDEN:
         visible = visible & (tl.load(p_visible + index, mask=there, other=0) != 0)[None, :]
     return b_score, visible

@@ -70,9 +70,10 @@ class Launch:
         self.grid = num_blocks, call.num_heads // int(self.shape.HEADS)
         device = call.query.device
         *self.bounds, self.num_visible = self.visibility.bounds(device)
-        slope, visible = call.alibi_slope, call.key_visible
+        slope, bias, visible = call.alibi_slope, call.distance_bias, call.key_visible
         # What a kernel does not read may be any pointer.
         self.slope = self.bounds[0] if slope is None else slope.to(device, torch.float32).contiguous()
+        self.bias = self.bounds[0] if bias is None else bias.to(device, torch.float32).contiguous()
         self.visible = self.bounds[0] if visible is None else visible.to(device, torch.int8).contiguous()
 
     def normaliser(self) -> Normaliser:
@@ -131,7 +132,7 @@ class Launch:
     def normalise_arguments(self, maximum: Tensor, log_excess: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments and options of `normalise`."""
         call = self.call
-        pointers = call.query, call.key, *self.bounds, self.slope, self.visible, maximum, log_excess
+        pointers = call.query, call.key, *self.bounds, self.slope, self.bias, self.visible, maximum, log_excess
         return (*pointers, *self._numbers()), self._options(self._leading())
 
     def scan_arguments(
@@ -139,7 +140,7 @@ class Launch:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments and options of `scan`."""
         call, bounds = self.call, self._near(pass_.distances)
-        pointers = call.query, call.key, *bounds, self.slope, self.visible, shift, log_excess
+        pointers = call.query, call.key, *bounds, self.slope, self.bias, self.visible, shift, log_excess
         epilogues = [part.epilogue for part in pass_.parts]
         options = self._options(pass_.distances is not None or self._leading())
         if pass_.distances is not None:
@@ -170,7 +171,8 @@ class Launch:
     def _numbers(self) -> tuple[float | int, ...]:
         call = self.call
         return (
-            float(call.scale), float(call.softcap or 0.0), call.query_start, call.num_queries, call.num_heads,
+            float(call.scale), float(call.softcap or 0.0), call.distance_bias_start,
+            0 if call.distance_bias is None else call.distance_bias.shape[1], call.query_start, call.num_queries, call.num_heads,
             call.key_start, call.num_keys, *call.query.stride(), *call.key.stride(),
         )  # fmt: skip
 
@@ -186,7 +188,7 @@ class Launch:
         rest = 0 if width >= channels else max(16, 1 << (channels - width - 1).bit_length())
         values = (
             call.num_heads // call.num_kv_heads, channels, width, rest, call.softcap is not None,
-            call.alibi_slope is not None, call.key_visible is not None, leading,
+            call.alibi_slope is not None, call.distance_bias is not None, call.key_visible is not None, leading,
             interpreted() and call.query.dtype == torch.bfloat16,
         )  # fmt: skip
         return {
@@ -211,7 +213,7 @@ def choose_shape(
     Found by compiling for compute capability 8.0, 9.0 and 10.0 (see `triton_resources`), not yet by timing.
     """
     channels = call.query.shape[-1]
-    extra = call.softcap, call.alibi_slope, call.key_visible
+    extra = call.softcap, call.alibi_slope, call.distance_bias, call.key_visible
     if call.query.element_size() > 2:
         rows, keys = 32, 16
     elif channels > 128:

@@ -11,6 +11,7 @@ from torch import Tensor
 from probe.errors import UsageError
 from probe.kernels.blocked_scan import BlockedScan
 from probe.kernels.call import Call
+from probe.kernels.scores import check_order
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic
 from probe.kernels.tally import Tally
@@ -60,8 +61,7 @@ class TritonScan:
 
     def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
         """Take the next call; `tokens` are the sample's from position `tokens_start` on, up to the last key."""
-        if call.softcap is not None and call.alibi_slope is not None:
-            raise ValueError("a softcap and ALiBi together: no model says which comes first")
+        check_order(call)
         if self.blocks == (None, None) and call.num_queries < MIN_QUERIES:
             self._few.take(call, tokens, tokens_start)
             return

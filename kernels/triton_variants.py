@@ -31,11 +31,13 @@ FEATURES: Mapping[str, Sequence[Any]] = {
     "length": (32768, 100),
     "softcap": (False, True),
     "alibi": (False, True),
+    "bias": (False, True),
     "hidden": (False, True),
     "window": (False, True),
     "deterministic": (False, True),
 }
 """What calls differ in, the usual first."""
+_BIASES = ("alibi", "bias")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Variant:
             softcap=30.0 if f["softcap"] else None,
             window=64 if f["window"] else None,
             alibi_slope=torch.ones(heads) if f["alibi"] else None,
+            distance_bias=torch.zeros(heads, 257) if f["bias"] else None,
+            distance_bias_start=-128 if f["bias"] else 0,
             key_visible=torch.ones(length, dtype=torch.bool) if f["hidden"] else None,
         )
 
@@ -88,20 +92,21 @@ def variants() -> Iterator[Variant]:
 
 
 def pairwise(choices: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield few combinations in which every two values of every two choices meet; a softcap meets no ALiBi."""
+    """Yield few combinations in which every two values of every two choices meet; a softcap meets no bias."""
     missing = {
         ((a, x), (b, y))
         for a, b in itertools.combinations(choices, 2)
         for x, y in itertools.product(choices[a], choices[b])
-        if not (a == "softcap" and b == "alibi" and x and y)
+        if not (a == "softcap" and b in _BIASES and x and y)
     }
     while missing:
         # Begin with a pair that is missing, then take for each choice the value that brings the most.
         combination = dict(min(missing, key=str))
         for name, values in choices.items():
             if name not in combination:
-                allowed = [v for v in values if not (name == "alibi" and v and combination.get("softcap"))]
-                allowed = [v for v in allowed if not (name == "softcap" and v and combination.get("alibi"))]
+                allowed = [v for v in values if not (name in _BIASES and v and combination.get("softcap"))]
+                biased = any(combination.get(each) for each in _BIASES)
+                allowed = [v for v in allowed if not (name == "softcap" and v and biased)]
                 combination[name] = max(allowed, key=lambda v: _new(combination | {name: v}, missing, list(choices)))
         combination = {name: combination[name] for name in choices}
         missing -= set(itertools.combinations(combination.items(), 2))

@@ -77,6 +77,8 @@ def _facts(call: Call) -> dict[str, Any]:
         "causal": call.causal,
         "sink_logit": None if call.sink_logit is None else call.sink_logit.float().tolist(),
         "alibi_slope": None if call.alibi_slope is None else call.alibi_slope.float().tolist(),
+        "distance_bias": None if call.distance_bias is None else call.distance_bias.float().tolist(),
+        "distance_bias_start": call.distance_bias_start,
         "documents": call.document is not None,
     }
 

@@ -54,6 +54,11 @@ def window(
         if facts["alibi_slope"] is not None:
             at = np.arange(*rows) + first_query
             logits -= facts["alibi_slope"][head] * np.abs(at[:, None] - position)
+        # Traces that were written before there was such a bias do not say that they have none.
+        if facts.get("distance_bias") is not None:
+            table = np.asarray(facts["distance_bias"][head], np.float64)
+            distance = np.arange(*rows)[:, None] + first_query - position - int(facts["distance_bias_start"])
+            logits += table[np.clip(distance, 0, len(table) - 1)]
         first, stop = (stored[name].read(rows)[:, None] for name in ("first_key", "stop_key"))
         visible = (position >= first) & (position < stop) & stored["key_visible"].read(columns)
         log_sum_exp = stored["log_sum_exp"].read((head, head + 1), rows)[0].astype(np.float64)

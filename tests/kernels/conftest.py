@@ -37,6 +37,9 @@ class Shape:
     causal: bool = True
     sharpness: float = 1.0
     alibi: bool = False
+    bias: tuple[int, int] | None = None
+    """First distance of a bias by distance and the one after its last; distances beyond take the ends'."""
+    part: str = "self"
     documents: int = 0
     hidden: bool = False
 
@@ -55,6 +58,8 @@ SHAPES = {
     "bidirectional window": Shape(kv_head=2, causal=False, window=20),
     "ALiBi": Shape(head=6, kv_head=2, alibi=True),
     "bidirectional ALiBi": Shape(causal=False, alibi=True),
+    "bidirectional relative bias": Shape(causal=False, bias=(-20, 21)),
+    "relative bias, window and hidden keys": Shape(head=6, kv_head=2, bias=(3, 33), window=40, hidden=True, sink=True),
     "packed documents": Shape(kv_head=2, documents=5),
     "bidirectional packed documents and window": Shape(kv_head=1, documents=3, causal=False, window=20),
     "hidden keys": Shape(kv_head=2, hidden=True),
@@ -85,6 +90,9 @@ def make_call(shape: Shape, length: int, seed: int = 0, *, key_start: int = 0, n
         phase="decode",
         tokens=torch.randint(0, 9, (length,), generator=random),
         alibi_slope=2.0 ** -torch.arange(1.0, shape.head + 1) if shape.alibi else None,
+        distance_bias=None if shape.bias is None else normal(shape.head, shape.bias[1] - shape.bias[0]),
+        distance_bias_start=0 if shape.bias is None else shape.bias[0],
+        part=shape.part,
         document=torch.arange(length) * shape.documents // length if shape.documents else None,
         # Every third key but the first, at the awkward places too: the last of a block, a query's own.
         key_visible=torch.arange(length) % 3 != 2 if shape.hidden else None,
@@ -125,6 +133,10 @@ def probabilities(call: Call) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
                 row = call.softcap * np.tanh(row / call.softcap)
             if call.alibi_slope is not None:
                 row = row - float(call.alibi_slope[h]) * abs(i - position[seen])
+            if call.distance_bias is not None:
+                bias = call.distance_bias[h].double().numpy()
+                index = i - position[seen] - call.distance_bias_start
+                row = row + bias[np.minimum(np.maximum(index, 0), len(bias) - 1)]
             s[h, r, seen] = row
             everything = row if call.sink_logit is None else np.append(row, float(call.sink_logit[h]))
             if everything.size:
@@ -256,6 +268,10 @@ def eager(call: Call) -> np.ndarray:
         i = call.query_start + torch.arange(call.num_queries)[:, None]
         j = call.key_start + torch.arange(call.num_keys)
         logits = logits - call.alibi_slope[:, None, None].to(logits.dtype) * (i - j).abs().to(logits.dtype)
+    if call.distance_bias is not None:
+        i = call.query_start + torch.arange(call.num_queries)[:, None]
+        d = i - call.key_start - torch.arange(call.num_keys) - call.distance_bias_start
+        logits = logits + call.distance_bias.to(logits.dtype)[:, d.clamp(0, call.distance_bias.shape[1] - 1)]
     logits = logits.masked_fill(hidden, -torch.inf)
     if call.sink_logit is not None:
         sink = call.sink_logit.to(logits.dtype)[:, None, None].expand(-1, logits.shape[1], 1)

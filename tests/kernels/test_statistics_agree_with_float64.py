@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,33 @@ def test_the_dense_definition_refuses_what_would_not_fit():
     long = torch.zeros(1, 4097, 1)
     with pytest.raises(UsageError, match="4,096"):
         Dense(Call(0, long, long, long, 1.0))
+
+
+@pytest.mark.parametrize("num_queries", [1, 20, 300])
+@pytest.mark.parametrize("options", [{}, {"query_block": 13, "key_block": 29}], ids=["default", "small blocks"])
+def test_cross_attention_sees_every_key_wherever_the_query_stands(attention, num_queries, options):
+    call = attention.make_call(attention.Shape(kv_head=2, causal=False, part="cross"), 129, num_queries=num_queries)
+    # The decoder is further in its own text than the encoder's has tokens, or not.
+    call = dataclasses.replace(call, query_start=250 if num_queries == 20 else 0)
+    spans = attention.make_spans(129)
+    requests = [request for request in attention.REQUESTS if not parse(request).compares_positions]
+    whole = scanned(call, requests, spans, **options)
+    attention.assert_all_close(whole, attention.expected(call, spans))
+    assert (whole["received_mass_num_queries"] == num_queries).all()
+    assert {"span_mass", "top_keys", "entropy", "attention_map", "key_norm"} <= set(whole)
+
+
+def test_cross_attention_has_no_distances(attention):
+    call = attention.make_call(attention.Shape(causal=False, part="cross"), 20)
+    for name in ("mean_distance", "recent_mass", "offset_mass", "distance_histogram", "match_mass"):
+        with pytest.raises(ValueError, match=f"of two texts: {name}"):
+            scanned(call, [name])
+
+
+def test_a_linear_relative_bias_is_alibi(attention):
+    call = attention.make_call(attention.Shape(alibi=True), 129)
+    bias = -call.alibi_slope[:, None] * torch.arange(129)
+    alike = dataclasses.replace(call, alibi_slope=None, distance_bias=bias)
+    attention.assert_all_close(scanned(alike, attention.REQUESTS), attention.expected(call))
+    with pytest.raises(ValueError, match="softcap and ALiBi or a position bias"):
+        scanned(dataclasses.replace(alike, softcap=5.0), ["entropy"])
