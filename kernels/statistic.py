@@ -17,13 +17,14 @@ from probe.errors import UsageError
 
 if TYPE_CHECKING:
     from probe.kernels.block import Block
-    from probe.kernels.dense import Dense
     from probe.kernels.epilogue import Epilogue
+    from probe.kernels.hidden_attention import HiddenRow
     from probe.kernels.keys import Keys
     from probe.kernels.normaliser import Normaliser
+    from probe.kernels.recurrence import Recurrence
     from probe.kernels.tally import Tally
 
-Kind = Literal["scan", "row", "key", "residual", "token"]
+Kind = Literal["scan", "row", "key", "residual", "token", "recurrence"]
 Merge = Literal["concatenate", "sum", "max", "argmax", "mean", "none"]
 
 
@@ -50,13 +51,13 @@ class Statistic:
     A subclass has the name that requests and traces use, one file of that name in this folder, a docstring whose first
     paragraph defines it, the class attributes below, and the one method that its kind asks for: `per_query` and/or
     `blocked` (scan), `blocked` (row: its block holds whole rows), `of_keys` (key; `tally` where no array has an axis of
-    keys), `of_tokens` (residual, token); and `reference` where it is computed from a call. Each gives a tensor for each
-    suffix.
+    keys), `of_tokens` (residual, token), one of `of_state`, `of_steps`, `of_row` (recurrence); and `reference` where it
+    is computed from a call or a recurrence. Each but `of_state` gives a tensor for each suffix.
     """
 
     kind: ClassVar[Kind]
     """What it is computed from: `scan` every query's attention, `row` that of the decoding queries, `key` the keys and
-    values, `residual` the residual stream, `token` the logits."""
+    values, `residual` the residual stream, `token` the logits, `recurrence` the states of recurrent layers."""
     arrays: ClassVar[Mapping[str, ArrayFacts]]
     """Suffix of the array's name → its facts. The empty suffix comes first: that array is named by the key alone."""
     source: ClassVar[str]
@@ -99,8 +100,8 @@ class Statistic:
         """Return the name in a trace of the array with this suffix."""
         return f"{self.key}_{suffix}" if suffix else self.key
 
-    def reference(self, dense: Dense) -> dict[str, Tensor]:
-        """Return each array by its definition, in float64, from a whole call."""
+    def reference(self, dense: Any) -> dict[str, Tensor]:
+        """Return each array by its definition, in float64, from a whole call (`Dense`) or recurrence (`Stepwise`)."""
         raise NotImplementedError
 
     @property
@@ -143,6 +144,18 @@ class Statistic:
 
     def of_tokens(self, *tensors: Tensor) -> dict[str, Tensor]:
         """Return the values of a chunk of tokens, [token]."""
+        return {}
+
+    def of_state(self, state: Tensor) -> Tensor:
+        """Return one number for each head, from a recurrent layer's state [state_head, state, channel]."""
+        raise NotImplementedError
+
+    def of_steps(self, recurrence: Recurrence) -> dict[str, Tensor]:
+        """Return what each token's step through a recurrent layer has, [state_head, token]."""
+        return {}
+
+    def of_row(self, row: HiddenRow) -> dict[str, Tensor]:
+        """Return what a decoding token's hidden attention has, [state_head] or [state_head, key]."""
         return {}
 
     def tally(self) -> Tally:

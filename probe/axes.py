@@ -9,6 +9,7 @@ AXES: Final[dict[str, str]] = {
     "condition": "what was done to the model or to the prompt",
     "layer": "index of an attention layer, from 0",
     "head": "index of a query head within its layer, from 0",
+    "state_head": "index of a head of a recurrent layer, each with a state of its own, from 0",
     "kv_head": "index of a key-value head; query head h reads kv_head h // (heads / kv_heads)",
     "query": "position of a query token, from 0 at the first token that is not padding",
     "key": "position of a key token, from 0 at the first token that is not padding",
