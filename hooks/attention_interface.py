@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from probe.errors import NotReproducible
+from probe.hooks.attention_module import attention_module_of
 from probe.hooks.prompt_chunk import plain_masks_left_out
 
 # The loaded name stays part of ours, since transformers asks in places whether "flash" is in the name.
@@ -41,13 +42,9 @@ class own_attention:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it under the name that the model was loaded with."""
-        switched = self.config._attn_implementation
         # Flash attention reads the name again to choose its kernel.
-        self.config._attn_implementation_internal = switched.removeprefix(_PREFIX)
-        try:
+        with _under_its_own_name(self.config):
             return self.function(*args, **kwargs)
-        finally:
-            self.config._attn_implementation_internal = switched
 
 
 # own function, module, query, key, value, mask, options -> output, weights
@@ -68,7 +65,8 @@ def redirected(model: PreTrainedModel, to: Redirection) -> Iterator[None]:
     configs = _configs(model, decoder)
     names = [config._attn_implementation for config in configs]
     for module in decoder.modules():
-        _refuse_if_it_asks_for_the_name(module, name_of(model))
+        if attention_module_of(module) is None:
+            _refuse_if_it_asks_for_the_name(module, name_of(model))
     with ExitStack() as stack:
         for module in decoder.modules():
             _redirections[module] = to
@@ -80,10 +78,18 @@ def redirected(model: PreTrainedModel, to: Redirection) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def loaded_name(module: nn.Module) -> Iterator[None]:
+    """Within the block a module that asks for the name of its attention reads the one that it was loaded with."""
+    with _under_its_own_name(getattr(module, "config", None)):
+        yield
+
+
 def text_decoder(model: PreTrainedModel) -> nn.Module:
     """The part of the model that reads text: attention elsewhere (a vision tower) is left alone."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if isinstance(decoder, nn.Module) else model
+    # Some models call the projection onto the vocabulary their decoder.
+    return decoder if isinstance(decoder, nn.Module) and any(decoder.children()) else model
 
 
 def named(model: PreTrainedModel, name: str) -> None:
@@ -101,6 +107,19 @@ def name_of(model: PreTrainedModel) -> str:
 def loaded_attention(model: PreTrainedModel) -> str:
     """The name of the attention that the model was loaded with, within `redirected` too."""
     return str(model.config._attn_implementation).removeprefix(_PREFIX)
+
+
+@contextmanager
+def _under_its_own_name(config: Any) -> Iterator[None]:
+    switched = getattr(config, "_attn_implementation_internal", None)
+    if not isinstance(switched, str) or not switched.startswith(_PREFIX):
+        yield
+        return
+    config._attn_implementation_internal = switched.removeprefix(_PREFIX)
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = switched
 
 
 def _attend(

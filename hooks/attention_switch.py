@@ -16,12 +16,15 @@ from transformers import PreTrainedModel
 
 from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks.attention_interface import name_of, own_attention, redirected, text_decoder
+from probe.hooks.attention_module import attention_module_of
+from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.chunk_attention import attend
 from probe.hooks.forward_facts import Phase, forward_facts
 from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
 from probe.hooks.handed_out import handed_out
-from probe.hooks.verification import mask_difference, recomputed
+from probe.hooks.key_bias import check_key_bias
+from probe.hooks.verification import mask_difference, recomputed, shown_by_mask
 from probe.kernels.call import Call
 
 _log = logging.getLogger("probe")
@@ -113,6 +116,9 @@ class attention_switch:
             for module in self.decoder.modules():
                 _switches[module] = self
                 stack.callback(_switches.pop, module, None)
+                known = attention_module_of(module)
+                if known is not None:
+                    stack.enter_context(products_caught(module, known, self))
             for module in self.model.modules():
                 if isinstance(module, PreTrainedModel):
                     before = module.register_forward_pre_hook(self._begins, with_kwargs=True)
@@ -164,35 +170,57 @@ class attention_switch:
         """Run the model's own attention with the taps around it."""
         if self.rests:
             return own(module, query, key, value, mask, **options)
+        causal = options.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+        here, query = self.begin(module, query, key, value_dim=value.shape[-1], causal=causal)
+        output, weights, mask, fused = attend(
+            own, module, query, key, value, mask, options, causal=causal, observed=bool(self._observers())
+        )
+        return self.finish(here, query, key, value, mask, output, options, fused), weights
+
+    def begin(
+        self, module: nn.Module, query: Tensor, key: Tensor, *, value_dim: int, causal: bool
+    ) -> tuple[site, Tensor]:
+        """Return where a module is about to attend, and the queries as the taps will have them."""
         facts = self.forward
         if facts is None:
             raise NotReproducible(f"{self.name}: an attention layer was called outside a forward of the model")
-        causal = options.get("is_causal")
-        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
         here = site(
             _layer_index(module, self.decoder), module, facts, causal,
-            query.shape[1], key.shape[1], key.shape[-1], value.shape[-1],
+            query.shape[1], key.shape[1], key.shape[-1], value_dim,
         )  # fmt: skip
         if here.layer in facts.layers_called:
             self._refuse(here, "it attends more than once in one forward, so no one matrix is its attention")
         facts.layers_called.add(here.layer)
-        taps = self.taps if self.alone is None else [self.alone]
-        for each in taps:
+        for each in self._taps():
             query = each.change_query(here, query)
-        observers = [each for each in taps if each.wants_calls]
-        output, weights, mask, fused = attend(
-            own, module, query, key, value, mask, options, causal=causal, observed=bool(observers)
-        )
+        return here, query
+
+    def finish(
+        self, here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, output: Tensor,
+        options: dict[str, Any], fused: fused_attention | None,
+    ) -> Tensor:  # fmt: skip
+        """Hand out the calls of a module that has attended; return its output as the taps will have it."""
         if tuple(output.shape) != (query.shape[0], query.shape[2], query.shape[1], value.shape[-1]):
             raise NotReproducible(
                 f"{self.name}, layer {here.layer}: its attention returned shape {tuple(output.shape)}, not batch × "
                 "query × head × channel"
             )
-        if observers:
+        if observers := self._observers():
             self._hand_out(observers, here, query, key, value, mask, output, options, fused)
-        for each in taps:
+        for each in self._taps():
             output = each.change_output(here, output)
-        return output, weights
+        return output
+
+    def not_reproducible(self, module: nn.Module, reason: str) -> NotReproducible:
+        """The refusal of a module's attention, by name."""
+        return NotReproducible(f"{self.name}, layer {_layer_index(module, self.decoder)}: {reason}")
+
+    def _taps(self) -> list[tap]:
+        return self.taps if self.alone is None else [self.alone]
+
+    def _observers(self) -> list[tap]:
+        return [each for each in self._taps() if each.wants_calls]
 
     def _hand_out(
         self, observers: list[tap], here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
@@ -227,12 +255,14 @@ class attention_switch:
                 window=int(window) if window else None,
                 softcap=options.get("softcap"),
                 sink_logit=None if sink is None else sink.detach().reshape(-1),
+                alibi_slope=options.get("alibi_slope"),
                 phase=facts.phase or "prefill",
             )
             has_mask = isinstance(mask, Tensor) and mask.ndim == 4
             if fused is not None and (fused.visible != "masked" or has_mask):
                 call = dataclasses.replace(call, log_sum_exp=log_sum_exp_of(call, sample, fused))
-            call = self._verified(here, sample, rows, columns, call, mask, output)
+            check_key_bias(call, options.get("key_bias"), sample, columns, f"{self.name}, layer {here.layer}")
+            call = self._verified(here, sample, rows, columns, call, mask, output, options)
             for part in _by_phase(call, facts, columns[0] + first_key):
                 for each in observers:
                     self._give(each, here, sample, part)
@@ -256,12 +286,16 @@ class attention_switch:
 
     def _verified(
         self, here: site, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call,
-        mask: Tensor | None, output: Tensor,
+        mask: Tensor | None, output: Tensor, options: dict[str, Any],
     ) -> Call:  # fmt: skip
         if isinstance(mask, Tensor) and mask.ndim == 4:
-            seen = (id(mask), sample, rows, columns, call.causal, call.window)
+            shown = shown_by_mask(call, options.get("mask_shows", "all"))
+            seen = (id(mask), sample, rows, columns, shown.causal, shown.window)
             if seen not in here.forward.checked_masks:
-                reason = mask_difference(mask, sample=sample, rows=rows, columns=columns, call=call)
+                reason = mask_difference(
+                    mask, sample=sample, rows=rows, columns=columns, call=shown,
+                    hides=options.get("mask_hides", False), bias=options.get("mask_bias"),
+                )  # fmt: skip
                 if reason is not None:
                     self._refuse(here, reason)
                 here.forward.checked_masks[seen] = mask

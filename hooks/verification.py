@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,6 +87,9 @@ def _compared(call: Call, output: Float[Tensor, "query head value_channel"], ste
         norms = query.norm(dim=-1).amax() * key[::step].norm(dim=-1).amax()
         if call.softcap is not None:
             logits = call.softcap * torch.tanh(logits / call.softcap)
+        if call.alibi_slope is not None:
+            distance = (rows + call.query_start)[:, None] - keys
+            logits = logits - call.alibi_slope[heads].to(logits)[:, None, None] * distance.abs()
         logits = logits.masked_fill(hidden, -torch.inf)
         compared = [norms.new_zeros(())] * 3
         if call.log_sum_exp is not None:
@@ -100,7 +104,8 @@ def _compared(call: Call, output: Float[Tensor, "query head value_channel"], ste
         expected = logits.softmax(dim=-1)[..., :num_keys] @ value
         difference = (output[rows][:, heads].to(exact).transpose(0, 1) - expected).abs()
         difference = difference.masked_fill(~difference.isfinite(), 0).amax()
-        found.append(torch.stack([difference, _allowance(norms, value[::step], logits, call.query.dtype), *compared]))
+        coarser = max(call.query.dtype, output.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        found.append(torch.stack([difference, _allowance(norms, value[::step], logits, coarser), *compared]))
     # One transfer from the device for all heads.
     heads_found = torch.stack(found).tolist()
     of_output, of_log_sum_exp = (
@@ -127,26 +132,40 @@ def _allowance(norms: Tensor, value: Tensor, logits: Tensor, dtype: torch.dtype)
     return allowed.nan_to_num(nan=torch.inf)
 
 
+def shown_by_mask(call: Call, shows: Literal["all", "causal", "padding"]) -> Call:
+    """The call without the rules that a module applies beside its mask: its window, or all but padding."""
+    if shows == "all":
+        return call
+    return replace(call, window=None, causal=call.causal and shows == "causal")
+
+
 def mask_difference(
-    mask: Tensor, *, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call
-) -> str | None:
+    mask: Tensor, *, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call, hides: bool = False,
+    bias: Float[Tensor, "batch head key"] | None = None,
+) -> str | None:  # fmt: skip
     """Where a 4-D mask, boolean or additive, disagrees with `call`, in words; None where it agrees everywhere.
 
-    `rows` and `columns` are the ranges of the mask that hold the call's queries and keys. A few megabytes at a time.
+    `rows` and `columns` are the ranges of the mask that hold the call's queries and keys. A boolean mask is True where
+    a key is seen, or where it is hidden with `hides`; an additive one holds 0, or the `bias` of the key, where it is
+    seen. A few megabytes at a time.
     """
+    if mask.shape[2] == 1 and not call.causal:
+        # One row for all queries, where a module is given padding alone.
+        mask = mask.expand(-1, -1, rows[1], -1)
     part = mask[sample if mask.shape[0] > 1 else 0, :, rows[0] : rows[1]]
     positions = torch.arange(part.shape[-1], device=mask.device) - columns[0] + call.key_start
     inside = torch.zeros(part.shape[-1], dtype=torch.bool, device=mask.device)
     inside[columns[0] : columns[1]] = True
-    step = max(1, _MASK_CELLS // max(part.shape[-1], 1))
+    step = max(1, _MASK_CELLS // max(part.shape[-1] * part.shape[0], 1))
+    added: Tensor | int = 0 if bias is None else bias[sample if bias.shape[0] > 1 else 0, :, None]
     for start in range(0, part.shape[1], step):
         block = part[:, start : start + step]
         queries = torch.arange(start, start + block.shape[1], device=mask.device) + call.query_start
         expected = visible(queries, positions, causal=call.causal, window=call.window) & inside
         if block.dtype == torch.bool:
-            agrees = block == expected
+            agrees = (block != hides) == expected
         else:
-            agrees = torch.where(expected, block == 0, block <= torch.finfo(block.dtype).min / 4)
+            agrees = torch.where(expected, block == added, block <= torch.finfo(block.dtype).min / 4)
         if not bool(agrees.all()):
             _, query, key = (int(index) for index in torch.nonzero(~agrees)[0])
             return (

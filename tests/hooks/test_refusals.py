@@ -19,10 +19,6 @@ SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 @pytest.mark.parametrize(
     ("kind", "fields", "name", "reason"),
     [
-        ("bloom", {"n_layer": 2, "n_head": 4}, "BloomForCausalLM", "never called"),
-        ("falcon", {}, "FalconForCausalLM", "depending on the name"),
-        ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "GPTJForCausalLM", "never called"),
-        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "MptForCausalLM", "never called"),
         ("mamba", {"state_size": 4}, "MambaForCausalLM", "never called"),
         ("gpt2", {"reorder_and_upcast_attn": True}, "GPT2LMHeadModel", "depending on the name"),
         ("diffllama", {"num_key_value_heads": 2, "intermediate_size": 48}, "DiffLlamaForCausalLM", "more than once"),
