@@ -14,7 +14,7 @@ from probe.kernels.stepwise import Stepwise
 
 @dataclass(frozen=True)
 class decay(Statistic):
-    """The factor a_t by which each head's recurrent state is multiplied at each token, averaged over the state's entries.
+    """The factor a_t that multiplies each head's recurrent state at each token, averaged over the entries of the state.
 
     The same for all entries in Mamba-2, gated delta nets and lightning attention, for which it is no average. What a
     delta rule takes out of the state besides is not in it.

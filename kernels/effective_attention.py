@@ -14,7 +14,7 @@ from probe.kernels.stepwise import Stepwise
 
 @dataclass(frozen=True)
 class effective_attention(Statistic):
-    """M_tj = ∂y_t / ∂v_j, the weight of value j in what each head reads at a decoding token t, averaged over its channels.
+    """M_tj = ∂y_t / ∂v_j, the weight of value j in what a head reads at a decoding token t, averaged over its channels.
 
     In Mamba-2, gated delta nets and lightning attention all channels of a head have the same weight. It is signed and
     sums to nothing in particular. The skip of the input, output gates and norms come after y and are not in it.

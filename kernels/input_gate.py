@@ -14,7 +14,7 @@ from probe.kernels.stepwise import Stepwise
 
 @dataclass(frozen=True)
 class input_gate(Statistic):
-    """The factor g_t with which each token's value is written into each head's state, averaged over the head's channels.
+    """The factor g_t with which each token's value is written into a head's state, averaged over the head's channels.
 
     Δ_t after the softplus in Mamba and Mamba-2, β_t in gated delta nets, √(1 − a_t²) times the input gate in RG-LRU,
     the share of the new token in RWKV-4, and 1 in lightning attention.

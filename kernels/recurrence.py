@@ -25,7 +25,7 @@ SMALLEST_LOG_DECAY = -1e5
 class Recurrence:
     """One recurrent layer applied to consecutive tokens of one sample: a whole prompt, a chunk, or a decoded token.
 
-    Every head h has a state S, a matrix of `state` × `channel` numbers. With the decay a_t = exp(`log_decay`_t · `rate`)
+    Every head has a state S, a matrix of `state` × `channel` numbers. With the decay a_t = exp(`log_decay`_t · `rate`)
     and g_t the gate, for each token t, state component n and channel p:
 
         S_t[n, p] = a_t[n, p] S_{t−1}[n, p] + g_t[p] k_t[n] u_t[p]
@@ -33,8 +33,8 @@ class Recurrence:
         y_t[p] = r_t[p] Σ_n q_t[n] S_t[n, p], or with a bonus r_t[p] Σ_n q_t[n] S_{t−1}[n, p] + bonus_t[p] v_t[p]
 
     Mamba, Mamba-2, gated delta nets, lightning attention, RG-LRU and RWKV-4 all have this form (see docs/recurrent.md).
-    What comes after y (a skip of the input, an output gate, a norm) is no part of it. Padding is never in here: position
-    0 is the first real token.
+    What comes after y (a skip of the input, an output gate, a norm) is no part of it. Padding is never in here:
+    position 0 is the first real token.
     """
 
     layer: int

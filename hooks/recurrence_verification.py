@@ -1,0 +1,74 @@
+"""Whether a recurrence is understood: its state and a few of its outputs computed, and compared with the model's."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.kernels.exact import exact
+from probe.kernels.recurrence import Recurrence
+
+
+def disagreement(
+    recurrence: Recurrence,
+    output: Float[Tensor, "token state_head channel"],
+    *,
+    skip: Float[Tensor, "state_head #channel"] | None,
+    output_gate: Float[Tensor, "token state_head channel"] | None,
+    state_after: Float[Tensor, "state_head state channel"] | None,
+) -> str | None:
+    """Say where the model's own state after the tokens, or its output at up to four of them, is not the recurrence's.
+
+    The tokens are the first, the last and two between them. The allowance follows the rounding of sums as large as
+    these, in float32 and in the model's dtype. Values that are not finite are left out: whether a model computes NaN is
+    not this function's question. None where all agrees.
+    """
+    length = recurrence.num_tokens
+    rows = sorted({0, length // 3, 2 * length // 3, length - 1})
+    counts = sorted({*rows, *(row + 1 for row in rows)})
+    dtype = recurrence.exact_dtype
+    with exact(recurrence.value.device):
+        states = dict(zip(counts, recurrence.states(counts), strict=True))
+        for row in rows:
+            before, after = states[row], states[row + 1]
+            expected = recurrence.read(row, before, after)
+            size = _size_of_sum(recurrence, row, before if recurrence.bonus is not None else after)
+            value = recurrence.value[row].to(dtype)
+            if skip is not None:
+                expected = expected + skip.to(dtype) * value
+                size = size + (skip.to(dtype) * value).abs().amax()
+            if output_gate is not None:
+                factor = output_gate[row].to(dtype)
+                expected, size = expected * factor, size * factor.abs().amax()
+            if said := _compared(expected, output[row].to(dtype), size, output.dtype, "output"):
+                return f"{said} at position {recurrence.start + row}"
+        if state_after is None:
+            return None
+        last = states[length]
+        size = torch.maximum(_largest(last), _largest(recurrence.state_before.to(dtype)))
+        return _compared(last, state_after.to(dtype), size, recurrence.value.dtype, "state")
+
+
+def _size_of_sum(recurrence: Recurrence, row: int, state: Tensor) -> Tensor:
+    """Return how large the terms are that y is the sum of: its rounding follows them, not its own size."""
+    query = recurrence.query[row].to(state.dtype)
+    size = query.norm(dim=-1).amax() * state.norm(dim=1).amax()
+    return size.nan_to_num(posinf=0)
+
+
+def _compared(expected: Tensor, found: Tensor, size: Tensor, dtype: torch.dtype, what: str) -> str | None:
+    single, own = torch.finfo(torch.float32).eps, torch.finfo(dtype).eps
+    allowed = float((64 * single + (8 * own if own > single else 0)) * size)
+    difference = (expected - found).abs()
+    largest = float(difference.masked_fill(~difference.isfinite(), 0).amax())
+    if largest <= allowed:
+        return None
+    return (
+        f"its {what} is not what its recurrence gives: largest difference {largest:.3g}, where {allowed:.3g} is allowed "
+        f"for {str(dtype).removeprefix('torch.')}"
+    )
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    return tensor.abs().masked_fill(~tensor.isfinite(), 0).amax()
