@@ -23,6 +23,7 @@ from probe.hooks.chunk_attention import attend
 from probe.hooks.forward_facts import Phase, forward_facts
 from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
 from probe.hooks.handed_out import handed_out
+from probe.hooks.recurrent_layer import recurs_everywhere
 from probe.hooks.key_bias import check_key_bias
 from probe.hooks.verification import mask_difference, recomputed, shown_by_mask
 from probe.kernels.call import Call
@@ -157,7 +158,9 @@ class attention_switch:
             return
         facts, self.root, self.forward = self.forward, None, None
         # Without an output the forward raised, and that error is the one to see.
-        if output is not None and facts is not None and not facts.layers_called:
+        if output is None or facts is None or facts.layers_called:
+            return
+        if not recurs_everywhere(self.model):
             raise NotReproducible(
                 f"{self.name}: its forward never called transformers' attention interface, so its attention "
                 "cannot be seen"

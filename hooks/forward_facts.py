@@ -82,6 +82,8 @@ class forward_facts:
         if inputs is None:
             raise NotReproducible(f"{model_name}: a forward without input_ids or inputs_embeds is not understood")
         num_past = _tokens_seen(given.get("past_key_values"))
+        if num_past == 0 and tokens is not None and _recurs_on(given):
+            num_past = len(tokens) - inputs.shape[1]
         kept = _kept(given.get("attention_mask"), num_past + inputs.shape[1], model_name)
         if tokens is None and num_past == 0 and inputs.shape[0] == 1 and inputs.ndim == 2:
             tokens = inputs[0].detach()
@@ -133,6 +135,15 @@ def _contiguous(row: Bool[Tensor, "key"], model_name: str, sample: int) -> tuple
             f"between positions {start} and {stop - 1}"
         )
     return start, stop
+
+
+def _recurs_on(given: Mapping[str, Any]) -> bool:
+    """Whether the forward goes on from recurrent states, which do not count their tokens."""
+    if given.get("state") is not None:
+        return True
+    caches = (given.get(name) for name in ("past_key_values", "cache_params"))
+    layers = [layer for cache in caches for layer in getattr(cache, "layers", None) or []]
+    return any(any(getattr(layer, "has_previous_state", {}).values()) for layer in layers)
 
 
 def _tokens_seen(cache: Any) -> int:
