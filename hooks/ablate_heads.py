@@ -80,8 +80,7 @@ class ablate_heads(Intervention):
         wanted = sorted({layer for layer, _ in self.heads})
         means = mean_head_output(model, self.reference or ()) if self.form == "mean" and wanted else {}
         chosen = {
-            layer: torch.tensor([(layer, head) in self.heads for head in range(shape[layer])], device=model.device)
-            for layer in wanted
+            layer: torch.tensor([(layer, head) in self.heads for head in range(shape[layer])]) for layer in wanted
         }
         with attached(model, _ablation(self.form, self.phase, chosen, means)):
             yield
@@ -100,18 +99,19 @@ class _ablation(tap):
     def change_query(self, here: site, query: Float[Tensor, "batch head query channel"]) -> Tensor:
         if self.form != "uniform" or here.layer not in self.chosen:
             return query
-        return query.masked_fill(self._where(here).transpose(1, 2), 0)
+        return query.masked_fill(self._where(here, query).transpose(1, 2), 0)
 
     def change_output(self, here: site, output: Float[Tensor, "batch query head value_channel"]) -> Tensor:
         if self.form == "uniform" or here.layer not in self.chosen:
             return output
         if self.form == "zero":
-            return output.masked_fill(self._where(here), 0)
-        return torch.where(self._where(here), self.means[here.layer].to(output), output)
+            return output.masked_fill(self._where(here, output), 0)
+        return torch.where(self._where(here, output), self.means[here.layer].to(output), output)
 
-    def _where(self, here: site) -> Bool[Tensor, "batch query head 1"]:
-        chosen = self.chosen[here.layer]
-        decode = here.decode_rows().to(chosen.device)
+    def _where(self, here: site, like: Tensor) -> Bool[Tensor, "batch query head 1"]:
+        # A model's layers may lie on different devices.
+        chosen = self.chosen[here.layer].to(like.device)
+        decode = here.decode_rows().to(like.device)
         rows = {"both": torch.ones_like(decode), "prefill": ~decode, "decode": decode}[self.phase]
         return (rows[:, :, None] & chosen)[..., None]
 

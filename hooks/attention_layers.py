@@ -13,6 +13,7 @@ from probe.errors import NotReproducible
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.placement import input_device
 
 _known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, attention_layer]] = weakref.WeakKeyDictionary()
 
@@ -40,7 +41,7 @@ def attention_layers(model: PreTrainedModel) -> dict[int, attention_layer]:
     """
     if model not in _known:
         seen = _recorder()
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=input_device(model))
         try:
             with torch.no_grad(), attached(model, seen, alone=True):
                 model(input_ids=tokens, use_cache=False)

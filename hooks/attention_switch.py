@@ -20,6 +20,7 @@ from probe.hooks.attention_module import attention_module_of
 from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.chunk_attention import attend
+from probe.hooks.compiled import uncompiled
 from probe.hooks.forward_facts import Phase, forward_facts
 from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
 from probe.hooks.handed_out import handed_out
@@ -113,6 +114,7 @@ class attention_switch:
         if getattr(self.model.config, "is_encoder_decoder", False):
             raise NotReproducible(f"{self.name}: encoder-decoder models are not supported")
         with ExitStack() as stack:
+            stack.enter_context(uncompiled(self.model))
             stack.enter_context(redirected(self.model, self.attend))
             for module in self.decoder.modules():
                 _switches[module] = self
@@ -148,6 +150,10 @@ class attention_switch:
         # begins anew, an interrupt ended its last forward before `_ends` could see it.
         if self.rests or (self.root is not None and module is not self.root):
             return
+        if module.training:
+            raise NotReproducible(
+                f"{self.name}: it is in training mode, where dropout makes each forward another one; call its eval()"
+            )
         self.root = module
         self.forward = forward_facts.of(
             module, args, kwargs, model_name=self.name, phase=self.phase, tokens=self.tokens, handed=self.handed
@@ -333,7 +339,9 @@ class attention_switch:
 
 def _by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
     if facts.tokens is not None:
-        call = dataclasses.replace(call, tokens=facts.tokens[offset : offset + call.num_keys])
+        # A model's layers may lie on different devices.
+        tokens = facts.tokens[offset : offset + call.num_keys].to(call.query.device)
+        call = dataclasses.replace(call, tokens=tokens)
     if facts.phase is not None or not call.causal:
         return [call]
     if facts.num_past > 0 or call.num_queries == 1:

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from probe.errors import NotReproducible
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import resting
+from probe.hooks.placement import input_device
 
 _NUM_TOKENS = 6
 # Rounding of a whole small forward, and far from what a lost state does.
@@ -44,7 +45,8 @@ def check_continuation(model: PreTrainedModel, num_new: int) -> None:
 def _difference(model: PreTrainedModel, num_new: int) -> float:
     """Largest difference of the last logits, over the largest logit; what is not finite is left out."""
     # The first ids often stand for padding and the like.
-    tokens = torch.arange(3, 3 + _NUM_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
+    tokens = torch.arange(3, 3 + _NUM_TOKENS, device=input_device(model))[None]
+    tokens %= model.config.get_text_config().vocab_size
     cache = DynamicCache(config=model.config)
     first = _NUM_TOKENS - num_new
     with resting(model):

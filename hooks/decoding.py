@@ -18,10 +18,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from probe.errors import NotReproducible, UsageError
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import declared
+from probe.hooks.compiled import uncompiled
 from probe.hooks.continuation import check_continuation
 from probe.hooks.forward_facts import Phase
 from probe.hooks.handed_out import handed_out
 from probe.hooks.host_cache import host_cache, host_layer
+from probe.hooks.placement import input_device
 from probe.hooks.prompt_chunk import prompt_chunk, without_plain_masks
 
 Cache = Literal["device", "offload"]
@@ -66,7 +68,7 @@ def empty_state(model: PreTrainedModel, cache: Cache = "device") -> decoding_sta
         _log.info("%s: cache='offload' changes nothing on a CPU, whose memory is the host's", name_of(model))
     elif cache == "offload":
         made = host_cache(model.config)
-    return decoding_state(made, torch.zeros(0, dtype=torch.long, device=model.device))
+    return decoding_state(made, torch.zeros(0, dtype=torch.long, device=input_device(model)))
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def advance(
 
     Readers get what `handed` does not say that they have had.
     """
-    new = torch.tensor(list(tokens), dtype=torch.long, device=model.device)
+    new = torch.tensor(list(tokens), dtype=torch.long, device=input_device(model))
     if len(new) == 0:
         raise UsageError("no tokens were given to go through the model")
     whole = torch.cat([state.tokens, new])
@@ -92,7 +94,8 @@ def advance(
         check_continuation(model, len(new))
     chunk = prompt_chunk(state.num_tokens, len(new))
     try:
-        with declared(model, phase, whole, handed), without_plain_masks(chunk) if phase == "prefill" else nullcontext():
+        plain = without_plain_masks(chunk) if phase == "prefill" else nullcontext()
+        with uncompiled(model), declared(model, phase, whole, handed), plain:
             output = model(input_ids=new[None], past_key_values=state.cache, use_cache=True, **options)
     except (TypeError, ValueError, NotImplementedError) as error:
         if "past_key_values" not in str(error):
@@ -141,7 +144,7 @@ def rollback(state: decoding_state, to: decoding_mark) -> None:
 
 
 def _computes_on_host(model: PreTrainedModel) -> bool:
-    return bool(model.device.type == "cpu")
+    return bool(input_device(model).type == "cpu")
 
 
 def _can_limit_logits(model: PreTrainedModel) -> bool:

@@ -9,13 +9,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from probe.hooks.decoding import decoding_state
+from probe.hooks.placement import input_device
 
 
 def memory_sum(model: PreTrainedModel, state: decoding_state, error: str) -> str:
     """What was asked of the device, what is free there, and what weights and cache hold."""
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", error)
     said = [f"{asked.group(1)} were asked for" if asked else error.splitlines()[0] if error else "how much is not said"]
-    device = model.device
+    device = input_device(model)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         said.append(f"{_in_words(free)} of {_in_words(total)} are free")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,14 @@ from probe.hooks.attention_interface import loaded_attention, name_of, named, te
 from probe.hooks.attention_layers import attention_layer, attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import tap
+from probe.hooks.compiled import compiled_parts
 from probe.hooks.decoding import Cache, decoding_mark, decoding_state
 from probe.hooks.find_model import find_model
+from probe.hooks.given_model import transformers_model
+from probe.hooks.peft_adapters import adapters
+from probe.hooks.placement import check_loaded, chosen_map, input_device, move, placed
 from probe.hooks.prefill import OnLogits, prefill
+from probe.hooks.quantisation import quantisation
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
@@ -44,6 +49,7 @@ class HuggingFaceModel:
         *,
         name: str | None = None,
         tokenizer_error: str | None = None,
+        compiled: Sequence[str] | None = None,
     ) -> None:
         self.hf = hf
         """The transformers model itself."""
@@ -53,6 +59,9 @@ class HuggingFaceModel:
         """Why the tokenizer that belongs to the model could not be loaded, in one line; None where nothing failed."""
         self.name = name or name_of(hf)
         """The name that it was asked for by."""
+        self.compiled = tuple(compiled_parts(hf)) if compiled is None else tuple(compiled)
+        """What of it torch.compile had compiled; it runs uncompiled here."""
+        self._weights_sha256: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -61,9 +70,8 @@ class HuggingFaceModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.hf.device
-        return device
+        """Where token ids go in; other layers may lie elsewhere (see `probe.hooks.placement`)."""
+        return input_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,10 +141,13 @@ class HuggingFaceModel:
             for module in text_decoder(self.hf).modules()
         )
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
-        """Hash of the weights as they are at the first asking."""
-        return weights_sha256(self.hf)
+        """Hash of the weights as they are at the first asking, and again where an adapter was added, merged or left."""
+        adapted = json.dumps(adapters(self.hf), sort_keys=True)
+        if self._weights_sha256 is None or self._weights_sha256[0] != adapted:
+            self._weights_sha256 = adapted, weights_sha256(self.hf)
+        return self._weights_sha256[1]
 
     def provenance(self) -> dict[str, Any]:
         """What the model is and what runs it, as JSON values."""
@@ -148,6 +159,10 @@ class HuggingFaceModel:
             "tokenizer_sha256": None if self.tokenizer is None else tokenizer_sha256(self.tokenizer),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
+            "device_map": placed(self.hf),
+            "quantisation": quantisation(self.hf),
+            "adapters": adapters(self.hf),
+            "compiled_and_run_uncompiled": list(self.compiled),
             "attention_implementation": self.attention_implementation,
             "attention_in_chunks": self.attention_in_chunks,
             "versions": {
@@ -261,13 +276,17 @@ def load(
     revision: str | None = None,
     attention_implementation: str | None = None,
     trust_remote_code: bool = False,
+    device_map: str | int | Mapping[str, Any] | None = None,
 ) -> HuggingFaceModel:
     """Load a model by specimen name, folder or hub id, or wrap a model object that is already there.
 
-    A loaded model keeps the dtype that it is stored in, goes to CUDA where there is one, and has no gradients. A given
-    object stays as it is, except that it is put into evaluation mode. Raises `NotAvailable` naming the model and what
-    was tried, `UsageError` for a device that is not there, a dtype that no model runs in, and options that a given
-    object cannot take.
+    A name may also be the folder or hub id of a peft adapter, which brings its base. A loaded model keeps the dtype
+    that it is stored in, goes to CUDA where there is one, and has no gradients. With `device_map` accelerate spreads
+    it: `auto`, or part by part (`{"model.layers.0": "cuda:0", …, "lm_head": "disk"}`). A given object is never copied
+    and stays as it is, except that it is put into evaluation mode: a peft model runs with the adapters that are active
+    (or merged), one that was compiled runs uncompiled while the toolkit runs it, and the provenance says so. Raises
+    `NotAvailable` naming the model and what was tried, `UsageError` for a device that is not there, a dtype that no
+    model runs in, and options that a given object cannot take.
     """
     if isinstance(name_or_model, HuggingFaceModel):
         return name_or_model
@@ -275,40 +294,45 @@ def load(
         name_or_model = os.fspath(name_or_model)
     place = None if device is None else _device(device)
     if not isinstance(name_or_model, str):
-        return _wrapped(name_or_model, tokenizer, place, dtype, revision, attention_implementation)
+        return _wrapped(name_or_model, tokenizer, place, dtype, revision, attention_implementation, device_map)
     options: dict[str, Any] = {"dtype": "auto" if dtype is None else _dtype(dtype)}
     if revision is not None:
         options["revision"] = revision
     if attention_implementation is not None:
         options["attn_implementation"] = attention_implementation
+    if device_map is not None:
+        options["device_map"] = chosen_map(device_map, place)
     found = find_model(name_or_model, trust_remote_code=trust_remote_code, **options)
     named(found.hf, name_or_model)
     found.hf.requires_grad_(False)
     found.hf.eval()
-    found.hf.to(place or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_loaded(found.hf)
+    if device_map is None:
+        move(found.hf, place or torch.device("cuda" if torch.cuda.is_available() else "cpu"), asked=place is not None)
     if tokenizer is not None:
         return HuggingFaceModel(found.hf, tokenizer, name=name_or_model)
     return HuggingFaceModel(found.hf, found.tokenizer, name=name_or_model, tokenizer_error=found.tokenizer_error)
 
 
 def _wrapped(
-    model: Any, tokenizer: Any, device: Any, dtype: Any, revision: str | None, attention_implementation: str | None
-) -> HuggingFaceModel:
-    if not isinstance(model, PreTrainedModel):
-        raise UsageError(
-            f"a model name or a transformers model is needed, not {type(model).__module__}.{type(model).__name__}"
-        )
+    model: Any, tokenizer: Any, device: Any, dtype: Any, revision: str | None, attention_implementation: str | None,
+    device_map: Any,
+) -> HuggingFaceModel:  # fmt: skip
+    hf = transformers_model(model)
+    compiled = compiled_parts(model)
     for option, value in (
         ("dtype", dtype),
         ("revision", revision),
         ("attention_implementation", attention_implementation),
+        ("device_map", device_map),
     ):
         if value is not None:
             raise UsageError(f"{option} cannot be chosen for a model object that is already there")
-    model.eval()
+    hf.eval()
+    check_loaded(hf)
     if device is not None:
-        model.to(device)
-    return HuggingFaceModel(model, tokenizer)
+        move(hf, device, asked=True)
+    return HuggingFaceModel(hf, tokenizer, compiled=compiled)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from probe.errors import NotReproducible
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import resting
+from probe.hooks.placement import input_device
 
 LOGIT_TOKENS = 256
 """Tokens whose logits are held at once."""
@@ -90,7 +91,7 @@ def _agrees(model: PreTrainedModel) -> bool:
     # An id that stands for padding makes some models warn.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     one, other = [token for token in range(4) if token != padding][:2]
-    tokens, kept = torch.tensor([one, other, one], device=model.device), last_hidden()
+    tokens, kept = torch.tensor([one, other, one], device=input_device(model)), last_hidden()
     with resting(model):
         expected = model(input_ids=tokens[None], use_cache=False).logits[0]
         with only_last_row(model, kept):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.placement import input_device
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def run(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
     """Put each prompt through the model's layers, without a cache and without making logits."""
     for tokens in prompts:
         if len(tokens):
-            model.base_model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=False)
+            model.base_model(input_ids=torch.tensor([list(tokens)], device=input_device(model)), use_cache=False)
 
 
 class _sum(tap):

@@ -23,6 +23,7 @@ from probe.hooks.logit_slices import (
     logit_slices,
     only_last_row,
 )
+from probe.hooks.placement import input_device
 
 OnLogits = Callable[[int, Float[Tensor, "token vocabulary"]], None]
 
@@ -121,8 +122,9 @@ def _go_back(
     if isinstance(way_back, decoding_mark):
         rollback(state, way_back)
         where = f"a chunk of {num_tokens} tokens after {state.num_tokens} others"
-    give_back(model.device)
-    said = f"{name_of(model)}: {model.device} has no room for {where}: {memory_sum(model, state, failure)}"
+    device = input_device(model)
+    give_back(device)
+    said = f"{name_of(model)}: {device} has no room for {where}: {memory_sum(model, state, failure)}"
     if isinstance(way_back, str):
         raise DeviceTooSmall(f"{said}; the chunk cannot be halved ({way_back}): ask for smaller chunks")
     if num_tokens // 2 < SMALLEST_CHUNK_TOKENS:

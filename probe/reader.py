@@ -130,7 +130,7 @@ class Reader:
                 response.append(feed)
                 self.fed = torch.cat([self.fed, self.fed.new_tensor([feed])])
                 if self.tokens.statistics and len(response) < num_new:
-                    self.tokens.update(logits[-1:], self.fed[-1:])
+                    self.tokens.update(logits[-1:], self.fed[-1:].to(logits.device))
         tokenizer = self.model.tokenizer
         return Outcome(
             response="" if tokenizer is None else str(tokenizer.decode(response)),
@@ -234,7 +234,9 @@ class Reader:
                 self.vectors[layer] = KeptVectors(self.writer.of_layer(layer))
         self.fresh = True
         stop = call.key_start + call.num_keys
-        self.scans[layer].update(dataclasses.replace(call, tokens=self.fed[call.key_start : stop]), self.below)
+        # A model's layers may lie on different devices.
+        tokens = self.fed[call.key_start : stop].to(call.query.device)
+        self.scans[layer].update(dataclasses.replace(call, tokens=tokens), self.below)
         self.below = self.scans[layer].hand_over()
         if layer in self.vectors:
             self.vectors[layer].take(call)
@@ -250,7 +252,7 @@ class Reader:
 
     def _on_logits(self, start: int, logits: Tensor) -> None:
         self._check(logits)
-        targets = self.fed[start + 1 : start + 1 + len(logits)]
+        targets = self.fed[start + 1 : start + 1 + len(logits)].to(logits.device)
         # A slice of tokens at a time: a whole chunk's log-probabilities in float32 can outweigh the model.
         for rows, target in zip(logits.split(256), targets.split(256), strict=True):
             self.nats += float(torch.nn.functional.cross_entropy(rows.float(), target, reduction="sum"))
