@@ -31,6 +31,8 @@ from probe.hooks.peft_adapters import adapters
 from probe.hooks.placement import check_loaded, chosen_map, input_device, move, placed
 from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.quantisation import quantisation
+from probe.hooks.recurrence_switch import OnRecurrence, watched_recurrences
+from probe.hooks.recurrent_layer import recurrent_layer, recurrent_layers
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
@@ -100,6 +102,11 @@ class HuggingFaceModel:
     def attention_layers(self) -> dict[int, attention_layer]:
         """The layers that attend, by index; raises `NotReproducible` where they cannot be reached."""
         return attention_layers(self.hf)
+
+    @cached_property
+    def recurrent_layers(self) -> dict[int, recurrent_layer]:
+        """The layers that recur and of which the kind is known, by index; a layer may both recur and attend."""
+        return recurrent_layers(self.hf)
 
     @property
     def num_heads(self) -> list[int]:
@@ -181,7 +188,12 @@ class HuggingFaceModel:
         return said if isinstance(said, dict) else {}
 
     @contextmanager
-    def calls(self, on_call: OnCall | None, on_residual: OnResidual | None = None) -> Iterator[None]:
+    def calls(
+        self,
+        on_call: OnCall | None,
+        on_residual: OnResidual | None = None,
+        on_recurrence: OnRecurrence | None = None,
+    ) -> Iterator[None]:
         """Within the block every forward hands out its attention calls, and leaves its logits as they are.
 
         `on_call(sample, call)` is called for each layer and each sample of the batch, padding sliced off, queries as
@@ -189,7 +201,7 @@ class HuggingFaceModel:
         `step`) on an empty cache gives two calls a layer: the prompt but its last token as prefill, the last as
         decode; on a cache that holds tokens all are decode (a prompt that comes in several forwards of the caller's
         own cannot be told from decoding: use `prefill`). `on_residual(layer, sample, hidden)` gets the output of each
-        decoder layer.
+        decoder layer, `on_recurrence(sample, recurrence)` the tokens of each recurrent layer.
 
         A reader is given every query of every layer once and in order, also where `prefill` had to put a chunk through
         again; so it needs no way back. Where a reader itself runs out of device memory (`torch.OutOfMemoryError`),
@@ -203,8 +215,11 @@ class HuggingFaceModel:
         with ExitStack() as stack:
             stack.enter_context(attached(self.hf, _handing_out(on_call)))
             if on_residual is not None:
-                modules = [layer.module() for layer in self.attention_layers.values()]
+                layers = [*self.attention_layers.values(), *self.recurrent_layers.values()]
+                modules = [layer.module() for layer in layers]
                 stack.enter_context(watched_residuals(self.hf, [each for each in modules if each], on_residual))
+            if on_recurrence is not None:
+                stack.enter_context(watched_recurrences(self.hf, on_recurrence))
             yield
 
     def prefill(
