@@ -56,8 +56,8 @@ class Call:
     distance_bias_start: int = 0
     """Distance of the first entry of `distance_bias`; below 0 where keys after the query have a bias."""
     part: Literal["self", "encoder", "cross"] = "self"
-    """`self`: a model's only stack of layers, or a decoder's own attention. `encoder`: the encoder's own, where there is
-    a decoder too. `cross`: the decoder's over the encoder's positions, on which the keys stand."""
+    """`self`: a model's only stack of layers, or a decoder's own attention. `encoder`: the encoder's own, where there
+    is a decoder too. `cross`: the decoder's over the encoder's positions, on which the keys stand."""
     document: Int[Tensor, "key"] | None = None
     """Index of the packed document that each key belongs to, in contiguous runs; the queries' own positions must be
     among the keys'."""

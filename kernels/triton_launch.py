@@ -172,8 +172,9 @@ class Launch:
         call = self.call
         return (
             float(call.scale), float(call.softcap or 0.0), call.distance_bias_start,
-            0 if call.distance_bias is None else call.distance_bias.shape[1], call.query_start, call.num_queries, call.num_heads,
-            call.key_start, call.num_keys, *call.query.stride(), *call.key.stride(),
+            0 if call.distance_bias is None else call.distance_bias.shape[1],
+            call.query_start, call.num_queries, call.num_heads, call.key_start, call.num_keys,
+            *call.query.stride(), *call.key.stride(),
         )  # fmt: skip
 
     def _leading(self) -> bool:
@@ -213,10 +214,10 @@ def choose_shape(
     Found by compiling for compute capability 8.0, 9.0 and 10.0 (see `triton_resources`), not yet by timing.
     """
     channels = call.query.shape[-1]
-    extra = call.softcap, call.alibi_slope, call.distance_bias, call.key_visible
+    extra = call.softcap, call.alibi_slope, call.key_visible
     if call.query.element_size() > 2:
         rows, keys = 32, 16
-    elif channels > 128:
+    elif channels > 128 or call.distance_bias is not None:
         rows, keys = 64, 32
     elif architecture == 90 and channels in (64, 128) and all(each is None for each in extra):
         rows, keys = 128, 64

@@ -22,7 +22,7 @@ CODECS: Final[list[dict[str, Any]]] = [
 ]
 """How every chunk is encoded; a chunk in any other encoding was not written by this toolkit and is refused."""
 
-_GROUP: Final = re.compile(r"layers(/[0-9]+)?")
+_GROUP: Final = re.compile(r"parts(/[a-z]+)?|(parts/[a-z]+/)?layers(/[0-9]+)?")
 """Where a unit has groups of arrays within it."""
 
 _ITEM_BYTES: Final = (

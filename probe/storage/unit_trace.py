@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import MissingStatistic, StoreCorrupt
+from probe.errors import MissingStatistic, StoreCorrupt, UsageError
 from probe.outcome import Outcome
 from probe.sample import Sample
 from probe.storage.block_axes import BLOCK_AXES, plain_dim
@@ -16,6 +16,7 @@ from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import MAX_JSON_BYTES, parse_json, write_json
 from probe.storage.migration import migrated
+from probe.storage.part_files import PartFiles
 from probe.storage.saved_trace import saved_trace, write_trace_json
 from probe.storage.stored_shape import check_arrays, layers_in
 from probe.storage.unit_files import OpenFiles, SealedFiles, UnitFiles
@@ -58,6 +59,7 @@ class Trace:
             self.private: bool = about["private"]
             """Whether token ids and text were left out."""
             self._num_queries = about["num_queries"]
+            self._parts: tuple[str, ...] = tuple(about.get("parts", {}))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"{where}/unit.json is not what describes a unit: {error!r}") from error
 
@@ -83,6 +85,23 @@ class Trace:
     def dataset(self) -> xr.Dataset:
         """Every statistic, labelled; values are read when they are used."""
         return self._opened("")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of an encoder-decoder that were captured beside the decoder's own attention: `encoder`, `cross`."""
+        return tuple(self._parts)
+
+    def part(self, part: str) -> Trace:
+        """Return the trace of the encoder's own attention (`encoder`), or of the decoder's over the encoder (`cross`).
+
+        It has the same sample and outcome, and all that a trace has; analyses take it as any other. The positions of
+        its keys are those of the sample, as are the encoder's queries; the queries of `cross` are the decoder's, whose
+        position 0 is the token that decoding starts from. Raises MissingStatistic naming the parts that there are.
+        """
+        if part not in self._parts:
+            there = ", ".join(self._parts) or "the model's only stack of layers"
+            raise MissingStatistic(f"the trace {self.unit!r} has no part {part!r}; it has {there}")
+        return Trace(PartFiles(self._files, part), f"{self._where}/parts/{part}")
 
     def layer(self, layer: int) -> xr.Dataset:
         """Return what was kept of this layer alone: its queries and keys, and statistics asked for it by name.
@@ -221,6 +240,8 @@ class Trace:
 
     def verify(self) -> list[Damage]:
         """Read every byte and return what is not as it was written; empty where all is well, or all is in memory."""
+        if isinstance(self._files, PartFiles):
+            raise UsageError("a part of a trace is verified with the trace")
         if not isinstance(self._files, SealedFiles):
             return []
         return damage_of(self.unit, self._files.folder, self._files.manifest)
@@ -230,6 +251,8 @@ class Trace:
 
         Raises UsageError where something stands there: always if that is not a saved trace, else without `overwrite`.
         """
+        if isinstance(self._files, PartFiles):
+            raise UsageError("a part of a trace is saved with the trace")
         with saved_trace(path, overwrite=overwrite) as folder:
             self._write(folder)
         return Path(path)

@@ -93,5 +93,5 @@ class ZarrView(Store):  # type: ignore[misc]
     def _paths(self) -> Iterator[str]:
         # Groups within the group are read through views of their own.
         for path in self.files.paths():
-            if path.startswith(self.prefix) and (self.prefix or not path.startswith("layers/")):
+            if path.startswith(self.prefix) and (self.prefix or not path.startswith(("layers/", "parts/"))):
                 yield path[len(self.prefix) :]
