@@ -367,9 +367,9 @@ def _from_query(call: Call, first: int) -> Call:
 
 def _layer_index(module: nn.Module, decoder: nn.Module) -> int:
     index = getattr(module, "layer_idx", None)
-    if isinstance(index, int):
+    if isinstance(index, int) and index >= 0:
         return index
-    # Encoders do not number their layers: the number in the module's path does.
+    # Encoders do not number their layers, and Zamba-2 says −1 of all: the number in the module's path does.
     path = next(name for name, each in decoder.named_modules() if each is module)
     number = re.search(r"\d+", path)
     return int(number.group()) if number else 0
