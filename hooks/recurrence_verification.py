@@ -41,7 +41,7 @@ def disagreement(
             if output_gate is not None:
                 factor = output_gate[row].to(dtype)
                 expected, size = expected * factor, size * factor.abs().amax()
-            if said := _compared(expected, output[row].to(dtype), size, output.dtype, "output"):
+            if said := _compared(expected, output[row].to(dtype), size, recurrence.value.dtype, "output"):
                 return f"{said} at position {recurrence.start + row}"
         if state_after is None:
             return None
@@ -65,8 +65,8 @@ def _compared(expected: Tensor, found: Tensor, size: Tensor, dtype: torch.dtype,
     if largest <= allowed:
         return None
     return (
-        f"its {what} is not what its recurrence gives: largest difference {largest:.3g}, where {allowed:.3g} is allowed "
-        f"for {str(dtype).removeprefix('torch.')}"
+        f"its {what} is not what its recurrence gives: largest difference {largest:.3g}, where {allowed:.3g} is "
+        f"allowed for {str(dtype).removeprefix('torch.')}"
     )
 
 

@@ -89,12 +89,13 @@ class scanned:
 class RecurrentFamily:
     """One kind of recurrent module: derive from it, in a file of the subclass's own name in `recurrent_layers`.
 
-    It is told by what the module has, not by a model's name, so that a model that nobody has tried is read as well; what
-    is read is held against the model's own state and output every time (see `recurrence_switch`).
+    It is told by what the module has, not by a model's name, so that a model that nobody has tried is read as well;
+    what is read is held against the model's own state and output every time (see `recurrence_switch`).
     """
 
     functions: ClassVar[tuple[str, ...]] = ()
-    """Functions of the module's source file that compute the recurrence, by the names by which its forward calls them."""
+    """Functions of the module's source file that compute the recurrence, by the names by which its forward calls
+    them."""
     in_place: ClassVar[tuple[str, ...]] = ()
     """Arguments of these functions that they change, or that the module changes before its forward ends: states."""
     inner: ClassVar[tuple[str, ...]] = ()
