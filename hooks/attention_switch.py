@@ -8,7 +8,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,14 @@ from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.chunk_attention import attend
 from probe.hooks.compiled import uncompiled
+from probe.hooks.documents import chunk_of_keys
 from probe.hooks.forward_facts import Phase, forward_facts
 from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
 from probe.hooks.handed_out import handed_out
 from probe.hooks.recurrent_layer import recurs_everywhere
 from probe.hooks.key_bias import check_key_bias
-from probe.hooks.verification import mask_difference, recomputed, shown_by_mask
+from probe.hooks.mask_agreement import as_masked
+from probe.hooks.verification import recomputed
 from probe.kernels.call import Call
 
 _log = logging.getLogger("probe")
@@ -267,6 +269,7 @@ class attention_switch:
                 alibi_slope=options.get("alibi_slope"),
                 phase=facts.phase or "prefill",
             )
+            call = dataclasses.replace(call, document=chunk_of_keys(here.module, call))
             has_mask = isinstance(mask, Tensor) and mask.ndim == 4
             if fused is not None and (fused.visible != "masked" or has_mask):
                 call = dataclasses.replace(call, log_sum_exp=log_sum_exp_of(call, sample, fused))
@@ -297,17 +300,10 @@ class attention_switch:
         self, here: site, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call,
         mask: Tensor | None, output: Tensor, options: dict[str, Any],
     ) -> Call:  # fmt: skip
-        if isinstance(mask, Tensor) and mask.ndim == 4:
-            shown = shown_by_mask(call, options.get("mask_shows", "all"))
-            seen = (id(mask), sample, rows, columns, shown.causal, shown.window)
-            if seen not in here.forward.checked_masks:
-                reason = mask_difference(
-                    mask, sample=sample, rows=rows, columns=columns, call=shown,
-                    hides=options.get("mask_hides", False), bias=options.get("mask_bias"),
-                )  # fmt: skip
-                if reason is not None:
-                    self._refuse(here, reason)
-                here.forward.checked_masks[seen] = mask
+        masked = as_masked(call, mask, here.forward, options, sample=sample, rows=rows, columns=columns)
+        if isinstance(masked, str):
+            self._refuse(here, masked)
+        call = masked
         off = recomputed(call, output[sample, rows[0] : rows[1]])
         if off.output > off.output_allowed:
             # In some versions of transformers SDPA takes a softcap and does not apply it.
@@ -333,7 +329,7 @@ class attention_switch:
             call = dataclasses.replace(call, log_sum_exp=None)
         return call
 
-    def _refuse(self, here: site, reason: str) -> None:
+    def _refuse(self, here: site, reason: str) -> NoReturn:
         raise NotReproducible(f"{self.name}, layer {here.layer}: {reason}")
 
 
@@ -351,6 +347,7 @@ def _by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
     prompt = dataclasses.replace(
         call, query=call.query[:, :last], key=call.key[:, :keys], value=call.value[:, :keys],
         tokens=None if tokens is None else tokens[:keys],
+        document=None if call.document is None else call.document[:keys],
         log_sum_exp=None if call.log_sum_exp is None else call.log_sum_exp[:, :last],
     )  # fmt: skip
     return [prompt, dataclasses.replace(_from_query(call, last), phase="decode")]

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from probe.errors import NotReproducible
+from probe.hooks.documents import packed_sequences
 from probe.hooks.handed_out import handed_out
 
 Phase = Literal["prefill", "decode"]
@@ -42,12 +43,16 @@ class forward_facts:
     """Token ids of the whole sequence of a batch of one, where known."""
     handed: handed_out | None = None
     """What readers have been given of a batch of one, where part of it may be put through again."""
+    packed: Int[Tensor, "batch query"] | None = None
+    """Which packed sequence each token is in, where the positions that were given are not those of one. Whether
+    attention keeps to them, its mask says."""
     ranges: list[tuple[int, int]] = field(init=False)
     """For each sample the half-open range of real tokens, in the coordinates of the padded sequence."""
     layers_called: set[int] = field(default_factory=set)
     """Layers whose attention was reached in this forward."""
-    checked_masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-    """Masks found to be as understood; the value keeps the tensor alive, so that its id stays its own."""
+    checked_masks: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    """Masks found to be as understood, with the documents that they keep apart. The tensor is kept alive, so that its
+    id stays its own."""
 
     def __post_init__(self) -> None:
         total = self.num_past + self.num_queries
@@ -87,7 +92,8 @@ class forward_facts:
         kept = _kept(given.get("attention_mask"), num_past + inputs.shape[1], model_name)
         if tokens is None and num_past == 0 and inputs.shape[0] == 1 and inputs.ndim == 2:
             tokens = inputs[0].detach()
-        return cls(model_name, inputs.shape[0], inputs.shape[1], num_past, kept, phase, tokens, handed)
+        packed = packed_sequences(given.get("position_ids")) if num_past == 0 else None
+        return cls(model_name, inputs.shape[0], inputs.shape[1], num_past, kept, phase, tokens, handed, packed)
 
     def queries_of(self, sample: int) -> tuple[int, int]:
         """Half-open range of the rows of this forward that are real tokens of `sample`."""

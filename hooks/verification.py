@@ -19,15 +19,28 @@ _SAMPLED_KEYS = 256
 
 
 def visible(
-    queries: Int[Tensor, "query"], keys: Int[Tensor, "key"], *, causal: bool, window: int | None
+    queries: Int[Tensor, "query"],
+    keys: Int[Tensor, "key"],
+    *,
+    causal: bool,
+    window: int | None,
+    document: Int[Tensor, "all_keys"] | None = None,
+    key_start: int = 0,
 ) -> Bool[Tensor, "query key"]:
-    """True where the query at the one position sees the key at the other, as `Call` defines it."""
+    """True where the query at the one position sees the key at the other, as `Call` defines it.
+
+    `document` is that of all the call's keys, of which the first stands at `key_start`; positions outside of them
+    count as the nearest.
+    """
     distance = queries[:, None] - keys[None, :]
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
         seen = seen & (distance < window)
         if not causal:
             seen = seen & (distance > -window)
+    if document is not None:
+        of_query, of_key = (document[(each - key_start).clamp(0, len(document) - 1)] for each in (queries, keys))
+        seen = seen & (of_query[:, None] == of_key)
     return seen
 
 
@@ -74,7 +87,7 @@ def _compared(call: Call, output: Float[Tensor, "query head value_channel"], ste
     rows = torch.tensor(sorted({0, num_queries // 3, 2 * num_queries // 3, num_queries - 1}), device=call.query.device)
     exact = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     keys = torch.arange(num_keys, device=rows.device) + call.key_start
-    hidden = ~visible(rows + call.query_start, keys, causal=call.causal, window=call.window)
+    hidden = ~_visible(call, rows + call.query_start, keys)
     group = call.num_heads // call.num_kv_heads
     found = []
     for kv_head in range(call.num_kv_heads):
@@ -132,6 +145,12 @@ def _allowance(norms: Tensor, value: Tensor, logits: Tensor, dtype: torch.dtype)
     return allowed.nan_to_num(nan=torch.inf)
 
 
+def _visible(call: Call, queries: Int[Tensor, "query"], keys: Int[Tensor, "key"]) -> Bool[Tensor, "query key"]:
+    return visible(
+        queries, keys, causal=call.causal, window=call.window, document=call.document, key_start=call.key_start
+    )
+
+
 def shown_by_mask(call: Call, shows: Literal["all", "causal", "padding"]) -> Call:
     """The call without the rules that a module applies beside its mask: its window, or all but padding."""
     if shows == "all":
@@ -161,7 +180,7 @@ def mask_difference(
     for start in range(0, part.shape[1], step):
         block = part[:, start : start + step]
         queries = torch.arange(start, start + block.shape[1], device=mask.device) + call.query_start
-        expected = visible(queries, positions, causal=call.causal, window=call.window) & inside
+        expected = _visible(call, queries, positions) & inside
         if block.dtype == torch.bool:
             agrees = (block != hides) == expected
         else:

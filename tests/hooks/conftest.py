@@ -85,10 +85,16 @@ def probabilities(call: Call) -> Tensor:
     logits = torch.einsum("hqc,hkc->hqk", call.query.double(), key) * call.scale
     if call.softcap is not None:
         logits = call.softcap * torch.tanh(logits / call.softcap)
+    if call.alibi_slope is not None:
+        query, key = (torch.arange(num) for num in (call.num_queries, call.num_keys))
+        distance = query[:, None] + call.query_start - key - call.key_start
+        logits = logits - call.alibi_slope.double()[:, None, None] * distance.abs()
     for i in range(call.num_queries):
         for j in range(call.num_keys):
             distance = (call.query_start + i) - (call.key_start + j)
             if (call.causal and distance < 0) or (call.window is not None and distance >= call.window):
+                logits[:, i, j] = -torch.inf
+            elif call.document is not None and call.document[call.query_start + i - call.key_start] != call.document[j]:
                 logits[:, i, j] = -torch.inf
     if call.sink_logit is not None:
         sink = call.sink_logit.double()[:, None, None].expand(-1, call.num_queries, 1)

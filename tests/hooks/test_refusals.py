@@ -42,21 +42,6 @@ def test_an_encoder_decoder_is_refused() -> None:
         pass
 
 
-def test_chunked_attention_is_refused_as_soon_as_it_differs(tokens: Any) -> None:
-    from transformers import Llama4ForCausalLM, Llama4TextConfig
-
-    torch.manual_seed(0)
-    config = Llama4TextConfig(
-        **SIZES, num_key_value_heads=2, intermediate_size=48, intermediate_size_mlp=48, head_dim=8, num_local_experts=2,
-        num_experts_per_tok=1, attention_chunk_size=8, layer_types=["chunked_attention", "full_attention"],
-    )  # fmt: skip
-    model = load(Llama4ForCausalLM(config).eval())
-    with torch.no_grad(), model.calls(lambda sample, call: None):
-        model.hf(input_ids=tokens(1, 8))
-        with pytest.raises(NotReproducible, match="Llama4ForCausalLM, layer 0: its mask at query 8, key 0"):
-            model.hf(input_ids=tokens(1, 9))
-
-
 def alibi(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
     distance = torch.arange(key.shape[2])[None, :] - torch.arange(query.shape[2])[:, None]
     return OWN(module, query, key, value, mask + 0.1 * distance, **options)
@@ -171,13 +156,6 @@ def test_a_mask_that_is_not_padding_is_refused(make: Any, tokens: Any, mask: Ten
         pytest.raises(NotReproducible, match=f"LlamaForCausalLM: .*{reason}"),
     ):
         model.hf(input_ids=tokens(1, 9), attention_mask=mask)
-
-
-def test_packed_sequences_are_refused(make: Any, tokens: Any) -> None:
-    model = load(make("llama-gqa"))
-    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    with torch.no_grad(), model.calls(lambda sample, call: None), pytest.raises(NotReproducible, match="its mask at"):
-        model.hf(input_ids=tokens(1, 9), position_ids=positions, use_cache=False)
 
 
 def test_what_is_no_transformers_model_is_a_usage_error() -> None:

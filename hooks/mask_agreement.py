@@ -1,0 +1,46 @@
+"""The call that a mask shows: as it was read, or in the packed sequences that the mask keeps apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from probe.hooks.forward_facts import forward_facts
+from probe.hooks.verification import mask_difference, shown_by_mask
+from probe.kernels.call import Call
+
+
+def as_masked(
+    call: Call, mask: Tensor | None, facts: forward_facts, options: dict[str, Any], *,
+    sample: int, rows: tuple[int, int], columns: tuple[int, int],
+) -> Call | str:  # fmt: skip
+    """Return the call in the documents that its mask has, or in words where the mask is another than the call's.
+
+    Without a 4-D mask the call is as it was read. Whether packed sequences are kept apart only a mask says:
+    transformers does so without a cache alone. A mask that layers share is compared once.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return call
+    shown = shown_by_mask(call, options.get("mask_shows", "all"))
+    chunked = call.document is not None
+    seen = (id(mask), sample, rows, columns, shown.causal, shown.window, chunked)
+    if seen not in facts.checked_masks:
+        candidates = [shown]
+        if facts.packed is not None and not chunked:
+            document = facts.packed[sample if facts.packed.shape[0] > 1 else 0, columns[0] : columns[1]]
+            candidates.append(dataclasses.replace(shown, document=document.to(call.key.device)))
+        reasons = []
+        for candidate in candidates:
+            reason = mask_difference(
+                mask, sample=sample, rows=rows, columns=columns, call=candidate,
+                hides=options.get("mask_hides", False), bias=options.get("mask_bias"),
+            )  # fmt: skip
+            if reason is None:
+                facts.checked_masks[seen] = mask, candidate.document
+                break
+            reasons.append(reason)
+        else:
+            return reasons[0]
+    return dataclasses.replace(call, document=facts.checked_masks[seen][1])
