@@ -85,6 +85,21 @@ def loaded_name(module: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def masks_as_sdpa(model: PreTrainedModel, decoder: nn.Module) -> Iterator[None]:
+    """Within the block transformers makes the masks that SDPA needs, and none where that needs none.
+
+    For a model whose attention is computed by something else than what its configuration names.
+    """
+    configs = _configs(model, decoder)
+    names = [config._attn_implementation_internal for config in configs]
+    with ExitStack() as stack:
+        for config, name in zip(configs, names, strict=True):
+            stack.callback(setattr, config, "_attn_implementation_internal", name)
+            config._attn_implementation_internal = _registered("sdpa")
+        yield
+
+
 def text_decoder(model: PreTrainedModel) -> nn.Module:
     """The part of the model that reads text: attention elsewhere (a vision tower) is left alone."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None

@@ -19,6 +19,7 @@ from probe.hooks.attention_interface import name_of, own_attention, redirected, 
 from probe.hooks.attention_module import attention_module_of
 from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.bridge_attention import bridge_attention
 from probe.hooks.chunk_attention import attend
 from probe.hooks.compiled import uncompiled
 from probe.hooks.documents import chunk_of_keys
@@ -124,6 +125,7 @@ class attention_switch:
                 known = attention_module_of(module)
                 if known is not None:
                     stack.enter_context(products_caught(module, known, self))
+            stack.enter_context(bridge_attention(self.decoder, self))
             for module in self.model.modules():
                 if isinstance(module, PreTrainedModel):
                     before = module.register_forward_pre_hook(self._begins, with_kwargs=True)
@@ -229,6 +231,10 @@ class attention_switch:
 
     def _taps(self) -> list[tap]:
         return self.taps if self.alone is None else [self.alone]
+
+    def observed(self) -> bool:
+        """Whether somebody takes part who wants calls."""
+        return bool(self._observers())
 
     def _observers(self) -> list[tap]:
         return [each for each in self._taps() if each.wants_calls]

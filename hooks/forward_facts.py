@@ -79,7 +79,8 @@ class forward_facts:
         handed: handed_out | None = None,
     ) -> forward_facts:
         """Read the facts from the arguments of `module.forward`; `NotReproducible` for a mask that is not 2-D."""
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        # By the class: a module's own forward may have been wrapped (nnsight's says `self` too).
+        given = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
         given = {**given, **given.pop("kwargs", {})}
         inputs = given.get("input_ids")
         if inputs is None:
