@@ -59,7 +59,7 @@ def trace(
     by default what every shipped analysis needs. A parameter `layers` limits one to some layers, whose `trace.layer`
     then holds it. `queries_and_keys` are layers whose queries and keys are kept, so that `trace.window` gives any
     window of their heads exactly; each takes the room of its KV cache and its queries. `max_new_tokens` answers are
-    decoded greedily (by default as many tokens as the sample's answer has, else one); rows are the queries that
+    decoded greedily (by default as many tokens as the sample says or its answer has); rows are the queries that
     produced them. `pool_tokens` pools per-query and per-key arrays over blocks of as many positions; "auto" does so
     with blocks of 64 from 16,384 tokens on, None never. With `out` the trace is written there as it is read, and need
     not fit into memory. With `private` the trace holds neither token ids nor text, and analyses that need them refuse.
@@ -202,7 +202,7 @@ def read(
         writer.note(private=True)
     spans = withheld_sample(sample).spans if private else sample.spans
     reader = Reader(model, sample, requests, pool_tokens, writer, spans, reading)
-    num_new = max_new_tokens if max_new_tokens is not None else max(1, len(sample.answer_tokens))
+    num_new = max_new_tokens if max_new_tokens is not None else sample.num_new_tokens
     outcome = reader.play(num_new, chunk_tokens)
     reader.finish()
     if not private:

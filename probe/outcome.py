@@ -22,13 +22,15 @@ class Outcome:
     correct: bool | None = None
     """Whether the success rule holds; None where nothing was asked or the unit failed."""
     success_rule: str = ""
-    """The rule behind `correct`: `exact` means that the response tokens equal the answer tokens."""
+    """The rule behind `correct` in a sentence (`probe.success.RULES`); empty where nothing was asked."""
     answer_log_probability: tuple[float, ...] = ()
     """Log-probability of each token of the right answer given what stands before it (teacher forced), in nats."""
     text_loss: float | None = None
     """Mean negative log-likelihood of the prompt's tokens from the second on, in nats per token."""
     failed: str | None = None
     """Why the unit failed, in one sentence; None where it did not."""
+    score: float | None = None
+    """Share of the accepted answers that the response holds, where the rule looks for several; else 1 or 0."""
 
     @property
     def answer_loss(self) -> float | None:

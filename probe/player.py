@@ -288,7 +288,7 @@ class Player:
             return self._workloads[key]
         samples = list(plan.halved(self.book.build_workload(replaced).build(self.model.tokenizer)))
         # The last token of an answer is produced and never put through.
-        longest = max((len(s) + max(0, len(s.answer_tokens) - 1) for s in samples), default=0)
+        longest = max((len(s) + max(s.num_new_tokens, len(s.answer_tokens)) - 1 for s in samples), default=0)
         limit = self.model.max_length
         if limit is not None and longest > limit:
             if self.model.hard_limit:

@@ -47,6 +47,8 @@ def withheld_sample(sample: Sample) -> Sample:
         tokens=Withheld.of(len(sample.tokens)),
         spans=spans,
         answer_tokens=Withheld.of(len(sample.answer_tokens)),
+        success_rule=sample.success_rule,
+        max_new_tokens=sample.max_new_tokens,
         facts={key: value for key, value in sample.facts.items() if key in _FACTS},
     )
 

@@ -27,6 +27,8 @@ from probe.requested import Requested, check_layers
 from probe.sample import Sample, Span
 from probe.storage.array import Array
 from probe.storage.unit_writer import UnitWriter
+from probe.success import judge
+from probe.token_text import until_the_end
 
 MAP_TILE: dict[str, int] = {"head": 1, "query_block": 512, "key_block": 512}
 """How much of a chosen layer's map is read at once: one head's, as somebody who zooms looks at it."""
@@ -132,11 +134,13 @@ class Reader:
                 if self.tokens.statistics and len(response) < num_new:
                     self.tokens.update(logits[-1:], self.fed[-1:].to(logits.device))
         tokenizer = self.model.tokenizer
+        judged = judge(self.sample, response, None if tokenizer is None else until_the_end(tokenizer, response))
         return Outcome(
             response="" if tokenizer is None else str(tokenizer.decode(response)),
             response_tokens=tuple(response),
-            correct=response[: len(answer)] == answer if answer and num_new >= len(answer) else None,
-            success_rule="exact: the response begins with the answer's tokens" if answer else "",
+            correct=judged.correct,
+            score=judged.score,
+            success_rule=judged.rule,
             answer_log_probability=answer_log_probability,
             text_loss=self.nats / (len(prompt) - 1) if len(prompt) > 1 else None,
             failed=None if self.finite else self._where_not_finite([*prompt, *answer[:-1]], [*prompt, *response[:-1]]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from probe.success import SuccessRule
 from probe.withheld import token_ids_from_json, token_ids_to_json
 
 
@@ -46,6 +47,13 @@ class Sample:
     """The prompt as text."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the workload knows of the sample (`length`, `needle_depth`, `seed`, …); JSON values only."""
+    success_rule: SuccessRule = "exact"
+    """When an answer counts as right: `exact` (the response begins with the answer's tokens), `substring` (it holds an
+    accepted answer), `all` (it holds every one), `none` (nothing is judged)."""
+    answers: tuple[str, ...] = ()
+    """Answers that `substring` accepts and `all` looks for; empty means `answer` alone."""
+    max_new_tokens: int | None = None
+    """How many tokens are decoded; None: as many as the right answer has."""
 
     def span(self, name: str) -> Span:
         """Return the span called `name`; raises `KeyError` naming the spans that exist."""
@@ -57,8 +65,23 @@ class Sample:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def num_new_tokens(self) -> int:
+        """How many tokens are decoded: what the sample says, else as many as the right answer has, at least one."""
+        return max(1, len(self.answer_tokens)) if self.max_new_tokens is None else self.max_new_tokens
+
     def to_json(self) -> dict[str, Any]:
-        """Return the sample as JSON values; `from_json` turns them back into an equal sample."""
+        """Return the sample as JSON values; `from_json` turns them back into an equal sample.
+
+        How it is judged is left out where it is the usual, so that a sample of an older trace reads the same.
+        """
+        judged: dict[str, Any] = {}
+        if self.success_rule != "exact":
+            judged["success_rule"] = self.success_rule
+        if self.answers:
+            judged["answers"] = list(self.answers)
+        if self.max_new_tokens is not None:
+            judged["max_new_tokens"] = self.max_new_tokens
         return {
             "name": self.name,
             "tokens": token_ids_to_json(self.tokens),
@@ -67,6 +90,7 @@ class Sample:
             "answer": self.answer,
             "text": self.text,
             "facts": dict(self.facts),
+            **judged,
         }
 
     @classmethod
@@ -80,4 +104,7 @@ class Sample:
             answer=value["answer"],
             text=value["text"],
             facts=dict(value["facts"]),
+            success_rule=value.get("success_rule", "exact"),
+            answers=tuple(str(answer) for answer in value.get("answers", ())),
+            max_new_tokens=value.get("max_new_tokens"),
         )

@@ -25,3 +25,10 @@ def token_text(tokenizer: Any, token_ids: Iterable[int]) -> dict[int, str]:
 
 def _decoded(tokenizer: Any, token_ids: list[int]) -> str:
     return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def until_the_end(tokenizer: Any, token_ids: list[int]) -> str:
+    """Return the text of decoded tokens before the first end-of-sequence token: what a person would call the answer."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    stop = token_ids.index(end) if end in token_ids else len(token_ids)
+    return str(tokenizer.decode(token_ids[:stop], skip_special_tokens=True))

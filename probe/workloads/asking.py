@@ -1,0 +1,49 @@
+"""The right answer as the tokens that follow a prompt, or the reason why there are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probe.errors import UsageError
+from probe.success import SuccessRule, normalised
+from probe.workloads.marked_text import encode
+
+
+def answer_tokens(tokenizer: Any, prompt: str, prompt_tokens: tuple[int, ...], answer: str) -> tuple[int, ...]:
+    """Return the tokens that `answer` adds to `prompt`; raises UsageError where it does not survive tokenisation.
+
+    That is: where the answer changes the prompt's own tokens, where it becomes an unknown token, and where its tokens
+    do not read as the answer again (white space aside), so that no model could ever produce it.
+    """
+    tokens = encode(tokenizer, prompt + answer).tokens
+    if tokens[: len(prompt_tokens)] != prompt_tokens:
+        raise UsageError(
+            f"tokenizer {_name(tokenizer)} merges the end of the prompt with the beginning of the answer, so the "
+            "answer has no tokens of its own"
+        )
+    added = tokens[len(prompt_tokens) :]
+    read = str(tokenizer.decode(added, clean_up_tokenization_spaces=False))
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if not added or (unknown is not None and unknown in added) or _packed(read) != _packed(answer):
+        raise UsageError(
+            f"tokenizer {_name(tokenizer)} does not keep the answer {answer.strip()!r}: its tokens read "
+            f"{read.strip()!r}"
+        )
+    return added
+
+
+def check_accepted(rule: SuccessRule, accepted: tuple[str, ...]) -> None:
+    """Raise UsageError for an answer that every response would hold, since nothing of it is left to look for."""
+    for each in accepted:
+        if (rule == "substring" and not normalised(each)) or (rule == "all" and not each.strip()):
+            raise UsageError(
+                f"the answer {each!r} cannot be looked for: nothing of it is left without punctuation and articles"
+            )
+
+
+def _packed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

@@ -1,0 +1,174 @@
+"""A grid of samples: every length with every value of the other axes, each some number of times."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any, NamedTuple
+
+from probe.errors import UsageError
+from probe.sample import Sample
+from probe.success import SuccessRule
+from probe.workloads.asking import answer_tokens, check_accepted
+from probe.workloads.marked_text import MarkedText, require_offsets
+
+_SPARE_TOKENS = 16
+
+
+class Cell(NamedTuple):
+    """Where one sample stands in its grid."""
+
+    workload: str
+    """Name of the workload."""
+    length: int
+    """Length that is asked for, in tokens of the prompt."""
+    at: tuple[tuple[str, float | int | str], ...]
+    """The other axes: name of the fact, and its value."""
+    seed: int
+    """Index of the sample in its cell, from 0."""
+
+    @property
+    def name(self) -> str:
+        """The sample's name, the same under every condition."""
+        values = [f"{value:.2f}" if isinstance(value, float) else str(value) for _, value in self.at]
+        return "-".join([self.workload, str(self.length), *values, f"s{self.seed}"])
+
+    def value(self, axis: str) -> Any:
+        """Return where the cell stands on an axis."""
+        return dict(self.at)[axis]
+
+
+@dataclass(frozen=True)
+class Grid(ABC):
+    """What the workloads of this room share: their lengths, samples and seed, and how an answer is judged.
+
+    A workload gives its `axes` besides the length, and makes one `sample` for a cell. A sample depends on the seed and
+    its cell alone, so a grid may be cut in any way.
+    """
+
+    lengths: tuple[int, ...] = (256, 512, 1024)
+    """Prompt lengths in tokens, special tokens included; never exceeded, and met to within one item of the text."""
+    samples: int = 8
+    """Samples for each place of the grid."""
+    seed: int = 0
+    """Another seed gives another text and another answer in every cell."""
+    success_rule: SuccessRule = "exact"
+    """`exact`, `substring`, `all` or `none`: when an answer counts as right (probe.success)."""
+    max_new_tokens: int | None = None
+    """How many tokens are decoded. None: as many as the answer has, and 16 more where it is looked for in the text."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+        if not self.lengths or any(length < 1 for length in self.lengths):
+            raise self.error(f"lengths must be positive numbers of tokens, not {list(self.lengths)}")
+        if self.samples < 1:
+            raise self.error(f"samples must be 1 or more, not {self.samples}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise self.error(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}")
+        self.check()
+        cells = self.cells()
+        if len({cell.name for cell in cells}) < len(cells):
+            raise self.error(
+                f"lengths and {', '.join(self.axes()) or 'samples'} must differ from each other, in two decimals"
+            )
+
+    @property
+    def name(self) -> str:
+        """The workload's name in casebooks."""
+        return type(self).__name__
+
+    def error(self, message: str) -> UsageError:
+        """Return an error that names the workload."""
+        return UsageError(f"{self.name}: {message}")
+
+    def check(self) -> None:  # noqa: B027 (a workload without further fields has nothing to check)
+        """Raise UsageError where the workload's own fields cannot be."""
+
+    def check_shares(self, name: str, values: tuple[float, ...]) -> None:
+        """Raise UsageError where a field's values are not shares."""
+        if not values or not all(0 <= value <= 1 for value in values):
+            raise self.error(f"{name} must lie between 0 and 1, not {list(values)}")
+
+    def axes(self) -> Mapping[str, tuple[float | int | str, ...]]:
+        """Return the grid's axes besides the length, by the name of the fact that says where a sample stands."""
+        return {}
+
+    def prepare(self, tokenizer: Any) -> None:  # noqa: B027 (most have nothing to prepare)
+        """Raise what is wrong with the workload's files, or with the tokenizer, before the first sample."""
+
+    @abstractmethod
+    def sample(self, cell: Cell, tokenizer: Any) -> Sample:
+        """Make the sample of a cell."""
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Return the grid's cells, by length, by the other axes, by sample; needs no tokenizer."""
+        axes = self.axes()
+        return tuple(
+            Cell(self.name, length, tuple(zip(axes, values, strict=True)), index)
+            for length in self.lengths
+            for values in product(*axes.values())
+            for index in range(self.samples)
+        )
+
+    def build(self, tokenizer: Any, cells: Iterable[Cell] | None = None) -> Iterator[Sample]:
+        """Yield a sample for each cell (all of them, or those given), for a fast Hugging Face tokenizer.
+
+        Raises UsageError where a cell's text does not fit its length, naming the least that holds it, where the answer
+        does not survive tokenisation, or where the tokenizer knows no offsets; NotAvailable for a file that cannot be
+        read.
+        """
+        require_offsets(tokenizer)
+        self.prepare(tokenizer)
+        return (self.sample(cell, tokenizer) for cell in (self.cells() if cells is None else tuple(cells)))
+
+    def rng(self, cell: Cell, purpose: str) -> random.Random:
+        """Return the generator that draws one thing of a cell, the same under every condition."""
+        return random.Random(f"{self.seed}/{cell.name}/{purpose}")
+
+    def made(
+        self,
+        cell: Cell,
+        text: MarkedText,
+        tokenizer: Any,
+        *,
+        answer: str = "",
+        accepted: tuple[str, ...] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> Sample:
+        """Return the sample of a text and its answer, with the facts that every workload states."""
+        check_accepted(self.success_rule, accepted or ((answer,) if answer else ()))
+        made = text.tokenised(tokenizer)
+        tokens = answer_tokens(tokenizer, text.text, made.tokens, answer) if answer else ()
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        return Sample(
+            name=cell.name,
+            tokens=made.tokens,
+            spans=made.spans,
+            answer_tokens=tokens,
+            answer=answer,
+            text=text.text,
+            success_rule=self.success_rule,
+            answers=accepted if self.success_rule in ("substring", "all") else (),
+            max_new_tokens=self._decoded(len(tokens)),
+            facts={
+                "workload": self.name,
+                "length": cell.length,
+                **dict(cell.at),
+                "seed": cell.seed,
+                "workload_seed": self.seed,
+                **(facts or {}),
+                "num_tokens": len(made.tokens),
+                "unknown_tokens": 0.0 if unknown is None else made.tokens.count(unknown) / len(made.tokens),
+                "stripped_special_tokens": made.num_stripped,
+            },
+        )
+
+    def _decoded(self, num_answer_tokens: int) -> int | None:
+        if self.max_new_tokens is not None or not num_answer_tokens:
+            return self.max_new_tokens
+        return num_answer_tokens + _SPARE_TOKENS if self.success_rule in ("substring", "all") else None
