@@ -17,7 +17,7 @@ from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import current_forward
 from probe.hooks.forward_facts import forward_facts
 from probe.hooks.recurrence_verification import disagreement
-from probe.hooks.recurrent_layer import mixer_forward, recurrent_layer, recurrent_layers, scanned
+from probe.hooks.recurrent_layer import mixer_forward, recurrent_layer, recurrent_layers, scanned, unknown_recurrences
 from probe.hooks.scan_functions import begin_catching, end_catching, functions_watched
 from probe.kernels.recurrence import Recurrence
 
@@ -33,10 +33,15 @@ def watched_recurrences(model: PreTrainedModel, on_recurrence: OnRecurrence) -> 
     """Within the block `on_recurrence(sample, recurrence)` gets each recurrent layer's tokens, padding sliced off.
 
     To be used within `attached`, which knows of the forward that is running. Raises `NotReproducible` for a model
-    without a recurrent layer of a known kind, and during forwards where a layer's state or output is not what the
-    recurrence gives, or a layer keeps a state that nothing is known of.
+    without a recurrent layer of a known kind, or with one of an unknown kind, and during forwards where a layer's state
+    or output is not what the recurrence gives.
     """
-    layers = recurrent_layers(model)
+    layers, unknown = recurrent_layers(model), unknown_recurrences(model)
+    if unknown:
+        layer, kind = next(iter(unknown.items()))
+        raise NotReproducible(
+            f"{name_of(model)}, layer {layer}: {kind} keeps a recurrent state of a kind that is not known"
+        )
     if not layers:
         raise NotReproducible(f"{name_of(model)}: it has no recurrent layer of a kind that is known")
     with ExitStack() as stack:

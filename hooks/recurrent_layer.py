@@ -137,6 +137,19 @@ def recurrent_layers(model: PreTrainedModel) -> dict[int, recurrent_layer]:
     return dict(sorted(found.items()))
 
 
+def unknown_recurrences(model: PreTrainedModel) -> dict[int, str]:
+    """Return the layers that keep a recurrent state of a kind that is not known, with what their modules are called.
+
+    A layer with a short convolution alone (LFM2's) keeps its last inputs and no such state.
+    """
+    known = {id(layer.module()) for layer in recurrent_layers(model).values()}
+    return {
+        _index(path, module): type(module).__name__
+        for path, module in text_decoder(model).named_modules()
+        if id(module) not in known and "get_recurrent_state" in _names_in_forward(module)
+    }
+
+
 def recurs_everywhere(model: PreTrainedModel) -> bool:
     """Return whether every layer is recurrent and of a known kind, so that there is no attention to be seen."""
     layers = recurrent_layers(model)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from probe.hooks.recurrent_layer import RecurrentFamily, mixer_forward, scanned
+from probe.hooks.recurrent_layer import RecurrentFamily, function_call, mixer_forward, scanned
 from probe.hooks.recurrent_layers.mamba2 import step_size
 
 
@@ -18,42 +18,60 @@ class mamba1(RecurrentFamily):
     Mamba has no heads: all its channels are one (in Zamba, whose channels are in heads, each of these is one). k = B,
     q = C, v = x after the convolution, g = Δ after the softplus and a = exp(Δ A), both different in every channel. The
     skip by D and the gate are not in y.
+
+    The scan of several tokens takes no state to go on from, and where somebody adds what the state brings, that happens
+    around it: so the state is the cache's, and the output what goes into the last projection.
     """
 
     functions = ("mamba_selective_scan", "mamba_selective_state_update")
     in_place = ("state",)
+    inner = ("out_proj",)
+
+    def before(self, module: nn.Module, given: Mapping[str, Any]) -> Tensor | None:
+        """Return the state that it will go on from."""
+        state = _cached(module, given)
+        return None if state is None else state.clone()
 
     def read(self, module: nn.Module, forward: mixer_forward) -> list[scanned]:
         """Read the scans of a chunk, or the updates by one token, of each head."""
+        states = forward.before, _cached(module, forward.given)
+        before, after = (None if state is None else _in_heads(state) for state in states)
+        output = forward.inputs["out_proj"]
+        output = output.reshape(*output.shape[:2], max(len(forward.calls), 1), -1)
         return [
-            _chunk(call.arguments, call.output)
-            if call.name == "mamba_selective_scan"
-            else _step(call.arguments, call.output, call.changed["state"])
-            for call in forward.calls
+            _scanned(
+                call,
+                output[:, :, head : head + 1],
+                None if before is None else before[:, head : head + 1],
+                None if after is None else after[:, head : head + 1],
+            )
+            for head, call in enumerate(forward.calls)
         ]
 
 
-def _chunk(given: Mapping[str, Any], output: Any) -> scanned:
-    out, after = output if isinstance(output, tuple) else (output, None)
-    bias = given["delta_bias"]
-    step = step_size(given["dt"], None if bias is None else bias[:, None], given["delta_softplus"])
-    return _scanned(given, given["C"], given["B"], given["hidden_states"], step, given["z"], out, None, after)
+def _cached(module: Any, given: Mapping[str, Any]) -> Tensor | None:
+    cache = given.get("cache_params")
+    state: Tensor | None = None if cache is None else cache.get_recurrent_state(module.layer_idx)
+    return state
 
 
-def _step(given: Mapping[str, Any], output: Tensor, after: Tensor) -> scanned:
-    step = step_size(given["dt"], given["dt_bias"], given["dt_softplus"])
-    query, key, value = (given[name][..., None] for name in ("C", "B", "hidden_states"))
-    gate = None if given["z"] is None else given["z"][..., None]
-    return _scanned(given, query, key, value, step[..., None], gate, output[..., None], given["state"], after)
+def _in_heads(state: Tensor) -> Tensor:
+    """Return batch × head × state × channel."""
+    state = state.transpose(-1, -2)
+    return state if state.ndim == 4 else state[:, None]
 
 
-def _scanned(
-    given: Mapping[str, Any], query: Tensor, key: Tensor, value: Tensor, step: Tensor, gate: Tensor | None,
-    output: Tensor, before: Tensor | None, after: Tensor | None,
-) -> scanned:  # fmt: skip
-    """Everything comes as batch × channel (or state) × token."""
-    step = step.transpose(1, 2)[:, :, None]
-    skip = given["D"]
+def _scanned(call: function_call, output: Tensor, before: Tensor | None, after: Tensor | None) -> scanned:
+    given, one_token = call.arguments, call.name == "mamba_selective_state_update"
+    names = ("C", "B", "hidden_states", "dt", "z")
+    query, key, value, step, gate = (
+        # batch × channel or state × token
+        None if given[name] is None else given[name][..., None] if one_token else given[name]
+        for name in names
+    )
+    bias = given["dt_bias" if one_token else "delta_bias"]
+    softplus = given["dt_softplus" if one_token else "delta_softplus"]
+    step = step_size(step, None if bias is None else bias[:, None], softplus).transpose(1, 2)[:, :, None]
     return scanned(
         query=query.transpose(1, 2)[:, :, None],
         key=key.transpose(1, 2)[:, :, None],
@@ -61,9 +79,9 @@ def _scanned(
         gate=step,
         log_decay=step[..., None, :],
         rate=given["A"].T[None],
-        output=output.transpose(1, 2)[:, :, None],
-        state_before=None if before is None else before.transpose(-1, -2)[:, None],
-        state_after=None if after is None else after.transpose(-1, -2)[:, None],
-        skip=None if skip is None else skip[None],
-        output_gate=None if gate is None else torch.nn.functional.silu(gate).transpose(1, 2)[:, :, None],
+        output=output,
+        state_before=before,
+        state_after=after,
+        skip=None if given["D"] is None else given["D"][None],
+        output_gate=None if gate is None else silu(gate).transpose(1, 2)[:, :, None],
     )
