@@ -19,6 +19,8 @@ from probe.kernels.call import Call
 from probe.kernels.engine import EngineName
 from probe.kernels.keys import Keys
 from probe.kernels.non_finite_heads import NonFiniteHeads
+from probe.kernels.recurrence import Recurrence
+from probe.kernels.recurrence_scan import RecurrenceScan
 from probe.kernels.result import Result
 from probe.kernels.scan import Scan
 from probe.kernels.token_scan import TokenScan
@@ -89,6 +91,7 @@ class Reader:
         self.reading = reading
         self.of_attention = [r for r in requests if r.statistic.kind in ("scan", "row", "key")]
         self.of_residual = [r for r in requests if r.statistic.kind == "residual"]
+        self.of_recurrence = [r for r in requests if r.statistic.kind == "recurrence"]
         of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
         check_layers(requests, model)
         self.pool_tokens = pool_tokens
@@ -96,6 +99,7 @@ class Reader:
         self.scans: dict[int, Scan] = {}
         self.vectors: dict[int, KeptVectors] = {}
         self.residuals: dict[int, TokenScan] = {}
+        self.recurrences: dict[int, RecurrenceScan] = {}
         self.bad: dict[int, NonFiniteHeads] = {}
         self.below: Keys | None = None
         self.tokens = TokenScan(of_token, token_start=1, pool_tokens=pool_tokens)
@@ -156,8 +160,8 @@ class Reader:
             attention={str(layer): kept.facts for layer, kept in self.vectors.items()},
             non_finite=[dataclasses.asdict(head) for _, heads in sorted(self.bad.items()) for head in heads.found],
         )
-        for layer in sorted({*self.scans, *self.residuals}):
-            for scans in (self.scans, self.residuals):
+        for layer in sorted({*self.scans, *self.residuals, *self.recurrences}):
+            for scans in (self.scans, self.residuals, self.recurrences):
                 if layer in scans:
                     self._write_layer(layer, scans.pop(layer).finish())
         self._write_tokens(self.tokens.finish())
@@ -165,7 +169,7 @@ class Reader:
     def _hand_over(self) -> None:
         """Write what is finished of the arrays that grow with the prompt."""
         self.fresh = False
-        for scans in (self.scans, self.residuals):
+        for scans in (self.scans, self.residuals, self.recurrences):
             for layer, scan in scans.items():
                 self._write_layer(layer, scan.drain(), part=True)
         self._write_tokens(self.tokens.drain(), part=True)
@@ -189,7 +193,7 @@ class Reader:
 
     def _owner(self, name: str) -> Requested | None:
         """Return the request behind an array that lies in its layer's own group; None for one of all layers."""
-        for each in (*self.of_attention, *self.of_residual):
+        for each in (*self.of_attention, *self.of_residual, *self.of_recurrence):
             alone = each.layers is not None or each.keeps_vectors
             if alone and name in {each.statistic.array_name(suffix) for suffix in _suffixes(each)}:
                 return each
@@ -214,6 +218,8 @@ class Reader:
     def _watched(self) -> Any:
         on_call = self._on_call if self.of_attention else None
         on_residual = self._on_residual if self.of_residual else None
+        if self.of_recurrence:
+            return self.model.calls(on_call, on_residual, self._on_recurrence)
         if on_call is None and on_residual is None:
             return torch.no_grad()
         return self.model.calls(on_call, on_residual)
@@ -253,6 +259,15 @@ class Reader:
             self.residuals[layer] = TokenScan(wanted, pool_tokens=self.pool_tokens)
         self.fresh = True
         self.residuals[layer].update(hidden)
+
+    def _on_recurrence(self, _: int, recurrence: Recurrence) -> None:
+        wanted = [request.statistic for request in self.of_recurrence if request.of(recurrence.layer)]
+        if not wanted:
+            return
+        if recurrence.layer not in self.recurrences:
+            self.recurrences[recurrence.layer] = RecurrenceScan(wanted, pool_tokens=self.pool_tokens)
+        self.fresh = True
+        self.recurrences[recurrence.layer].update(recurrence)
 
     def _on_logits(self, start: int, logits: Tensor) -> None:
         self._check(logits)

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from probe.errors import UsageError
 from probe.kernels.queries_and_keys import queries_and_keys
+from probe.kernels.recurrence_scan import reading_interval
 from probe.kernels.statistic import Statistic, parse
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
+
+_KINDS: Final = {"residual": "", "token": "", "recurrence": "recurrent "}
+"""What the layers that a kind of statistic is computed from are called, where it is not attention layers."""
 
 LAYERS: Final = "layers"
 """The parameter of a request that limits it to some layers."""
@@ -71,16 +75,30 @@ def all_requested(requests: Sequence[Any]) -> list[Requested]:
 
 
 def check_layers(requests: Sequence[Requested], model: HuggingFaceModel) -> None:
-    """Raise UsageError for a layer that the model does not have, or that does not attend where attention is asked."""
+    """Raise UsageError for a layer that the model does not have, or that does not attend where attention is asked.
+
+    Likewise for a layer that does not recur where its state is asked for, and for a model that has no such layer.
+    """
     for request in requests:
-        residual = request.statistic.kind == "residual"
-        there = list(range(model.num_layers)) if residual or request.layers is None else sorted(model.attention_layers)
+        kind = _KINDS.get(request.statistic.kind, "attention ")
+        if request.statistic.kind == "recurrence":
+            there = sorted(getattr(model, "recurrent_layers", ()))
+        elif kind == "" or (request.layers is None and not getattr(model, "recurrent_layers", ())):
+            there = list(range(model.num_layers))
+        else:
+            there = sorted(model.attention_layers)
+        if not there:
+            raise UsageError(
+                f"{request.statistic.name()}: {model.name} has no {kind}layer"
+                + (" of a kind that is known" if kind == "recurrent " else "; it is all recurrent")
+            )
         for layer in request.layers or ():
             if layer not in there:
                 raise UsageError(
-                    f"{request.statistic.name()}: {model.name} has no {'' if residual else 'attention '}layer {layer}; "
+                    f"{request.statistic.name()}: {model.name} has no {kind}layer {layer}; "
                     f"it has {', '.join(map(str, there))}"
                 )
+    reading_interval([request.statistic for request in requests if request.statistic.kind == "recurrence"])
 
 
 def check_private(requests: Sequence[Requested]) -> None:

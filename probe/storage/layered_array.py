@@ -11,7 +11,7 @@ from probe.errors import UsageError
 from probe.storage.array import Array
 from probe.storage.chunked_array import ChunkedArray, WritableFiles, chunk_shape, missing
 
-PADDED: Final = ("head", "kv_head", "channel", "component")
+PADDED: Final = ("head", "kv_head", "state_head", "channel", "component")
 """Axes in which layers may differ: a layer that has fewer is filled up with NaN, or -1."""
 
 _GROUP_BYTES: Final = 2**20

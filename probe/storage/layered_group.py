@@ -16,7 +16,7 @@ from probe.storage.growing_array import GrowingArray
 from probe.storage.layered_array import LayeredArray
 from probe.storage.unit_files import MemoryFiles, OpenFiles
 
-_COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads"}
+_COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads", "state_head": "num_state_heads"}
 
 
 class LayeredGroup:
