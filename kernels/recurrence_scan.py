@@ -139,9 +139,10 @@ class RecurrenceScan:
 def reading_interval(statistics: Sequence[Statistic]) -> int:
     """Return how many tokens lie between two readings of the state: the same for all statistics of one trace.
 
-    Raises `UsageError` naming those that disagree. 1 where there are none.
+    Raises `UsageError` naming those that disagree. Others are left out; 1 where none is left.
     """
-    every = {statistic.key: int(getattr(statistic, "every", 1)) for statistic in statistics}
+    of_state = [statistic for statistic in statistics if "position" in statistic.arrays[""].axes]
+    every = {statistic.key: int(getattr(statistic, "every", 1)) for statistic in of_state}
     if len(set(every.values())) > 1:
         raise UsageError(f"{', '.join(every)}: statistics of the state in one trace are read after equally many tokens")
     return next(iter(every.values()), 1)
