@@ -19,7 +19,8 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from probe.errors import NotAvailable
+from probe.errors import NotAvailable, ProbeError
+from probe.hooks.adapter_folder import adapter_config, with_adapter
 
 
 def specimens() -> dict[str, Path]:
@@ -57,6 +58,9 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     where: Mapping[str, Any] = {"pretrained_model_name_or_path": name if folder is None else str(folder)}
     local = folder is not None or not _hub_has_an_address()
     settings = {**where, "trust_remote_code": trust_remote_code, "local_files_only": local}
+    adapter = adapter_config(where["pretrained_model_name_or_path"], local=local, revision=options.get("revision"))
+    if adapter is not None:
+        return _adapted(name, where["pretrained_model_name_or_path"], adapter, trust_remote_code, local, options)
     if folder is not None and not (folder / "config.json").is_file():
         raise NotAvailable(f"{name}: the folder {folder} holds no config.json, so no model")
     revision = {"revision": options["revision"]} if options.get("revision") else {}
@@ -72,6 +76,34 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
             return found_model(model, AutoTokenizer.from_pretrained(**settings, **revision), None)
         except Exception as error:  # noqa: BLE001 (a tokenizer fails in as many ways; whoever needs it tells why)
             return found_model(model, None, _in_one_line(error))
+
+
+def _adapted(
+    name: str, where: str, adapter: Mapping[str, Any], trust_remote_code: bool, local: bool, options: dict[str, Any]
+) -> found_model:
+    """The adapter's base model with the adapter in it; its own tokenizer where it brings one, else the base's."""
+    revision = options.pop("revision", None)
+    base_revision = {"revision": adapter["revision"]} if adapter.get("revision") else {}
+    base = str(adapter["base_model_name_or_path"])
+    try:
+        found = find_model(base, trust_remote_code=trust_remote_code, **base_revision, **options)
+    except NotAvailable as error:
+        raise NotAvailable(f"model {name!r} is a peft adapter of {base!r}: {error}") from error
+    chosen = {"revision": revision} if revision else {}
+    with _quiet():
+        try:
+            model = with_adapter(found.hf, where, local=local, revision=revision)
+        except ProbeError:
+            raise
+        except Exception as error:
+            raise NotAvailable(f"adapter {name!r} does not fit its base {base!r}: {_in_one_line(error)}") from error
+        try:
+            own = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=trust_remote_code, local_files_only=local, **chosen
+            )
+        except Exception:  # noqa: BLE001 (an adapter seldom brings a tokenizer, and lacks one in as many ways)
+            own = None
+    return found_model(model, own or found.tokenizer, None if own else found.tokenizer_error)
 
 
 def _refuse_random_weights(name: str, report: Mapping[str, Any]) -> None:

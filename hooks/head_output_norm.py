@@ -55,7 +55,7 @@ class _norms(tap):
     def change_output(self, here: site, output: Float[Tensor, "batch query head value_channel"]) -> Tensor:
         heads = output[0].transpose(0, 1).float()
         if self.projected:
-            weight = self._projection(here).to(heads).view(here.num_heads, here.value_dim, -1)
+            weight = self._projection(here, output).to(heads).view(here.num_heads, here.value_dim, -1)
             # ‖Wz‖² = z·(WWᵀ)z spares a residual-wide vector for each head and token.
             squared = (heads @ (weight @ weight.transpose(1, 2)) * heads).sum(dim=-1)
             norm = squared.clamp_min(0).sqrt()
@@ -65,15 +65,19 @@ class _norms(tap):
         self.num_tokens[here.layer] = self.num_tokens.get(here.layer, 0) + output.shape[1]
         return output
 
-    def _projection(self, here: site) -> Float[Tensor, "head_channel residual_channel"]:
+    def _projection(self, here: site, like: Tensor) -> Float[Tensor, "head_channel residual_channel"]:
         width = here.num_heads * here.value_dim
         for name in _NAMES:
             found = getattr(here.module, name, None)
-            if isinstance(found, nn.Linear) and found.in_features == width:
-                return found.weight.T
-            if isinstance(found, Conv1D) and found.weight.shape[0] == width:
-                weight: Tensor = found.weight
-                return weight
+            if type(found) in (nn.Linear, Conv1D) and type(found.weight) is nn.Parameter and not found.weight.is_meta:
+                weight: Tensor = found.weight.T if isinstance(found, nn.Linear) else found.weight
+                if weight.shape[0] == width:
+                    return weight
+            elif isinstance(found, nn.Module) and getattr(found, "in_features", None) == width:
+                # Quantised, offloaded, or with an adapter: what it does to the unit vectors is its matrix.
+                unit = torch.eye(width, dtype=like.dtype, device=like.device)
+                columns: Tensor = found(unit) - found(torch.zeros_like(unit[:1]))
+                return columns
         raise NotReproducible(
             f"{self.model_name}, layer {here.layer}: the output projection of {type(here.module).__name__} was not "
             "found; norms before it are to be had with projected=False"

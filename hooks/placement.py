@@ -94,8 +94,12 @@ def move(model: PreTrainedModel, device: torch.device, *, asked: bool) -> None:
 def state_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the model's state by name, in the order of names, each offloaded tensor brought alone."""
     held = dict(_offloaded(model))
-    for name, value in sorted(model.state_dict().items()):
-        found = _from(held, name) if isinstance(value, Tensor) and value.is_meta else value
+    # A module that torch.compile wrapped has another name, and the same weights.
+    state = model.state_dict()
+    names = {name.replace("_orig_mod.", ""): name for name in state}
+    for name, known_as in sorted(names.items()):
+        value = state[known_as]
+        found = _from(held, known_as) if isinstance(value, Tensor) and value.is_meta else value
         if found is None:
             raise _never_loaded(model, f"its weight {name} was")
         yield name, found
