@@ -33,6 +33,7 @@ from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.quantisation import quantisation
 from probe.hooks.recurrence_switch import OnRecurrence, watched_recurrences
 from probe.hooks.recurrent_layer import recurrent_layer, recurrent_layers
+from probe.hooks.remote_code import remote_code
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
@@ -170,6 +171,7 @@ class HuggingFaceModel:
             "quantisation": quantisation(self.hf),
             "adapters": adapters(self.hf),
             "compiled_and_run_uncompiled": list(self.compiled),
+            "trust_remote_code": remote_code(self.hf, self.hf.config, self.tokenizer),
             "attention_implementation": self.attention_implementation,
             "attention_in_chunks": self.attention_in_chunks,
             "versions": {

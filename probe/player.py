@@ -127,6 +127,10 @@ class Player:
         for key in ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
             identity[key] = str(provenance.get(key))
         identity["attention_implementation"] = str(provenance.get("attention_implementation"))
+        # Where there is none, a run is the one that it was before these were known.
+        for key in ("adapters", "device_map", "quantisation", "trust_remote_code"):
+            if provenance.get(key) is not None:
+                identity[key] = json.dumps(provenance[key], sort_keys=True)
         for package in ("longcontext-probe", "torch", "transformers"):
             identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
         identity |= self.reading.identity()
