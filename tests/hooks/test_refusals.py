@@ -20,7 +20,7 @@ SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
     ("kind", "fields", "name", "reason"),
     [
         ("mamba", {"state_size": 4}, "MambaForCausalLM", "never called"),
-        ("gpt2", {"reorder_and_upcast_attn": True}, "GPT2LMHeadModel", "depending on the name"),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "GPT2LMHeadModel", "never called"),
         ("diffllama", {"num_key_value_heads": 2, "intermediate_size": 48}, "DiffLlamaForCausalLM", "more than once"),
     ],
 )
