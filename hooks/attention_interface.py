@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,33 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from probe.errors import NotReproducible
-from probe.hooks.attention_module import attention_module_of
 from probe.hooks.prompt_chunk import plain_masks_left_out
 
 # The loaded name stays part of ours, since transformers asks in places whether "flash" is in the name.
 _PREFIX = "probe_over_"
+
+
+class exchanged_name(str):
+    """A name of ours for the attention `loaded`: it is looked up as ours, and equal to either.
+
+    So a module that computes something else depending on the name of its attention goes on as it was loaded.
+    """
+
+    def __new__(cls, loaded: str) -> exchanged_name:
+        """Make the name that `loaded` is exchanged for."""
+        made = super().__new__(cls, _PREFIX + loaded)
+        made.loaded = loaded
+        return made
+
+    loaded: str
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or self.loaded == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +84,6 @@ def redirected(model: PreTrainedModel, to: Redirection) -> Iterator[None]:
     decoder = text_decoder(model)
     configs = _configs(model, decoder)
     names = [config._attn_implementation for config in configs]
-    for module in decoder.modules():
-        if attention_module_of(module) is None:
-            _refuse_if_it_asks_for_the_name(module, name_of(model))
     with ExitStack() as stack:
         for module in decoder.modules():
             _redirections[module] = to
@@ -101,7 +118,12 @@ def masks_as_sdpa(model: PreTrainedModel, decoder: nn.Module) -> Iterator[None]:
 
 
 def text_decoder(model: PreTrainedModel) -> nn.Module:
-    """The part of the model that reads text: attention elsewhere (a vision tower) is left alone."""
+    """The part of the model that reads text: attention elsewhere (a vision tower) is left alone.
+
+    Of an encoder-decoder it is the whole.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     # Some models call the projection onto the vocabulary their decoder.
     return decoder if isinstance(decoder, nn.Module) and any(decoder.children()) else model
@@ -151,7 +173,7 @@ def _registered(name: str | None) -> str | None:
     """Our name for the attention `name`, known to both of transformers' registries."""
     if name is None or name.startswith(_PREFIX):
         return name
-    key = _PREFIX + name
+    key = exchanged_name(name)
     AttentionInterface.register(key, _attend)
     # A name that the mask registry does not know gets no mask, which silently makes attention bidirectional.
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -183,25 +205,3 @@ def _configs(model: PreTrainedModel, decoder: nn.Module) -> list[Any]:
         found[id(config)] = config
     return list(found.values())
 
-
-def _refuse_if_it_asks_for_the_name(module: nn.Module, model_name: str) -> None:
-    if not _asks_for_the_name(inspect.unwrap(type(module).forward)):
-        return
-    # GPT-2 asks only to choose an upcasting variant of eager attention that its configuration has to switch on.
-    upcasts = getattr(module, "reorder_and_upcast_attn", None)
-    config: Any = module.config
-    if upcasts is False or (upcasts and config._attn_implementation != "eager"):
-        return
-    raise NotReproducible(
-        f"{model_name}: {type(module).__name__} computes something else depending on the name of its attention "
-        "implementation, so that watching it would change it"
-    )
-
-
-@cache
-def _asks_for_the_name(forward: Callable[..., Any]) -> bool:
-    try:
-        source = inspect.getsource(forward)
-    except (OSError, TypeError):
-        return False
-    return re.search(r"_attn_implementation\s*(==|!=|in\b|not in\b)", source) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from probe.errors import NotReproducible
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.forward_facts import Part
 from probe.hooks.placement import input_device
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, attention_layer]] = weakref.WeakKeyDictionary()
+Parts = dict[Part, "dict[int, attention_layer]"]
+
+_known: weakref.WeakKeyDictionary[PreTrainedModel, Parts] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,12 @@ class attention_layer:
 
 
 def attention_layers(model: PreTrainedModel) -> dict[int, attention_layer]:
-    """The model's attention layers by index, found by running two tokens through it once and then remembered.
+    """The model's attention layers by index, those of an encoder-decoder's decoder; see `attention_parts`."""
+    return attention_parts(model).get("self", {})
+
+
+def attention_parts(model: PreTrainedModel) -> Parts:
+    """The layers of each attention of a model, found by running two tokens through it once and then remembered.
 
     Raises `NotReproducible` naming the model and the reason where its attention cannot be reached.
     """
@@ -44,7 +53,7 @@ def attention_layers(model: PreTrainedModel) -> dict[int, attention_layer]:
         tokens = torch.zeros(1, 2, dtype=torch.long, device=input_device(model))
         try:
             with torch.no_grad(), attached(model, seen, alone=True):
-                model(input_ids=tokens, use_cache=False)
+                model(**_two_tokens(model, tokens))
         except (
             KeyError,
             TypeError,
@@ -58,16 +67,23 @@ def attention_layers(model: PreTrainedModel) -> dict[int, attention_layer]:
                 f"{name_of(model)}: a forward of two tokens with its attention watched failed: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        _known[model] = seen.layers
+        _known[model] = seen.parts
     return _known[model]
 
 
+def _two_tokens(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
+    given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+    return {**given, "decoder_input_ids": tokens} if getattr(model.config, "is_encoder_decoder", False) else given
+
+
 class _recorder(tap):
+    part = None
+
     def __init__(self) -> None:
-        self.layers: dict[int, attention_layer] = {}
+        self.parts: Parts = {}
 
     def change_output(self, here: site, output: Tensor) -> Tensor:
-        self.layers[here.layer] = attention_layer(
+        self.parts.setdefault(here.part, {})[here.layer] = attention_layer(
             weakref.ref(here.module), here.num_heads, here.num_kv_heads, here.head_dim, here.value_dim
         )
         return output

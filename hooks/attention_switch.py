@@ -20,15 +20,18 @@ from probe.hooks.attention_module import attention_module_of
 from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.bridge_attention import bridge_attention
+from probe.hooks.calls_by_phase import by_phase, from_query
 from probe.hooks.chunk_attention import attend
 from probe.hooks.compiled import uncompiled
 from probe.hooks.documents import chunk_of_keys
-from probe.hooks.forward_facts import Phase, forward_facts
+from probe.hooks.forward_facts import Part, Phase, forward_facts
 from probe.hooks.fused_attention import fused_attention, log_sum_exp_of
 from probe.hooks.handed_out import handed_out
-from probe.hooks.recurrent_layer import recurs_everywhere
 from probe.hooks.key_bias import check_key_bias
 from probe.hooks.mask_agreement import as_masked
+from probe.hooks.recurrent_layer import recurs_everywhere
+from probe.hooks.relative_bias import attend_with, biases_as_tables, relative_bias
+from probe.hooks.two_stacks import facts_of_stack, two_stacks
 from probe.hooks.verification import recomputed
 from probe.kernels.call import Call
 
@@ -103,6 +106,7 @@ class attention_switch:
         self.model, self.decoder, self.name = model, text_decoder(model), name_of(model)
         self.taps: list[tap] = []
         self.alone: tap | None = None
+        self.stacks: dict[nn.Module, Part] = {}
         self.forward: forward_facts | None = None
         self.root: nn.Module | None = None
         self.phase: Phase | None = None
@@ -114,11 +118,11 @@ class attention_switch:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Redirect the decoder's attention here, and watch the model's forwards."""
-        if getattr(self.model.config, "is_encoder_decoder", False):
-            raise NotReproducible(f"{self.name}: encoder-decoder models are not supported")
+        self.stacks = two_stacks(self.model)
         with ExitStack() as stack:
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(redirected(self.model, self.attend))
+            stack.enter_context(biases_as_tables(self.decoder))
             for module in self.decoder.modules():
                 _switches[module] = self
                 stack.callback(_switches.pop, module, None)
@@ -158,10 +162,15 @@ class attention_switch:
             raise NotReproducible(
                 f"{self.name}: it is in training mode, where dropout makes each forward another one; call its eval()"
             )
+        if self.stacks and module not in self.stacks:
+            return
         self.root = module
-        self.forward = forward_facts.of(
-            module, args, kwargs, model_name=self.name, phase=self.phase, tokens=self.tokens, handed=self.handed
-        )
+        said = {"model_name": self.name, "phase": self.phase, "tokens": self.tokens, "handed": self.handed}
+        part = self.stacks.get(module)
+        if part is None:
+            self.forward = forward_facts.of(module, args, kwargs, **said)
+        else:
+            self.forward = facts_of_stack(part, module, args, kwargs, **said)
 
     def _ends(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module is not self.root:
@@ -181,10 +190,10 @@ class attention_switch:
         mask: Tensor | None, options: dict[str, Any],
     ) -> Any:  # fmt: skip
         """Run the model's own attention with the taps around it."""
-        if self.rests:
-            return own(module, query, key, value, mask, **options)
         causal = options.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+        if self.rests:
+            return attend_with(own, module, query, key, value, mask, options, causal=causal)
         here, query = self.begin(module, query, key, value_dim=value.shape[-1], causal=causal)
         output, weights, mask, fused = attend(
             own, module, query, key, value, mask, options, causal=causal, observed=bool(self._observers())
@@ -198,6 +207,8 @@ class attention_switch:
         facts = self.forward
         if facts is None:
             raise NotReproducible(f"{self.name}: an attention layer was called outside a forward of the model")
+        # A decoder's own attention is causal, what it looks over of the encoder is not.
+        facts = facts if causal or facts.cross is None else facts.cross
         here = site(
             _layer_index(module, self.decoder), module, facts, causal,
             query.shape[1], key.shape[1], key.shape[-1], value_dim,
@@ -205,7 +216,7 @@ class attention_switch:
         if here.layer in facts.layers_called:
             self._refuse(here, "it attends more than once in one forward, so no one matrix is its attention")
         facts.layers_called.add(here.layer)
-        for each in self._taps():
+        for each in self._taps(here.part):
             query = each.change_query(here, query)
         return here, query
 
@@ -219,9 +230,9 @@ class attention_switch:
                 f"{self.name}, layer {here.layer}: its attention returned shape {tuple(output.shape)}, not batch × "
                 "query × head × channel"
             )
-        if observers := self._observers():
+        if observers := [each for each in self._taps(here.part) if each.wants_calls]:
             self._hand_out(observers, here, query, key, value, mask, output, options, fused)
-        for each in self._taps():
+        for each in self._taps(here.part):
             output = each.change_output(here, output)
         return output
 
@@ -229,8 +240,9 @@ class attention_switch:
         """The refusal of a module's attention, by name."""
         return NotReproducible(f"{self.name}, layer {_layer_index(module, self.decoder)}: {reason}")
 
-    def _taps(self) -> list[tap]:
-        return self.taps if self.alone is None else [self.alone]
+    def _taps(self, part: Part | None = None) -> list[tap]:
+        taps = self.taps if self.alone is None else [self.alone]
+        return [each for each in taps if part is None or each.part in (None, part)]
 
     def observed(self) -> bool:
         """Whether somebody takes part who wants calls."""
@@ -248,14 +260,18 @@ class attention_switch:
             self._refuse(
                 here, f"attention sees {query.shape[2]} queries where the forward has {facts.num_queries} tokens"
             )
-        if options.get("position_bias") is not None:
+        bias = options.get("position_bias")
+        # T5 adds zeros where it has learnt nothing.
+        if isinstance(bias, Tensor) and bool(bias.any()):
             self._refuse(here, "a position bias is added to its logits")
+        if here.part == "cross" and key.shape[2] != facts.num_keys:
+            self._refuse(here, f"it looks over {key.shape[2]} keys where the encoder has {facts.num_keys} tokens")
         scale, window, sink = options.get("scaling"), options.get("sliding_window"), options.get("s_aux")
-        total = facts.num_past + facts.num_queries
+        total = facts.num_keys
         # A sliding cache holds fewer keys than were seen; a static one has room for more.
         first_key = max(total - key.shape[2], 0)
         for sample in range(query.shape[0]):
-            start, stop = facts.ranges[sample]
+            start, stop = facts.keys_of(sample)
             rows = facts.queries_of(sample)
             if rows[0] == rows[1]:
                 continue
@@ -266,22 +282,25 @@ class attention_switch:
                 key=key[sample, :, columns[0] : columns[1]].detach(),
                 value=value[sample, :, columns[0] : columns[1]].detach(),
                 scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
-                query_start=facts.num_past + rows[0] - start,
+                query_start=facts.num_past + rows[0] - facts.ranges[sample][0],
                 key_start=first_key + columns[0] - start,
                 causal=here.causal,
                 window=int(window) if window else None,
                 softcap=options.get("softcap"),
                 sink_logit=None if sink is None else sink.detach().reshape(-1),
                 alibi_slope=options.get("alibi_slope"),
+                part=here.part,
                 phase=facts.phase or "prefill",
             )
+            if isinstance(bias, relative_bias):
+                call = dataclasses.replace(call, distance_bias=bias.table.detach(), distance_bias_start=bias.start)
             call = dataclasses.replace(call, document=chunk_of_keys(here.module, call))
             has_mask = isinstance(mask, Tensor) and mask.ndim == 4
-            if fused is not None and (fused.visible != "masked" or has_mask):
+            if fused is not None and (fused.visible != "masked" or has_mask or bias is not None):
                 call = dataclasses.replace(call, log_sum_exp=log_sum_exp_of(call, sample, fused))
             check_key_bias(call, options.get("key_bias"), sample, columns, f"{self.name}, layer {here.layer}")
             call = self._verified(here, sample, rows, columns, call, mask, output, options)
-            for part in _by_phase(call, facts, columns[0] + first_key):
+            for part in by_phase(call, facts, columns[0] + first_key):
                 for each in observers:
                     self._give(each, here, sample, part)
 
@@ -291,7 +310,7 @@ class attention_switch:
             first = handed.first_new(reader, call.layer, call.query_start, stop)
             if first == stop:
                 return
-            call = _from_query(call, first - call.query_start)
+            call = from_query(call, first - call.query_start)
         try:
             reader.call(sample, call)
         except torch.OutOfMemoryError as error:
@@ -337,35 +356,6 @@ class attention_switch:
 
     def _refuse(self, here: site, reason: str) -> NoReturn:
         raise NotReproducible(f"{self.name}, layer {here.layer}: {reason}")
-
-
-def _by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
-    if facts.tokens is not None:
-        # A model's layers may lie on different devices.
-        tokens = facts.tokens[offset : offset + call.num_keys].to(call.query.device)
-        call = dataclasses.replace(call, tokens=tokens)
-    if facts.phase is not None or not call.causal:
-        return [call]
-    if facts.num_past > 0 or call.num_queries == 1:
-        return [dataclasses.replace(call, phase="decode")]
-    last, keys = call.num_queries - 1, call.num_keys - 1
-    tokens = call.tokens
-    prompt = dataclasses.replace(
-        call, query=call.query[:, :last], key=call.key[:, :keys], value=call.value[:, :keys],
-        tokens=None if tokens is None else tokens[:keys],
-        document=None if call.document is None else call.document[:keys],
-        log_sum_exp=None if call.log_sum_exp is None else call.log_sum_exp[:, :last],
-    )  # fmt: skip
-    return [prompt, dataclasses.replace(_from_query(call, last), phase="decode")]
-
-
-def _from_query(call: Call, first: int) -> Call:
-    """The call without its first queries."""
-    if first == 0:
-        return call
-    log_sum_exp = None if call.log_sum_exp is None else call.log_sum_exp[:, first:]
-    start = call.query_start + first
-    return dataclasses.replace(call, query=call.query[:, first:], query_start=start, log_sum_exp=log_sum_exp)
 
 
 def _layer_index(module: nn.Module, decoder: nn.Module) -> int:

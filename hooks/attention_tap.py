@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probe.hooks.forward_facts import forward_facts
+from probe.hooks.forward_facts import Part, forward_facts
 from probe.kernels.call import Call
 
 
@@ -32,6 +32,11 @@ class site:
     value_dim: int
     """Width of values, and of a head's output."""
 
+    @property
+    def part(self) -> Part:
+        """Whose attention it is, as in `Call`."""
+        return self.forward.part
+
     def decode_rows(self) -> Bool[Tensor, "batch query"]:
         """True at the rows whose phase is `decode`."""
         return self.forward.decode_rows(self.causal)
@@ -44,6 +49,8 @@ class tap:
     and on the output after it. `call` sees the queries as all of them left them, whatever the order.
     """
 
+    part: Part | None = "self"
+    """Which attention of an encoder-decoder it takes part in; None for all. Other models have `self` alone."""
     wants_calls = False
     """Whether `call` is to be called; each call is then verified."""
 

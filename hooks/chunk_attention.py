@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from probe.hooks.attention_interface import own_attention
 from probe.hooks.fused_attention import fused_attention, fused_operators
 from probe.hooks.prompt_chunk import prompt_chunk, running_chunk
+from probe.hooks.relative_bias import attend_with
 from probe.kernels.flash_attention import can_flash, flash_attention_after_past
 
 
@@ -33,10 +34,10 @@ def attend(
             return output.transpose(1, 2).contiguous(), None, None, said
         mask = chunk.mask
     if not observed or not own.is_sdpa:
-        return *own(module, query, key, value, mask, **options), mask, None
+        return *attend_with(own, module, query, key, value, mask, options, causal=causal), mask, None
     with fused_operators() as operators:
-        output, weights = own(module, query, key, value, mask, **options)
-    return output, weights, mask, operators.only
+        output, weights = attend_with(own, module, query, key, value, mask, options, causal=causal)
+    return output, weights, mask, operators.together(query.shape[2])
 
 
 def _is_of(chunk: prompt_chunk, query: Tensor, key: Tensor) -> bool:

@@ -16,6 +16,7 @@ from probe.hooks.documents import packed_sequences
 from probe.hooks.handed_out import handed_out
 
 Phase = Literal["prefill", "decode"]
+Part = Literal["self", "encoder", "cross"]
 
 
 @dataclass(eq=False)
@@ -46,6 +47,12 @@ class forward_facts:
     packed: Int[Tensor, "batch query"] | None = None
     """Which packed sequence each token is in, where the positions that were given are not those of one. Whether
     attention keeps to them, its mask says."""
+    part: Part = "self"
+    """Whose attention it is, as in `Call`."""
+    over: forward_facts | None = None
+    """The encoder's tokens, on which the keys of cross-attention stand; None where queries and keys are of one text."""
+    cross: forward_facts | None = None
+    """The same forward as the decoder's cross-attention sees it, where there is an encoder."""
     ranges: list[tuple[int, int]] = field(init=False)
     """For each sample the half-open range of real tokens, in the coordinates of the padded sequence."""
     layers_called: set[int] = field(default_factory=set)
@@ -96,6 +103,15 @@ class forward_facts:
         packed = packed_sequences(given.get("position_ids")) if num_past == 0 else None
         return cls(model_name, inputs.shape[0], inputs.shape[1], num_past, kept, phase, tokens, handed, packed)
 
+    @property
+    def num_keys(self) -> int:
+        """Tokens that there are keys of, padding and dropped ones included."""
+        return self.num_past + self.num_queries if self.over is None else self.over.num_queries
+
+    def keys_of(self, sample: int) -> tuple[int, int]:
+        """Half-open range of the keys that are real tokens of `sample`."""
+        return self.ranges[sample] if self.over is None else self.over.ranges[sample]
+
     def queries_of(self, sample: int) -> tuple[int, int]:
         """Half-open range of the rows of this forward that are real tokens of `sample`."""
         start, stop = self.ranges[sample]
@@ -112,7 +128,7 @@ class forward_facts:
 
     def decode_rows(self, causal: bool = True) -> Bool[Tensor, "batch query"]:
         """True at the real rows whose phase is `decode`."""
-        if not causal or self.phase == "prefill":
+        if (not causal and self.part != "cross") or self.phase == "prefill":
             return torch.zeros(self.num_samples, self.num_queries, dtype=torch.bool)
         rows = self.valid_rows()
         if self.phase is None and self.num_past == 0:
@@ -148,12 +164,16 @@ def _recurs_on(given: Mapping[str, Any]) -> bool:
     """Whether the forward goes on from recurrent states, which do not count their tokens."""
     if given.get("state") is not None:
         return True
-    caches = (given.get(name) for name in ("past_key_values", "cache_params"))
+    caches = [given.get(name) for name in ("past_key_values", "cache_params")]
+    # xLSTM and MiniMax make their caches themselves, in their first forward.
+    if any(hasattr(cache, name) for cache in caches for name in ("rnn_state", "linear_cache")):
+        return True
     layers = [layer for cache in caches for layer in getattr(cache, "layers", None) or []]
     return any(any(getattr(layer, "has_previous_state", {}).values()) for layer in layers)
 
 
 def _tokens_seen(cache: Any) -> int:
+    cache = getattr(cache, "self_attention_cache", cache)
     # All layers have seen the same tokens, though sliding ones dropped some and shared ones store none.
     layers = getattr(cache, "layers", None) or []
     return max((int(layer.get_seq_length()) for layer in layers if hasattr(layer, "get_seq_length")), default=0)

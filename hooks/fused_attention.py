@@ -56,6 +56,17 @@ class fused_operators(TorchDispatchMode):
         """What the one operator that ran said; None where none did, more than one, or it said nothing."""
         return self.seen[0] if len(self.seen) == 1 else None
 
+    def together(self, num_queries: int) -> fused_attention | None:
+        """What the one operator said, or several that took the queries in turn, each with its rows of one mask; None
+        where one of them said nothing, or they saw other queries than these."""
+        said = [each for each in self.seen if each is not None]
+        if len(self.seen) < 2 or len(said) < len(self.seen):
+            return self.only
+        alike = {(each.num_keys, each.visible) for each in said} == {(said[0].num_keys, "masked")}
+        if not alike or sum(each.log_sum_exp.shape[2] for each in said) != num_queries:
+            return None
+        return fused_attention(torch.cat([each.log_sum_exp for each in said], 2), said[0].num_keys, "masked")
+
 
 def _read(given: dict[str, Any], log_sum_exp: Any) -> fused_attention | None:
     query, num_keys = given["query"], given["key"].shape[2]

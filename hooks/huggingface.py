@@ -275,6 +275,8 @@ class HuggingFaceModel:
 
 
 class _handing_out(tap):
+    part = None
+
     def __init__(self, on_call: OnCall | None) -> None:
         self.on_call = on_call
         self.wants_calls = on_call is not None

@@ -103,6 +103,9 @@ def _compared(call: Call, output: Float[Tensor, "query head value_channel"], ste
         if call.alibi_slope is not None:
             distance = (rows + call.query_start)[:, None] - keys
             logits = logits - call.alibi_slope[heads].to(logits)[:, None, None] * distance.abs()
+        if call.distance_bias is not None:
+            entry = (rows + call.query_start)[:, None] - keys - call.distance_bias_start
+            logits = logits + call.distance_bias[heads].to(logits)[:, entry.clamp(0, call.distance_bias.shape[1] - 1)]
         logits = logits.masked_fill(hidden, -torch.inf)
         compared = [norms.new_zeros(())] * 3
         if call.log_sum_exp is not None:

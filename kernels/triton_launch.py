@@ -217,12 +217,14 @@ def choose_shape(
     extra = call.softcap, call.alibi_slope, call.key_visible
     if call.query.element_size() > 2:
         rows, keys = 32, 16
-    elif channels > 128 or call.distance_bias is not None:
+    elif channels > 128:
         rows, keys = 64, 32
     elif architecture == 90 and channels in (64, 128) and all(each is None for each in extra):
         rows, keys = 128, 64
     else:
         rows, keys = 128, 32
+    # Where each score's bias is looked up takes registers too.
+    keys = 16 if call.distance_bias is not None else keys
     # The largest power of two that divides the group: no row is wasted on a head that is not there.
     group = call.num_heads // call.num_kv_heads
     heads = min(group & -group, MAX_HEADS)

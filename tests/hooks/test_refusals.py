@@ -34,14 +34,6 @@ def test_a_model_that_the_interface_does_not_reach_is_refused(
     assert hf.config._attn_implementation == "eager"
 
 
-def test_an_encoder_decoder_is_refused() -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    hf = T5ForConditionalGeneration(T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
-    with pytest.raises(NotReproducible, match=r"T5ForConditionalGeneration: encoder-decoder"), load(hf).calls(None):
-        pass
-
-
 def alibi(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
     distance = torch.arange(key.shape[2])[None, :] - torch.arange(query.shape[2])[:, None]
     return OWN(module, query, key, value, mask + 0.1 * distance, **options)
