@@ -56,7 +56,7 @@ def trace(
     """Read text, tokens or a sample with `model`, and return the trace of what its attention did.
 
     `statistics` are names, `{name: {parameter: value}}`, statistics, or analyses (which stand for what they need);
-    by default what every shipped analysis needs. A parameter `layers` limits one to some layers, whose `trace.layer`
+    by default what every shipped analysis needs (and the states of recurrent layers). A parameter `layers` limits one to some layers, whose `trace.layer`
     then holds it. `queries_and_keys` are layers whose queries and keys are kept, so that `trace.window` gives any
     window of their heads exactly; each takes the room of its KV cache and its queries. `max_new_tokens` answers are
     decoded greedily (by default as many tokens as the sample says or its answer has); rows are the queries that
@@ -72,7 +72,7 @@ def trace(
     """
     loaded = model if isinstance(model, HuggingFaceModel) else load(model)
     sample = as_sample(loaded, x)
-    asked: Sequence[Request] = default_statistics()
+    asked: Sequence[Request] = default_statistics(loaded)
     if statistics is not None:
         alone = isinstance(statistics, str | dict | Statistic) or callable(statistics)
         asked = [statistics] if alone else statistics  # type: ignore[list-item,assignment]
@@ -118,10 +118,19 @@ def _traced(
     return store.trace(writer.unit)
 
 
-def default_statistics() -> list[Request]:
-    """Return what every shipped analysis needs, and the core statistics of a first look."""
+def default_statistics(model: HuggingFaceModel | None = None) -> list[Request]:
+    """Return what every shipped analysis needs, and the core statistics of a first look.
+
+    For a model with recurrent layers the statistics of their states come on top; where no layer attends, in the place
+    of those of attention.
+    """
     core: list[Request] = ["log_sum_exp", "entropy", "max_probability", "received_mass", "mean_distance", "loss"]
-    return [*core, *(discovery.get("analyses", name) for name in discovery.names("analyses"))]
+    attention = [*core, *(discovery.get("analyses", name) for name in discovery.names("analyses"))]
+    if not getattr(model, "recurrent_layers", None):
+        return attention
+    assert model is not None
+    state: list[Request] = ["state_mean", "state_variance", "state_max", "state_norm", "decay", "input_gate"]
+    return [*(attention if model.attention_layers else ["loss"]), *state]
 
 
 def expand(requests: Sequence[Request]) -> Iterator[Any]:
