@@ -37,10 +37,10 @@ def disagreement(
             value = recurrence.value[row].to(dtype)
             if skip is not None:
                 expected = expected + skip.to(dtype) * value
-                size = size + (skip.to(dtype) * value).abs().amax()
+                size = size + _largest(skip.to(dtype) * value)
             if output_gate is not None:
                 factor = output_gate[row].to(dtype)
-                expected, size = expected * factor, size * factor.abs().amax()
+                expected, size = expected * factor, size * _largest(factor)
             if said := _compared(expected, output[row].to(dtype), size, recurrence.value.dtype, "output"):
                 return f"{said} at position {recurrence.start + row}"
         if state_after is None:
@@ -53,8 +53,7 @@ def disagreement(
 def _size_of_sum(recurrence: Recurrence, row: int, state: Tensor) -> Tensor:
     """Return how large the terms are that y is the sum of: its rounding follows them, not its own size."""
     query = recurrence.query[row].to(state.dtype)
-    size = query.norm(dim=-1).amax() * state.norm(dim=1).amax()
-    return size.nan_to_num(posinf=0)
+    return _largest(query.norm(dim=-1)) * _largest(state.norm(dim=1))
 
 
 def _compared(expected: Tensor, found: Tensor, size: Tensor, dtype: torch.dtype, what: str) -> str | None:
