@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Final, Literal
 
@@ -85,9 +85,15 @@ _PLACES_AFTER = _words(
 class Drawn:
     """Names drawn one after another, none twice: more of them begin with the same ones."""
 
-    def __init__(self, source: Iterator[str]) -> None:
-        self._source = source
+    def __init__(self, source: Iterable[str]) -> None:
+        self._source = iter(source)
         self._known: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for at in count():
+            if len(found := self.first(at + 1)) <= at:
+                return
+            yield found[at]
 
     def first(self, count: int) -> list[str]:
         """Return the first `count` of them; raises UsageError where there are not so many."""

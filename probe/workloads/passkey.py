@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from probe.sample import Sample
+from probe.workloads.filler import NOISE
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText
 from probe.workloads.names import values
 from probe.workloads.stretches import Stretch, stretch, written
-
-NOISE: Final[tuple[str, ...]] = (
-    "The grass is green.",
-    "The sky is blue.",
-    "The sun is yellow.",
-    "Here we go.",
-    "There and back again.",
-)
-"""The sentences that surround the passkey, in their order."""
 
 _BEFORE = {
     "landmark": "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will "
