@@ -163,6 +163,11 @@ def _explain(name: str, folder: Path | None, known: Mapping[str, Path], error: E
     # transformers goes on with the names of all that it has.
     if config := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(error)):
         reason = f"{config[1]} is not the configuration of a causal language model"
+    if "trust_remote_code" in str(error):
+        return (
+            f"model {name!r} brings code of its own, which can do anything and was not run; read it, and where you "
+            "trust it allow it with --trust-remote-code (trust_remote_code=True)"
+        )
     if folder is not None:
         return f"model {name!r} could not be loaded from {folder}: {reason}"
     names = ", ".join(known) or "none"
