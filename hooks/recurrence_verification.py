@@ -10,6 +10,10 @@ from probe.kernels.exact import exact
 from probe.kernels.recurrence import Recurrence
 
 
+# As many tokens as transformers' scans put together at once.
+_SCANNED_TOKENS = 256
+
+
 def disagreement(
     recurrence: Recurrence,
     output: Float[Tensor, "token state_head channel"],
@@ -21,8 +25,9 @@ def disagreement(
     """Say where the model's own state after the tokens, or its output at up to four of them, is not the recurrence's.
 
     The tokens are the first, the last and two between them. The allowance follows the rounding of sums as large as
-    these, in float32 and in the model's dtype. Values that are not finite are left out: whether a model computes NaN is
-    not this function's question. None where all agrees.
+    these, in float32 and in the model's dtype, and of the sums of log-decays from whose differences scans take their
+    decays, which is more where a layer forgets at once. Values that are not finite are left out: whether a model
+    computes NaN is not this function's question. None where all agrees.
     """
     length = recurrence.num_tokens
     rows = sorted({0, length // 3, 2 * length // 3, length - 1})
@@ -30,6 +35,7 @@ def disagreement(
     dtype = recurrence.exact_dtype
     with exact(recurrence.value.device):
         states = dict(zip(counts, recurrence.states(counts), strict=True))
+        roundings = 64 + _largest_sum_of_logs(recurrence)
         for row in rows:
             before, after = states[row], states[row + 1]
             expected = recurrence.read(row, before, after)
@@ -41,13 +47,13 @@ def disagreement(
             if output_gate is not None:
                 factor = output_gate[row].to(dtype)
                 expected, size = expected * factor, size * _largest(factor)
-            if said := _compared(expected, output[row].to(dtype), size, recurrence.value.dtype, "output"):
+            if said := _compared(expected, output[row].to(dtype), size, roundings, recurrence.value.dtype, "output"):
                 return f"{said} at position {recurrence.start + row}"
         if state_after is None:
             return None
         last = states[length]
         size = torch.maximum(_largest(last), _largest(recurrence.state_before.to(dtype)))
-        return _compared(last, state_after.to(dtype), size, recurrence.value.dtype, "state")
+        return _compared(last, state_after.to(dtype), size, roundings, recurrence.value.dtype, "state")
 
 
 def _size_of_sum(recurrence: Recurrence, row: int, state: Tensor) -> Tensor:
@@ -56,9 +62,20 @@ def _size_of_sum(recurrence: Recurrence, row: int, state: Tensor) -> Tensor:
     return _largest(query.norm(dim=-1)) * _largest(state.norm(dim=1))
 
 
-def _compared(expected: Tensor, found: Tensor, size: Tensor, dtype: torch.dtype, what: str) -> str | None:
+def _largest_sum_of_logs(recurrence: Recurrence) -> float:
+    """Return the largest |log| of the decay over as many tokens as a scan takes at once."""
+    logs = recurrence.log_decay.abs().float().amax((-2, -1))
+    if recurrence.rate is not None:
+        logs = logs * recurrence.rate.abs().amax((-2, -1))
+    logs = logs.masked_fill(~logs.isfinite(), 0)
+    return max(float(part.sum(0).amax()) for part in logs.split(_SCANNED_TOKENS))
+
+
+def _compared(
+    expected: Tensor, found: Tensor, size: Tensor, roundings: float, dtype: torch.dtype, what: str
+) -> str | None:
     single, own = torch.finfo(torch.float32).eps, torch.finfo(dtype).eps
-    allowed = float((64 * single + (8 * own if own > single else 0)) * size)
+    allowed = float((roundings * single + (8 * own if own > single else 0)) * size)
     difference = (expected - found).abs()
     largest = float(difference.masked_fill(~difference.isfinite(), 0).amax())
     if largest <= allowed:
