@@ -17,6 +17,7 @@ from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_layers import attention_layers
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.backend import transformers_model_of
 from probe.hooks.intervention import Intervention
 from probe.hooks.mean_head_output import mean_head_output
 
@@ -69,7 +70,7 @@ class ablate_heads(Intervention):
 
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Return the block within which the heads of `model` are ablated."""
-        return self._applied(getattr(model, "hf", model))
+        return self._applied(transformers_model_of(model))
 
     @contextmanager
     def _applied(self, model: PreTrainedModel) -> Iterator[None]:

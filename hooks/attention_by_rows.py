@@ -26,7 +26,7 @@ def attention_by_rows(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Float[Tensor, "head"] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Float[Tensor, "batch query head value_channel"], None]:
     """Return what the layer's heads put out, and no weights; takes what transformers gives an attention function.
 

@@ -21,6 +21,7 @@ from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.bridge_attention import bridge_attention
 from probe.hooks.calls_by_phase import by_phase, from_query
+from probe.hooks.bridge_attention import bridge_attention
 from probe.hooks.chunk_attention import attend
 from probe.hooks.compiled import uncompiled
 from probe.hooks.documents import chunk_of_keys
@@ -93,6 +94,12 @@ def current_forward(model: PreTrainedModel) -> forward_facts | None:
     """The forward of `model` that is running, for hooks on its layers; None where they shall rest."""
     switch = _switch_of(model)
     return None if switch is None or switch.alone is not None else switch.forward
+
+
+def watchers(model: PreTrainedModel) -> int:
+    """How many take part in the model's attention."""
+    switch = _switch_of(model)
+    return 0 if switch is None else len(switch.taps)
 
 
 def _switch_of(model: PreTrainedModel) -> attention_switch | None:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
-def bridge_components(decoder: nn.Module) -> list[nn.Module]:
+def bridge_components(decoder: nn.Module) -> list[Any]:
     """The attention components of a bridge that compute attention themselves; none where there is no bridge."""
     # Without the library there is no such object, and importing it takes a second.
     if "transformer_lens" not in sys.modules:
         return []
     from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
-    found = {id(each): each for each in decoder.modules() if isinstance(each, AttentionBridge)}
+    found: dict[int, Any] = {id(each): each for each in decoder.modules() if isinstance(each, AttentionBridge)}
     # One without a forward of its own calls the attention that it wraps, which is watched there.
     return [each for each in found.values() if type(each).forward is not AttentionBridge.forward]
 

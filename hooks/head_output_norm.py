@@ -16,6 +16,7 @@ from probe.errors import NotReproducible, UsageError
 from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.backend import transformers_model_of
 from probe.hooks.mean_head_output import run
 
 # What transformers' models call the projection that the heads' outputs go through.
@@ -33,7 +34,7 @@ def head_output_norm(
     projection leave out any norm that the model applies to the layer's output. Raises `NotReproducible` where the
     projection cannot be found, `UsageError` without prompts.
     """
-    hf: PreTrainedModel = getattr(model, "hf", model)
+    hf: PreTrainedModel = transformers_model_of(model)
     if not any(reference):
         raise UsageError("head_output_norm needs at least one reference prompt")
     measured = _norms(name_of(hf), projected)
@@ -68,7 +69,9 @@ class _norms(tap):
     def _projection(self, here: site, like: Tensor) -> Float[Tensor, "head_channel residual_channel"]:
         width = here.num_heads * here.value_dim
         for name in _NAMES:
-            found = getattr(here.module, name, None)
+            found: Any = getattr(here.module, name, None)
+            # A bridge's component stands in the place of what it wraps.
+            found = getattr(found, "original_component", found)
             if type(found) in (nn.Linear, Conv1D) and type(found.weight) is nn.Parameter and not found.weight.is_meta:
                 weight: Tensor = found.weight.T if isinstance(found, nn.Linear) else found.weight
                 if weight.shape[0] == width:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
@@ -44,6 +44,9 @@ OnResidual = Callable[[int, int, Float[Tensor, "token channel"]], None]
 
 class HuggingFaceModel:
     """A transformers model with the attention that it was loaded with, and what the toolkit asks of it."""
+
+    backend: ClassVar[str] = "huggingface"
+    """The library that it is had by (see `probe.hooks.backend`)."""
 
     def __init__(
         self,
@@ -161,6 +164,7 @@ class HuggingFaceModel:
         """What the model is and what runs it, as JSON values."""
         return {
             "model": self.name,
+            "backend": self.backend,
             "architecture": type(self.hf).__name__,
             "revision": getattr(self.hf.config, "_commit_hash", None),
             "weights_sha256": self.weights_sha256,

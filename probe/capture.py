@@ -12,7 +12,8 @@ from torch import Tensor
 
 from probe import discovery
 from probe.errors import UsageError
-from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.backend import load
+from probe.hooks.huggingface import HuggingFaceModel
 from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
 from probe.outcome import Outcome

@@ -18,6 +18,7 @@ from probe.errors import UsageError
 ROOMS: Final[dict[str, str]] = {
     "kernels": "statistic",
     "hooks": "intervention",
+    "backends": "backend",
     "analyses": "analysis",
     "workloads": "workload",
     "casebooks": "casebook",
@@ -25,8 +26,13 @@ ROOMS: Final[dict[str, str]] = {
 }
 """What one member of each room is called."""
 
-_MARKS: Final = {"kernels": "Statistic", "hooks": "Intervention", "analyses": "analysis", "dashboard": "Page"}
+_MARKS: Final = {
+    "kernels": "Statistic", "hooks": "Intervention", "backends": "Backend", "analyses": "analysis", "dashboard": "Page",
+}  # fmt: skip
 """Class that a member derives from, or decorator that it bears; other files of a room are what its members share."""
+
+_WITHIN: Final = {"backends": "hooks"}
+"""The room whose folder a room's own lies in."""
 
 
 def modules(room: str) -> dict[str, str]:
@@ -107,7 +113,7 @@ def _folders(room: str) -> Iterator[Path]:
 
     seen: set[Path] = set()
     for root in probe.__path__:
-        folder = Path(root, room)
+        folder = Path(root, _WITHIN.get(room, ""), room)
         if folder.is_dir() and folder.resolve() not in seen:
             seen.add(folder.resolve())
             yield folder
@@ -122,7 +128,8 @@ def _files(room: str) -> Iterator[Path]:
 
 
 def _address(room: str, path: Path) -> str:
-    return str(path) if room == "casebooks" else f"probe.{room}.{path.stem}"
+    within = f"{_WITHIN[room]}.{room}" if room in _WITHIN else room
+    return str(path) if room == "casebooks" else f"probe.{within}.{path.stem}"
 
 
 def _is_member(room: str, path: Path) -> bool:

@@ -14,6 +14,7 @@ ROOMS = {
     "analyses": "analyses",
     "statistics": "kernels",
     "interventions": "hooks",
+    "backends": "backends",
     "workloads": "workloads",
 }
 """What a person calls each room; models are no room but the folders of specimens."""
