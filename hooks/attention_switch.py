@@ -138,7 +138,7 @@ class attention_switch:
                     stack.enter_context(products_caught(module, known, self))
             stack.enter_context(bridge_attention(self.decoder, self))
             for module in self.model.modules():
-                if isinstance(module, PreTrainedModel):
+                if isinstance(module, PreTrainedModel) or module in self.stacks:
                     before = module.register_forward_pre_hook(self._begins, with_kwargs=True)
                     after = module.register_forward_hook(self._ends, always_call=True)
                     stack.callback(before.remove)
