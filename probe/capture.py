@@ -57,8 +57,8 @@ def trace(
     """Read text, tokens or a sample with `model`, and return the trace of what its attention did.
 
     `statistics` are names, `{name: {parameter: value}}`, statistics, or analyses (which stand for what they need);
-    by default what every shipped analysis needs (and the states of recurrent layers). A parameter `layers` limits one to some layers, whose `trace.layer`
-    then holds it. `queries_and_keys` are layers whose queries and keys are kept, so that `trace.window` gives any
+    by default what every shipped analysis needs, and the states of recurrent layers. A parameter `layers` limits one to
+    some layers, whose `trace.layer` then holds it. `queries_and_keys` are layers whose queries and keys are kept, so that `trace.window` gives any
     window of their heads exactly; each takes the room of its KV cache and its queries. `max_new_tokens` answers are
     decoded greedily (by default as many tokens as the sample says or its answer has); rows are the queries that
     produced them. `pool_tokens` pools per-query and per-key arrays over blocks of as many positions; "auto" does so
