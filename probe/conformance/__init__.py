@@ -1,0 +1,1 @@
+"""Which architectures are captured exactly: tiny random models of each, held against their own eager attention."""

@@ -1,0 +1,244 @@
+"""One architecture held against its own eager attention, in every way of taking in tokens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from probe.conformance.eager import EagerRun, Pattern, eager_copy, eager_run
+from probe.conformance.expected import expected, expected_loss, expected_of_hidden
+from probe.conformance.features import Features
+from probe.conformance.tiny_config import VOCABULARY
+from probe.conformance.ways import NUM_TOKENS, WAYS, Captured, spans, watched
+from probe.errors import ProbeError
+from probe.hooks.huggingface import HuggingFaceModel, load
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE: Final = 1e-5
+"""Largest deviation from float64, over max(1, |x|), that counts as exact."""
+ROUNDING: Final = 2.0
+"""Where the model's own eager attention in float32 is further off, this many times its deviation is allowed."""
+
+
+_BY_VALUE: Final = {"argmax_key", "top_keys", "num_heads", "num_kv_heads"}
+"""Positions are right where the probability at them is; numbers of heads are what the shapes say."""
+
+
+@dataclass
+class Outcome:
+    """How one way went."""
+
+    verdict: str
+    """`exact`, `refused`, `wrong`, or `failed` (an error that is none of the toolkit's refusals)."""
+    reason: str = ""
+    """Why, where it is not exact."""
+    deviation: float = 0.0
+    """Largest deviation from float64 over max(1, |x|), of everything compared."""
+    compared: int = 0
+    """Arrays that were compared."""
+
+
+@dataclass
+class Checked:
+    """What was found of one model."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By way."""
+    features: list[str] = field(default_factory=list)
+    """What its attention has."""
+    how: str = ""
+    """What it was compared with."""
+    unchecked: set[str] = field(default_factory=set)
+    """Arrays that had nothing to be compared with."""
+
+
+def check(model: PreTrainedModel, *, seed: int = 0) -> Checked:
+    """Capture the model in every way and compare every array with float64."""
+    tokens = np.random.default_rng(seed).integers(3, VOCABULARY, NUM_TOKENS).tolist()
+    found = Checked()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load(model)
+        try:
+            features, untouched = watched(loaded, tokens)
+        except Exception as error:  # noqa: BLE001 (whatever a model raises is told of)
+            outcome = _failed(error)
+            found.outcomes = dict.fromkeys(WAYS, outcome)
+            return found
+        found.features = features.words(loaded)
+        copies = [_copy(model, dtype) for dtype in (torch.float64, torch.float32)]
+        for way, capture in WAYS.items():
+            try:
+                samples = capture(loaded, tokens)
+                found.outcomes[way] = _compared(samples, copies, loaded, features, found)
+            except Exception as error:  # noqa: BLE001
+                found.outcomes[way] = _failed(error)
+        if not untouched:
+            found.outcomes["prefill"] = Outcome("wrong", "watching the model changes its logits")
+    return found
+
+
+def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | str:
+    try:
+        return eager_copy(model, dtype)
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _failed(error: Exception) -> Outcome:
+    said = " ".join(str(error).split())[:400]
+    return (
+        Outcome("refused", said)
+        if isinstance(error, ProbeError)
+        else Outcome("failed", f"{type(error).__name__}: {said}")
+    )
+
+
+def _compared(
+    samples: list[Captured], copies: list[PreTrainedModel | str], loaded: HuggingFaceModel, features: Features,
+    found: Checked,
+) -> Outcome:  # fmt: skip
+    outcome = Outcome("exact")
+    for captured in samples:
+        runs = [_run(each, captured) for each in copies]
+        exact, single = runs
+        if not isinstance(exact, EagerRun):
+            return Outcome("unchecked", f"its eager attention does not run in float64: {exact}")
+        wanted = _wanted(exact, captured, loaded, features)
+        if isinstance(wanted, str):
+            return Outcome("unchecked", wanted)
+        found.how = exact.source
+        rounded = _wanted(single, captured, loaded, features) if isinstance(single, EagerRun) else {}
+        rounding = {} if isinstance(rounded, str) else rounded
+        for place, arrays in wanted.items():
+            got = captured.layers.get(place, {}) if place is not None else {"loss": captured.loss}
+            _compare(place, got, arrays, rounding.get(place, {}), outcome, found)
+    return outcome
+
+
+def _run(copy: PreTrainedModel | str, captured: Captured) -> EagerRun | str:
+    if isinstance(copy, str):
+        return copy
+    try:
+        if captured.inputs:
+            whole = captured.inputs["input_ids"].shape
+            ranges = [(0, whole[1])] * whole[0]
+            ranges[captured.sample] = captured.kept
+            run = eager_run(copy, captured.inputs, ranges)
+            return EagerRun(*([each[captured.sample]] for each in (run.samples, run.hidden, run.logits)), run.source)
+        return eager_run(copy, {"input_ids": torch.tensor([captured.tokens])}, [(0, len(captured.tokens))])
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _wanted(
+    run: EagerRun, captured: Captured, loaded: HuggingFaceModel, features: Features
+) -> dict[int | None, dict[str, Array]] | str:
+    """Return what each layer's arrays must be (None: what is of no layer), or a text that says why there is nothing."""
+    attending = sorted(features.layers)
+    (patterns,), (hidden,), (logits,) = run.samples, run.hidden, run.logits
+    if not patterns:
+        return "its eager attention shows no probabilities"
+    if len(patterns) != len(attending):
+        return f"its eager attention shows {len(patterns)} patterns where {len(attending)} layers were captured"
+    wanted: dict[int | None, dict[str, Array]] = {}
+    for index, (layer, pattern) in enumerate(zip(attending, patterns, strict=True)):
+        facts = features.layers[layer]
+        if pattern.probability.shape[0] != facts["heads"]:
+            return f"its eager attention shows {pattern.probability.shape[0]} heads, {facts['heads']} were captured"
+        if facts["sinks"]:
+            _take_sinks_off(pattern, loaded.attention_layers[layer].module())
+        below = patterns[index - 1] if index else None
+        wanted[layer] = expected(
+            pattern, below, captured.tokens, first_row=captured.first_row, spans=spans(captured.first_row + 1),
+            num_kv_heads=facts["kv_heads"],
+        )  # fmt: skip
+        if facts["alibi"]:
+            # Some models' bias differs from ours by a constant in each row.
+            for name in ("max_logit", "log_sum_exp"):
+                wanted[layer].pop(name, None)
+    if captured.loss is not None:
+        wanted[None] = {"loss": expected_loss(logits, captured.tokens)}
+        if len(hidden) == loaded.num_layers - 1:
+            for layer, each in enumerate(hidden):
+                wanted.setdefault(layer, {}).update(expected_of_hidden(each))
+    return wanted
+
+
+def _take_sinks_off(pattern: Pattern, module: Any) -> None:
+    """Scale probabilities that a model hands out without its learned sinks' share, by which it scales its output."""
+    sinks = getattr(module, "sinks", None)
+    if pattern.logit is None or sinks is None or bool((pattern.probability.sum(-1) < 0.999).any()):
+        return
+    largest = pattern.logit.max(-1, keepdims=True)
+    keys = np.exp(pattern.logit - largest).sum(-1, keepdims=True)
+    sink = np.exp(sinks.detach().double().numpy()[:, None, None] - largest)
+    pattern.probability = pattern.probability * keys / (keys + sink)
+    pattern.logit = None
+
+
+def _compare(
+    layer: int | None, got: Mapping[str, Array | None], wanted: Mapping[str, Array], rounded: Mapping[str, Array],
+    outcome: Outcome, found: Checked,
+) -> None:  # fmt: skip
+    got = {name: _cut(each, wanted.get(name)) for name, each in got.items()}
+    got |= _derived(got, wanted)
+    offs = [deviation(rounded[name], values) for name, values in wanted.items() if name in rounded]
+    # Rounding that changes what a model does at all (another expert) proves nothing.
+    own = max((each for each in offs if each < 1e-2), default=0.0)
+    allowed = max(TOLERANCE, ROUNDING * own)
+    for name, values in wanted.items():
+        actual = got.get(name)
+        if actual is None:
+            continue
+        outcome.compared += 1
+        off = deviation(actual, values)
+        if off > allowed and outcome.verdict == "exact":
+            where = "" if layer is None else f" in layer {layer}"
+            outcome.verdict, outcome.reason = (
+                "wrong",
+                f"{name}{where} is off by {off:.2g} where {allowed:.2g} is allowed",
+            )
+        outcome.deviation = max(outcome.deviation, off)
+    found.unchecked |= {name for name, values in got.items() if name not in wanted and values is not None} - _BY_VALUE
+
+
+def _derived(got: Mapping[str, Array | None], wanted: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what shows that a position or an unnormalised number is right: the probability that it stands for."""
+    derived = {}
+    largest, normaliser = got.get("max_logit"), got.get("log_sum_exp")
+    if largest is not None and normaliser is not None:
+        derived["exp(max_logit - log_sum_exp)"] = np.exp(largest - normaliser)
+    pattern = wanted.get("attention_map")
+    argmax, top = got.get("argmax_key"), got.get("top_keys")
+    if pattern is not None and argmax is not None:
+        derived["probability of argmax_key"] = np.take_along_axis(pattern, argmax[..., None].astype(int), -1)[..., 0]
+    if pattern is not None and top is not None:
+        rows = pattern[:, -top.shape[1] :]
+        picked = np.take_along_axis(rows, np.maximum(top, 0).astype(int), -1)
+        derived["probability of top_keys"] = np.where(top < 0, 0.0, picked)
+    return derived
+
+
+def _cut(actual: Array | None, wanted: Array | None) -> Array | None:
+    """Return a layer's own part of an array that its trace fills with NaN to the widest layer's."""
+    if actual is None or wanted is None or actual.ndim != wanted.ndim or actual.shape[-1] <= wanted.shape[-1]:
+        return actual
+    kept, rest = actual[..., : wanted.shape[-1]], actual[..., wanted.shape[-1] :]
+    return kept if bool(np.isnan(rest).all()) else actual
+
+
+def deviation(actual: Array, wanted: Array) -> float:
+    """Return the largest |actual − wanted| / max(1, |wanted|); infinity where shapes or missing values differ."""
+    actual, wanted = np.asarray(actual, dtype=float), np.asarray(wanted, dtype=float)
+    if actual.shape != wanted.shape or bool((np.isnan(actual) != np.isnan(wanted)).any()):
+        return float("inf")
+    off = np.abs(actual - wanted) / np.maximum(1, np.abs(wanted))
+    return float(np.nanmax(off, initial=0.0))

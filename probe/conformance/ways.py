@@ -1,0 +1,170 @@
+"""The ways in which a model takes in tokens, each captured as the toolkit captures it: arrays by layer and name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probe.capture import trace
+from probe.conformance.features import Features
+from probe.hooks.huggingface import HuggingFaceModel
+from probe.kernels.call import Call
+from probe.kernels.scan import Scan
+from probe.sample import Sample, Span
+from probe.storage.trace_store import Trace
+
+Array = np.ndarray[Any, Any]
+
+STATISTICS: Final[list[Any]] = [
+    "log_sum_exp", "entropy", "max_probability", "max_logit", "sink_mass", "recent_mass", "offset_mass", "match_mass",
+    {"match_mass": {"by": "induction"}}, "mean_distance", "distance_histogram", "received_mass",
+    {"received_mass": {"horizon": 16}}, "attention_map", "span_mass", "top_keys", "output_norm_share", "key_norm",
+    "value_norm", "key_layer_similarity", "value_layer_similarity", "key_neighbour_similarity", "key_channel_energy",
+    "key_spectrum",
+]  # fmt: skip
+"""What is captured of attention; a test holds that no statistic is missing."""
+OF_TOKENS: Final = ["residual_norm", "residual_max", "residual_median", "loss"]
+"""What is captured of the residual stream and the logits."""
+CHUNK_TOKENS: Final = 7
+"""Tokens of a chunk of the chunked prefill."""
+NUM_TOKENS: Final = 37
+"""Tokens of every prompt, those that decoding adds included."""
+NUM_DECODED: Final = 5
+"""Tokens that decoding answers with."""
+
+
+@dataclass(eq=False)
+class Captured:
+    """What the toolkit says of one sample."""
+
+    tokens: list[int]
+    """The tokens that the model read, its own answer's included."""
+    first_row: int
+    """Position of the first decoding query."""
+    layers: dict[int, dict[str, Array]]
+    """By layer, arrays by name."""
+    loss: Array | None = None
+    """Negative log-likelihood by token."""
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the model was called with, where it was a batch; the same call gives the eager copy's answer."""
+    kept: tuple[int, int] = (0, 0)
+    """The sample's real tokens in that batch."""
+    sample: int = 0
+    """Its place in the batch."""
+
+
+def spans(num_tokens: int) -> tuple[Span, ...]:
+    """Return two spans of any prompt."""
+    return (Span("first", 0, 3), Span("middle", num_tokens // 3, num_tokens // 2))
+
+
+def prefill(model: HuggingFaceModel, tokens: list[int]) -> list[Captured]:
+    """A prompt in one piece, its last token by itself."""
+    return [_traced(model, tokens, chunk_tokens=2048, max_new_tokens=1)]
+
+
+def chunks(model: HuggingFaceModel, tokens: list[int]) -> list[Captured]:
+    """The same prompt in chunks of seven tokens on the cache."""
+    return [_traced(model, tokens, chunk_tokens=CHUNK_TOKENS, max_new_tokens=1)]
+
+
+def decode(model: HuggingFaceModel, tokens: list[int]) -> list[Captured]:
+    """A shorter prompt, and the model's own answer token by token on the cache."""
+    return [_traced(model, tokens[: NUM_TOKENS - NUM_DECODED + 1], chunk_tokens=2048, max_new_tokens=NUM_DECODED)]
+
+
+def padded(model: HuggingFaceModel, tokens: list[int]) -> list[Captured]:
+    """A batch of two prompts, the second shorter by five tokens and padded on the left."""
+    pad, n = 5, len(tokens)
+    inputs = padded_batch(model, tokens, pad)
+    ranges = [(0, n), (pad, n)]
+    scans: dict[tuple[int, int], Scan] = {}
+
+    def take(sample: int, call: Call) -> None:
+        start, stop = ranges[sample]
+        scan = scans.setdefault((sample, call.layer), Scan(STATISTICS, spans=spans(stop - start)))
+        ids = inputs["input_ids"][sample, start + call.key_start : start + call.key_start + call.num_keys]
+        scan.update(dataclasses.replace(call, tokens=ids))
+
+    with torch.no_grad(), model.calls(take):
+        model.hf(**inputs)
+    found = []
+    for sample, (start, stop) in enumerate(ranges):
+        layers = {
+            layer: {name: result.values.numpy() for name, result in scan.finish().items()}
+            for (of, layer), scan in scans.items()
+            if of == sample
+        }
+        own = inputs["input_ids"][sample, start:stop].tolist()
+        found.append(Captured(own, stop - start - 1, layers, None, inputs, (start, stop), sample))
+    return found
+
+
+WAYS: Final[dict[str, Callable[[HuggingFaceModel, list[int]], list[Captured]]]] = {
+    "prefill": prefill,
+    "chunks": chunks,
+    "decode": decode,
+    "padded": padded,
+}
+"""The ways by the names that the table calls them."""
+
+
+def padded_batch(model: HuggingFaceModel, tokens: list[int], pad: int) -> dict[str, Tensor]:
+    """Return the arguments of a batch whose second sample lacks the first `pad` tokens."""
+    ids = torch.tensor([tokens, [0] * pad + tokens[pad:]])
+    mask = torch.ones_like(ids)
+    mask[1, :pad] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.hf.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return inputs
+
+
+def watched(model: HuggingFaceModel, tokens: list[int]) -> tuple[Features, bool]:
+    """Return what its calls are like in a plain forward, and whether watching left the logits as they were."""
+    ids, features = torch.tensor([tokens]), Features()
+    with torch.no_grad():
+        before = model.hf(input_ids=ids).logits
+        with model.calls(lambda _, call: features.see(call)):
+            during = model.hf(input_ids=ids).logits
+    return features, torch.equal(before, during)
+
+
+def _traced(model: HuggingFaceModel, tokens: list[int], *, chunk_tokens: int, max_new_tokens: int) -> Captured:
+    sample = Sample("conformance", tuple(tokens), spans(len(tokens)))
+    traced = trace(
+        model,
+        sample,
+        statistics=[*STATISTICS, *OF_TOKENS],
+        chunk_tokens=chunk_tokens,
+        max_new_tokens=max_new_tokens,
+        pool_tokens=None,
+        engine="blocked",
+    )
+    whole = [*tokens, *traced.outcome.response_tokens[:-1]]
+    return Captured(whole, len(tokens) - 1, _layers(traced, model), traced["loss"].values)
+
+
+def _layers(traced: Trace, model: HuggingFaceModel) -> dict[int, dict[str, Array]]:
+    heads = {"head": model.num_heads, "kv_head": model.num_kv_heads}
+    found: dict[int, dict[str, Array]] = {}
+    for name in map(str, traced.dataset.data_vars):
+        array = traced[name]
+        if "layer" not in array.dims:
+            continue
+        for index, layer in enumerate(array.coords["layer"].values.tolist()):
+            own = array.isel(layer=index)
+            # A trace pads layers to the model's largest number of heads.
+            sizes = {dim: slice(count[layer]) for dim, count in heads.items() if dim in own.dims}
+            own = own.isel(sizes)
+            of_attention = not name.startswith("residual_")
+            if own.size and bool(own.notnull().any()) and (layer in model.attention_layers or not of_attention):
+                found.setdefault(layer, {})[name] = own.values
+    return found
