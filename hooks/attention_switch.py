@@ -21,7 +21,6 @@ from probe.hooks.attention_products import products_caught
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.bridge_attention import bridge_attention
 from probe.hooks.calls_by_phase import by_phase, from_query
-from probe.hooks.bridge_attention import bridge_attention
 from probe.hooks.chunk_attention import attend
 from probe.hooks.compiled import uncompiled
 from probe.hooks.documents import chunk_of_keys
