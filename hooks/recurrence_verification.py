@@ -9,7 +9,6 @@ from torch import Tensor
 from probe.kernels.exact import exact
 from probe.kernels.recurrence import Recurrence
 
-
 # As many tokens as transformers' scans put together at once.
 _SCANNED_TOKENS = 256
 
