@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from probe.errors import UsageError
+from probe.sample import Sample
 from probe.success import SuccessRule, normalised
-from probe.workloads.marked_text import encode
+from probe.workloads.marked_text import MarkedText, encode
+
+SPARE_TOKENS: Final = 16
+"""How many tokens more than the answer has are decoded where it is looked for in the response."""
+
+
+def asked(
+    name: str,
+    text: MarkedText,
+    tokenizer: Any,
+    *,
+    answer: str,
+    accepted: tuple[str, ...],
+    success_rule: SuccessRule,
+    max_new_tokens: int | None,
+    facts: Mapping[str, Any],
+) -> Sample:
+    """Return the sample of a text and its answer, tokenised; `facts` are put before what the tokens decide.
+
+    `answer` follows the text as it is; `accepted` are what `substring` and `all` look for, none meaning the answer.
+    Without `max_new_tokens` as many are decoded as the answer has, and 16 more where it is looked for. Raises
+    UsageError where the answer does not survive tokenisation.
+    """
+    check_accepted(success_rule, accepted or ((answer,) if answer else ()))
+    made = text.tokenised(tokenizer)
+    tokens = answer_tokens(tokenizer, text.text, made.tokens, answer) if answer else ()
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    looked_for = success_rule in ("substring", "all")
+    if max_new_tokens is None and tokens and looked_for:
+        max_new_tokens = len(tokens) + SPARE_TOKENS
+    return Sample(
+        name=name,
+        tokens=made.tokens,
+        spans=made.spans,
+        answer_tokens=tokens,
+        answer=answer,
+        text=text.text,
+        success_rule=success_rule,
+        answers=accepted if looked_for else (),
+        max_new_tokens=max_new_tokens,
+        facts={
+            **facts,
+            "num_tokens": len(made.tokens),
+            "unknown_tokens": 0.0 if unknown is None else made.tokens.count(unknown) / len(made.tokens),
+            "stripped_special_tokens": made.num_stripped,
+        },
+    )
 
 
 def answer_tokens(tokenizer: Any, prompt: str, prompt_tokens: tuple[int, ...], answer: str) -> tuple[int, ...]:

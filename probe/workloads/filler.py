@@ -38,10 +38,13 @@ def check_filler(source: str) -> None:
 
 
 def among(
-    sentences: Sequence[str | Stretch], hidden: Sequence[tuple[float, Stretch]], between: str = " "
+    sentences: Sequence[str | Stretch], hidden: Sequence[tuple[float, str | Stretch]], between: str = " "
 ) -> Iterator[str | Stretch]:
-    """Yield the sentences with each hidden stretch after its share of them, and `between` between all."""
-    order = sorted(range(len(hidden)), key=lambda at: (round(hidden[at][0] * len(sentences)), at))
+    """Yield the sentences with each hidden stretch after its share of them, and `between` between all.
+
+    Stretches that come to stand side by side are in the order of their shares, and those of one share as given.
+    """
+    order = sorted(range(len(hidden)), key=lambda at: hidden[at][0])
     pieces: list[str | Stretch] = []
     done = 0
     for at in order:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from probe.errors import UsageError
 from probe.sample import Sample
 from probe.success import SuccessRule
-from probe.workloads.asking import answer_tokens, check_accepted
+from probe.workloads.asking import asked
 from probe.workloads.marked_text import MarkedText, require_offsets
-
-_SPARE_TOKENS = 16
 
 
 class Cell(NamedTuple):
@@ -33,12 +33,18 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """The sample's name, the same under every condition."""
-        values = [f"{value:.2f}" if isinstance(value, float) else str(value) for _, value in self.at]
-        return "-".join([self.workload, str(self.length), *values, f"s{self.seed}"])
+        return "-".join([self.workload, str(self.length), *(_short(value) for _, value in self.at), f"s{self.seed}"])
 
     def value(self, axis: str) -> Any:
         """Return where the cell stands on an axis."""
         return dict(self.at)[axis]
+
+
+def _short(value: float | int | str) -> str:
+    """Return a value as a part of a name; of a path the file's name, in letters that any file may be called."""
+    if isinstance(value, str):
+        return re.sub(r"[^\w.]+", "_", Path(value).name)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,11 @@ class Grid(ABC):
         """Return the grid's axes besides the length, by the name of the fact that says where a sample stands."""
         return {}
 
+    def files(self) -> Mapping[str, str]:
+        """Return the files and folders that the texts come from, by the name of the field."""
+        haystack = getattr(self, "haystack", None)
+        return {} if haystack in (None, "templates", "noise", "needles", "none") else {"haystack": str(haystack)}
+
     def prepare(self, tokenizer: Any) -> None:  # noqa: B027 (most have nothing to prepare)
         """Raise what is wrong with the workload's files, or with the tokenizer, before the first sample."""
 
@@ -141,20 +152,14 @@ class Grid(ABC):
         facts: Mapping[str, Any] | None = None,
     ) -> Sample:
         """Return the sample of a text and its answer, with the facts that every workload states."""
-        check_accepted(self.success_rule, accepted or ((answer,) if answer else ()))
-        made = text.tokenised(tokenizer)
-        tokens = answer_tokens(tokenizer, text.text, made.tokens, answer) if answer else ()
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        return Sample(
-            name=cell.name,
-            tokens=made.tokens,
-            spans=made.spans,
-            answer_tokens=tokens,
+        return asked(
+            cell.name,
+            text,
+            tokenizer,
             answer=answer,
-            text=text.text,
+            accepted=accepted,
             success_rule=self.success_rule,
-            answers=accepted if self.success_rule in ("substring", "all") else (),
-            max_new_tokens=self._decoded(len(tokens)),
+            max_new_tokens=self.max_new_tokens,
             facts={
                 "workload": self.name,
                 "length": cell.length,
@@ -162,13 +167,5 @@ class Grid(ABC):
                 "seed": cell.seed,
                 "workload_seed": self.seed,
                 **(facts or {}),
-                "num_tokens": len(made.tokens),
-                "unknown_tokens": 0.0 if unknown is None else made.tokens.count(unknown) / len(made.tokens),
-                "stripped_special_tokens": made.num_stripped,
             },
         )
-
-    def _decoded(self, num_answer_tokens: int) -> int | None:
-        if self.max_new_tokens is not None or not num_answer_tokens:
-            return self.max_new_tokens
-        return num_answer_tokens + _SPARE_TOKENS if self.success_rule in ("substring", "all") else None
