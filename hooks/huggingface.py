@@ -35,6 +35,7 @@ from probe.hooks.recurrence_switch import OnRecurrence, watched_recurrences
 from probe.hooks.recurrent_layer import recurrent_layer, recurrent_layers
 from probe.hooks.remote_code import remote_code
 from probe.hooks.residual_stream import watched_residuals
+from probe.hooks.rotation_of_whole import rotated_as_whole
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
 
@@ -235,10 +236,13 @@ class HuggingFaceModel:
         chunk_tokens: int = 2048,
         on_logits: OnLogits | None = None,
         cache: Cache = "device",
+        whole: int | None = None,
     ) -> decoding_state:
         """Put a prompt through in chunks and return the state that `step` continues; no tokens give an empty state.
 
         All its tokens are of phase `prefill`, so a prompt's last token is best left to `step`, as in Wu et al. (2024).
+        `whole` is the length of the prompt with what is left of it to `step`: models whose rotary frequencies depend on
+        the length (LongRoPE, dynamic NTK scaling) rotate every chunk as they would the whole (see `rotated_as_whole`).
         `on_logits(start, logits [token vocabulary])` is called for at most 256 tokens at a time; no more are ever held.
         Plain causal layers of a model with SDPA attention need no mask in a chunk (see `chunk_attention`); for other
         layers transformers makes one of chunk × cached tokens.
@@ -251,7 +255,7 @@ class HuggingFaceModel:
         (see `check_continuation`).
         """
         state = decoding.empty_state(self.hf, cache)
-        with self.attention_in_parts():
+        with self.attention_in_parts(), rotated_as_whole(self.hf, len(tokens) if whole is None else whole):
             prefill(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
         return state
 

@@ -116,8 +116,9 @@ class Reader:
         self.in_parts = len(prompt) - 1 > chunk_tokens
         with self._watched():
             state = self.model.prefill(
-                prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits, cache=self.reading.cache
-            )
+                prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits, cache=self.reading.cache,
+                whole=len(prompt),
+            )  # fmt: skip
         answer_log_probability: tuple[float, ...] = ()
         if answer:
             mark = self.model.mark(state)
