@@ -32,6 +32,7 @@ from probe.storage import store
 from probe.storage.hold import LOCK_FILE
 from probe.storage.run_folder import read_record
 from probe.storage.trace_store import Run
+from probe.workloads.sources import source_hashes
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
@@ -136,10 +137,7 @@ class Player:
         identity |= self.reading.identity()
         if self.private:
             identity["private"] = "True"
-        haystack = self.book.workload[self.book.workload_name].get("haystack")
-        if isinstance(haystack, str) and Path(haystack).is_file():
-            identity["haystack"] = hashlib.sha256(Path(haystack).read_bytes()).hexdigest()
-        return identity
+        return identity | source_hashes(self.book.build_workload())
 
     def check(self) -> None:
         """Raise, before anything is written, what would else come up in the middle of the run.

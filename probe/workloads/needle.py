@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from probe.errors import UsageError
 from probe.sample import Sample
+from probe.workloads.asking import answer_tokens
 from probe.workloads.haystack import file_sentences, haystack_sentences
 from probe.workloads.lexicon import CITIES, NEEDLE, NUMBERS, QUESTION
 from probe.workloads.marked_text import MarkedText, Tokenised, encode, require_offsets
@@ -67,6 +68,10 @@ class needle:
         object.__setattr__(self, "lengths", tuple(self.lengths))
         object.__setattr__(self, "depths", tuple(float(depth) for depth in self.depths))
         _check(self)
+
+    def files(self) -> dict[str, str]:
+        """Return the file that the haystack comes from, by the name of the field."""
+        return {} if self.haystack in ("templates", "none") else {"haystack": self.haystack}
 
     def cells(self) -> tuple[Cell, ...]:
         """Return the grid's cells by length, depth and sample; needs no tokenizer."""
@@ -192,12 +197,12 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
         filled = _fill(workload, cell, plan, tokenizer)
     made = filled.text.tokenised(tokenizer)
     answer = f" {plan.value}"
-    answer_tokens = _answer_tokens(tokenizer, filled.text.text, made.tokens, answer)
+    added = answer_tokens(tokenizer, filled.text.text, made.tokens, answer)
     return Sample(
         name=cell.name,
         tokens=made.tokens,
         spans=made.spans,
-        answer_tokens=answer_tokens,
+        answer_tokens=added,
         answer=answer,
         text=filled.text.text,
         facts={
@@ -210,7 +215,7 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
             "haystack": Path(workload.haystack).name,
             "haystack_sentences": filled.num_sentences,
             "haystack_repeats": filled.num_repeats,
-            **_measured(made, answer_tokens, getattr(tokenizer, "unk_token_id", None)),
+            **_measured(made, added, getattr(tokenizer, "unk_token_id", None)),
         },
     )
 
@@ -333,15 +338,3 @@ def _ask(workload: needle, plan: _Plan, pieces: list[tuple[str | None, str]], ga
         return text
     start = text.ranges["needle"][0] + len(NEEDLE.split("{value}")[0].format(city=plan.city))
     return MarkedText(text.text, {**text.ranges, "needle_value": (start, start + len(plan.value))})
-
-
-def _answer_tokens(tokenizer: Any, prompt: str, prompt_tokens: tuple[int, ...], answer: str) -> tuple[int, ...]:
-    """Return the tokens that the answer adds; raises `UsageError` where it changes the prompt's own tokens."""
-    tokens = encode(tokenizer, prompt + answer).tokens
-    if tokens[: len(prompt_tokens)] != prompt_tokens:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise UsageError(
-            f"tokenizer {name} merges the end of the prompt with the beginning of the answer, so the answer has no "
-            "tokens of its own"
-        )
-    return tokens[len(prompt_tokens) :]
