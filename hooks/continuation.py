@@ -1,58 +1,161 @@
-"""Whether a model that goes on from its cache computes what it would compute in one forward."""
+"""Whether a model that goes on from what it keeps computes what one forward would, and what that takes."""
 
 from __future__ import annotations
 
+import logging
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from probe.errors import NotReproducible
-from probe.hooks.attention_interface import name_of
+from probe.hooks.attention_interface import name_of, text_decoder
 from probe.hooks.attention_switch import resting
+from probe.hooks.continuation_repair import continuation_repair
+from probe.hooks.convolution_from_state import convolution_from_state
+from probe.hooks.decoding_state import empty_state, put_through, recurs
+from probe.hooks.given_positions import given_positions
+from probe.hooks.logit_slices import last_hidden, only_last_row
 from probe.hooks.placement import input_device
+from probe.hooks.scan_from_state import scan_from_state
 
-_NUM_TOKENS = 6
+_REPAIRS: tuple[continuation_repair, ...] = (scan_from_state(), convolution_from_state(), given_positions())
 # Rounding of a whole small forward, and far from what a lost state does.
 _ALLOWED_EPS = 32.0
+# In a model that recurs rounding grows from token to token, by how much is measured; a lost state is far beyond either.
+_ALLOWED_NOISE = 4.0
+_ALLOWED_RECURRENT = 1e-4
+# transformers' linear attention goes in blocks of 64 tokens wherever no configuration says otherwise.
+_BLOCK_TOKENS = 64
+_LARGEST_BLOCK_TOKENS = 512
 
-_off: weakref.WeakKeyDictionary[PreTrainedModel, dict[bool, float]] = weakref.WeakKeyDictionary()
+_log = logging.getLogger("probe")
+_known: weakref.WeakKeyDictionary[PreTrainedModel, dict[bool, continuation]] = weakref.WeakKeyDictionary()
 
 
-def check_continuation(model: PreTrainedModel, num_new: int) -> None:
-    """Refuse a model whose logits for `num_new` tokens on its cache are not those of one forward.
+@dataclass(frozen=True)
+class continuation:
+    """How a model goes on with one more token, or with several."""
+
+    repairs: tuple[continuation_repair, ...] = ()
+    """What has to be done for it."""
+    off_by: float = 0.0
+    """How far it is then from one forward over everything, as a share of the largest value."""
+    works: bool = True
+    """Whether that is no more than rounding."""
+    own_step: bool = False
+    """Whether the model itself computes a single token otherwise than several, though it goes on from its state."""
+
+
+def continuation_of(model: PreTrainedModel, *, several: bool) -> continuation:
+    """Try on a few tokens, once, whether the model goes on rightly with several new tokens (or with a single one).
+
+    A model that keeps recurrent states is tried with pieces that cross the blocks that its layers compute in.
+    """
+    known = _known.setdefault(model, {})
+    if several not in known:
+        known[several] = _tried(model, several)
+        _say(model, several, known[several])
+    return known[several]
+
+
+def check_continuation(model: PreTrainedModel, num_new: int) -> tuple[continuation_repair, ...]:
+    """Return what has to be done around a forward of `num_new` tokens on what the model keeps.
 
     Some recurrent and hybrid models take up their state for a single new token only, or not at all, and say nothing.
-    Tried on six tokens the first time, for one new token and for several apart, then remembered. Raises
-    `NotReproducible` naming the model.
+    Raises `NotReproducible` naming the model where nothing known helps.
     """
-    several = num_new > 1
-    known = _off.setdefault(model, {})
-    if several not in known:
-        known[several] = _difference(model, 3 if several else 1)
-    if known[several] > _ALLOWED_EPS * torch.finfo(model.dtype).eps:
-        what = "several tokens" if several else "a token"
+    found = continuation_of(model, several=num_new > 1)
+    if not found.works:
+        what = "several tokens" if num_new > 1 else "a token"
         raise NotReproducible(
             f"{name_of(model)}: {what} put through on its cache give other logits than in one forward (off by "
-            f"{known[several]:.2g} of the largest), so a prompt has to go through in one chunk"
-            + (", and a token at a time after it" if several else ", and nothing can follow it")
+            f"{found.off_by:.2g} of the largest), so a prompt has to go through in one chunk"
+            + (", and a token at a time after it" if num_new > 1 else ", and nothing can follow it")
         )
+    return found.repairs
+
+
+def _tried(model: PreTrainedModel, several: bool) -> continuation:
+    there = [each for each in _REPAIRS if each.applies(model)]
+    needed = tuple(each for each in there if each.always)
+    found = _compared(model, several, needed)
+    if not found.works and len(there) > len(needed):
+        with_all = _compared(model, several, tuple(there))
+        found = with_all if with_all.works else found
+    if not found.works and not several and any(_limits(model)):
+        with _unlimited(model):
+            unlimited = _compared(model, several, found.repairs)
+        if unlimited.works:
+            return continuation(found.repairs, found.off_by, works=True, own_step=True)
+    return found
+
+
+def _compared(model: PreTrainedModel, several: bool, repairs: tuple[continuation_repair, ...]) -> continuation:
+    off_by, allowed = _difference(model, _pieces(model, several), repairs)
+    return continuation(repairs, off_by, off_by <= allowed)
+
+
+def _pieces(model: PreTrainedModel, several: bool) -> list[int]:
+    """How many tokens go through at once, one forward after the other."""
+    if not recurs(model):
+        return [3, 3] if several else [5, 1]
+    block = _BLOCK_TOKENS
+    for module in text_decoder(model).modules():
+        for name in ("chunk_size", "block_size"):
+            size = getattr(module, name, None)
+            block = max(block, size) if isinstance(size, int) and size <= _LARGEST_BLOCK_TOKENS else block
+    # Shorter and longer than a convolution's kernel, within a block and across its end.
+    return [block + 3, 2, 5, block + 1] if several else [block + 3, *[1] * 5]
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, num_new: int) -> float:
-    """Largest difference of the last logits, over the largest logit; what is not finite is left out."""
+def _difference(
+    model: PreTrainedModel, pieces: Sequence[int], repairs: Sequence[continuation_repair] = ()
+) -> tuple[float, float]:
+    """Largest difference at any token after the first piece, and what rounding explains; over the largest value.
+
+    What is not finite is left out.
+    """
+    eps = torch.finfo(model.dtype).eps
     # The first ids often stand for padding and the like.
-    tokens = torch.arange(3, 3 + _NUM_TOKENS, device=input_device(model))[None]
+    tokens = torch.arange(3, 3 + sum(pieces), device=input_device(model))
     tokens %= model.config.get_text_config().vocab_size
-    cache = DynamicCache(config=model.config)
-    first = _NUM_TOKENS - num_new
     with resting(model):
-        expected = _last(model(input_ids=tokens, use_cache=False))
-        model(input_ids=tokens[:, :first], past_key_values=cache, use_cache=True)
-        found = _last(model(input_ids=tokens[:, first:], past_key_values=cache, use_cache=True))
+        whole = _outputs(model, [tokens], ())
+        found = _outputs(model, list(tokens.split(list(pieces))), repairs)
+        off_by = _largest(whole, found, pieces[0])
+        if not recurs(model):
+            return off_by, _ALLOWED_EPS * eps
+        with _perturbed(model, eps):
+            noise = _largest(whole, _outputs(model, [tokens], ()), pieces[0])
+    return off_by, max(_ALLOWED_NOISE * noise, _ALLOWED_RECURRENT)
+
+
+def _outputs(
+    model: PreTrainedModel, pieces: Sequence[Tensor], repairs: Sequence[continuation_repair]
+) -> Float[Tensor, "token channel"]:
+    """What comes out of the last layer, or the logits where that is not to be had; alone without a cache."""
+    state, found = empty_state(model), []
+    for piece in pieces:
+        kept = last_hidden()
+        with only_last_row(model, kept):
+            if len(pieces) == 1:
+                output: Any = model(input_ids=piece[None], use_cache=False)
+            else:
+                output = put_through(model, state, piece, repairs if state.num_tokens > 0 else ())
+        found.append(output.logits[0] if kept.output is None else kept.output.last_hidden_state[0])
+    return torch.cat(found).double()
+
+
+def _largest(expected: Tensor, found: Tensor, first: int) -> float:
+    expected, found = expected[first:], found[first:]
     comparable = expected.isfinite() & found.isfinite()
     if not bool(comparable.any()):
         return 0.0
@@ -60,6 +163,47 @@ def _difference(model: PreTrainedModel, num_new: int) -> float:
     return float((expected - found).abs().amax() / expected.abs().amax().clamp_min(1e-30))
 
 
-def _last(output: Any) -> Tensor:
-    logits: Tensor = output.logits[0, -1]
-    return logits.double()
+@contextmanager
+def _perturbed(model: PreTrainedModel, eps: float) -> Iterator[None]:
+    """Within the block every embedded word is off by one rounding, up or down."""
+    random = torch.Generator().manual_seed(0)
+
+    def perturb(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, output.shape, generator=random) * 2 - 1
+        return output * (1 + eps * signs.to(output))
+
+    hook = model.get_input_embeddings().register_forward_hook(perturb)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _limits(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The mixers that limit their step size, which transformers does for several tokens and not for one."""
+    for module in text_decoder(model).modules():
+        limit = getattr(module, "time_step_limit", None)
+        if isinstance(limit, tuple | list) and tuple(limit) != (0.0, float("inf")):
+            yield module
+
+
+@contextmanager
+def _unlimited(model: PreTrainedModel) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in list(_limits(model)):
+            stack.callback(setattr, module, "time_step_limit", module.time_step_limit)
+            module.time_step_limit = (0.0, float("inf"))  # type: ignore[assignment]
+        yield
+
+
+def _say(model: PreTrainedModel, several: bool, found: continuation) -> None:
+    what = "several tokens go" if several else "a token goes"
+    if found.repairs and found.works:
+        words = ", ".join(each.words for each in found.repairs)
+        _log.info("%s: %s through on what it keeps with %s", name_of(model), what, words)
+    if found.own_step:
+        _log.warning(
+            "%s: for a single token transformers does not limit the step size of its state as it does for several, in "
+            "generate as here: decoded tokens are the model's own, off by up to %.2g from one forward over everything",
+            name_of(model), found.off_by,
+        )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import torch
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from probe.hooks.decoding import decoding_state
@@ -22,9 +21,7 @@ def memory_sum(model: PreTrainedModel, state: decoding_state, error: str) -> str
         said.append(f"{_in_words(free)} of {_in_words(total)} are free")
     tensors = [*model.parameters(), *model.buffers()]
     said.append(f"the weights hold {_in_words(sum(each.nbytes for each in tensors if each.device == device))}")
-    states = [value for layer in state.cache.layers for name, value in vars(layer).items() if name[0] != "_"]
-    held = [each for each in tree_leaves(states) if isinstance(each, torch.Tensor)]
-    here = sum(each.nbytes for each in held if each.device == device)
+    here = sum(each.nbytes for each in state.tensors() if each.device == device)
     said.append(f"the cache of {state.num_tokens} tokens holds {_in_words(here)} there")
     return ", ".join(said)
 

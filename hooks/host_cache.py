@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
 _GROWTH = 1.5
 
@@ -64,13 +64,37 @@ class host_layer(DynamicLayer):  # type: ignore[misc]
         """Nothing: `update` fetches."""
 
 
+class host_hybrid_layer(host_layer, LinearAttentionLayer):  # type: ignore[misc]
+    """A layer that both attends and recurs: keys and values on the host, the states of constant size on the device."""
+
+    def __init__(self, number_of_states: int = 1) -> None:
+        host_layer.__init__(self)
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """By position the first keys and values, by name the first states, as transformers has it."""
+        if kwargs:
+            LinearAttentionLayer.lazy_initialization(self, **kwargs)
+        else:
+            host_layer.lazy_initialization(self, *args)
+
+
 def host_cache(config: PreTrainedConfig) -> DynamicCache:
-    """transformers' cache for a model, its layers that grow without end on the host; windows stay on the device."""
+    """transformers' cache for a model, its layers that grow without end on the host.
+
+    Windows and recurrent states, which are of constant size, stay on the device.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [host_layer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_on_host(layer) for layer in cache.layers]
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = host_layer
     return cache
+
+
+def _on_host(layer: Any) -> Any:
+    if type(layer) is LinearAttentionAndFullAttentionLayer:
+        return host_hybrid_layer(layer.number_of_states)
+    return host_layer() if type(layer) is DynamicLayer else layer
 
 
 def _behind(held: Tensor, new: Tensor) -> Tensor:

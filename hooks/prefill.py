@@ -24,6 +24,7 @@ from probe.hooks.logit_slices import (
     only_last_row,
 )
 from probe.hooks.placement import input_device
+from probe.hooks.prompt_pieces import how_it_went, next_piece, one_piece_only
 
 OnLogits = Callable[[int, Float[Tensor, "token vocabulary"]], None]
 
@@ -46,6 +47,9 @@ def prefill(
     `on_logits(start, logits)` gets the logits of at most 256 tokens at a time, in order, `start` the position of the
     first; no more are ever held, but for a model whose head cannot be called by itself (that of the whole chunk then).
 
+    A model that does not go on rightly with several tokens on what it keeps gets the whole prompt at once, or single
+    tokens after the first chunk (see `prompt_pieces`); a message says so, and `state.prompt` how the prompt went in.
+
     Where the device's memory runs out (`torch.OutOfMemoryError`) in a chunk, the cache goes back to before it, the
     chunk is halved for the rest of the prompt, and a warning says so. What was handed out of it before it failed is
     not handed out again (see `handed_out`): readers of calls, of residuals and of logits need no way back. Raises
@@ -54,20 +58,22 @@ def prefill(
     """
     if chunk_tokens < 1:
         raise UsageError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
-    handed, last, start = handed_out(), None, 0
+    handed, last, start, asked, pieces = handed_out(), None, 0, chunk_tokens, list[int]()
     while start < len(tokens):
-        chunk = tokens[start : start + chunk_tokens]
-        way_back = _way_back(model, state)
+        chunk = tokens[start : start + next_piece(model, state, len(tokens) - start, chunk_tokens)]
+        way_back = one_piece_only(model, state, len(chunk), chunk_tokens) or _way_back(model, state)
         try:
             last, failure = _chunk(model, state, chunk, on_logits, handed), None
         except torch.OutOfMemoryError as error:
             failure = str(error)
         if failure is None:
             start += len(chunk)
+            pieces.append(len(chunk))
             continue
         # Only here, past the exception, do its frames no longer hold the failed chunk's tensors.
         chunk_tokens = len(chunk) // 2
         _go_back(model, state, way_back, len(chunk), failure)
+    state.prompt = how_it_went(model, pieces, asked)
     return last
 
 

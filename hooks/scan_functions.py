@@ -17,6 +17,9 @@ from probe.hooks.recurrent_layer import function_call
 
 # Who is waiting for calls just now: the arguments that change in place, and where the calls go.
 _waiting: ContextVar[tuple[tuple[tuple[str, ...], list[function_call]], ...]] = ContextVar("probe_scans", default=())
+# What makes good what such a function leaves out, and shows with which arguments it would have come out like that.
+Correction = Callable[[str, dict[str, Any], Any], tuple[dict[str, Any], Any]]
+_correcting: ContextVar[Correction | None] = ContextVar("probe_scan_correction", default=None)
 _installed: dict[tuple[int, str], tuple[Callable[..., Any], int]] = {}
 _lock = threading.Lock()
 
@@ -48,6 +51,16 @@ def functions_watched(module: nn.Module, names: tuple[str, ...]) -> Iterator[Non
                     namespace[name] = own
 
 
+@contextmanager
+def corrected(by: Correction) -> Iterator[None]:
+    """Within the block, in this context, what watched functions return goes through `by(name, arguments, output)`."""
+    token = _correcting.set(by)
+    try:
+        yield
+    finally:
+        _correcting.reset(token)
+
+
 def begin_catching(in_place: tuple[str, ...], into: list[function_call]) -> None:
     """From now on, in this context, put watched functions' calls into the list."""
     _waiting.set((*_waiting.get(), (in_place, into)))
@@ -63,8 +76,8 @@ def _wrapped(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def caught(*args: Any, **kwargs: Any) -> Any:
-        waiting = _waiting.get()
-        if not waiting:
+        waiting, correct = _waiting.get(), _correcting.get()
+        if not waiting and correct is None:
             return own(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -73,6 +86,8 @@ def _wrapped(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         changed = {each: given[each] for each in names if given.get(each) is not None}
         given |= {each: _copied(state) for each, state in changed.items()}
         output = own(*args, **kwargs)
+        if correct is not None:
+            given, output = correct(name, given, output)
         for _, into in waiting:
             into.append(function_call(name, given, changed, output))
         return output

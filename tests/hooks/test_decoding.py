@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from probe.errors import NotReproducible, UsageError
 from probe.hooks.huggingface import load
@@ -95,13 +96,14 @@ def test_a_mark_ahead_of_the_sequence_is_refused(make: Any) -> None:
         model.rollback(model.prefill([3]), ahead)
 
 
-def test_a_recurrent_cache_is_refused_a_mark_by_name() -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def test_a_cache_that_nobody_knows_is_refused_a_mark_by_name(make: Any) -> None:
+    class unknown(DynamicLayer):  # type: ignore[misc]
+        pass
 
-    config = AutoConfig.for_model(
-        "lfm2", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, layer_types=["conv", "full_attention"],
-    )  # fmt: skip
-    model = load(AutoModelForCausalLM.from_config(config).eval())
-    with pytest.raises(NotReproducible, match=r"Lfm2ForCausalLM: the cache of layer 0 .* cannot be rolled back"):
-        model.mark(model.prefill([3, 4]))
+    model = load(make("llama"))
+    state = model.prefill([3, 4])
+    state.cache.layers[1] = unknown()
+    with pytest.raises(
+        NotReproducible, match=r"LlamaForCausalLM: the cache of layer 1 \(unknown\) cannot be rolled back"
+    ):
+        model.mark(state)

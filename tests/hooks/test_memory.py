@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from probe.hooks import decoding
+from probe.hooks import decoding_state
 from probe.hooks.ablate_heads import ablate_heads
 from probe.hooks.huggingface import load
 
@@ -56,7 +56,7 @@ def test_a_prompt_in_chunks_allocates_no_more_than_its_cache(
     make: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch, cache: Any
 ) -> None:
     model = load(make("llama-gqa", "sdpa", max_position_embeddings=NUM_TOKENS))
-    monkeypatch.setattr(decoding, "_computes_on_host", lambda model: False)
+    monkeypatch.setattr(decoding_state, "_computes_on_host", lambda model: False)
     with Largest() as watched, model.calls(lambda sample, call: None):
         model.prefill(tokens(NUM_TOKENS).tolist(), chunk_tokens=256, on_logits=lambda start, logits: None, cache=cache)
     # Four rows of a group of two heads are recomputed; two heads of eight channels are cached.

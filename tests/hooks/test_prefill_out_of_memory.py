@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from probe.errors import DeviceTooSmall
 from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.prefill import prefill
 from probe.kernels.call import Call
 
 KINDS = ["llama-gqa", "qwen3-sliding-full", "mistral-window", "gpt2", "gemma3"]
@@ -198,18 +200,17 @@ def test_a_reader_that_runs_out_of_memory_is_named_and_not_given_the_chunk_again
     assert times == [3]
 
 
-def test_a_cache_without_a_way_back_says_so() -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def test_a_cache_without_a_way_back_says_so(make: Any, tokens: Any) -> None:
+    class unknown(DynamicLayer):  # type: ignore[misc]
+        pass
 
-    config = AutoConfig.for_model(
-        "lfm2", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, layer_types=["conv", "full_attention"],
-    )  # fmt: skip
-    model = load(AutoModelForCausalLM.from_config(config).eval())
+    model = load(make("llama-gqa"))
     with small_device(model, [model.hf.model.layers[1]], 20):
-        assert model.prefill(list(range(3, 20))).num_tokens == 17
-        with pytest.raises(DeviceTooSmall, match=r"cannot be halved .*cannot be rolled back\): ask for smaller chunks"):
-            model.prefill(list(range(3, 43)))
+        state = model.prefill(tokens(17).tolist())
+        state.cache.layers = [unknown() for _ in range(2)]
+        reason = r"cannot be halved .*cannot be rolled back\): ask for smaller chunks"
+        with pytest.raises(DeviceTooSmall, match=reason):
+            prefill(model.hf, state, tokens(40).tolist(), chunk_tokens=2048, on_logits=None)
 
 
 def test_other_errors_are_not_taken_for_it(make: Any, tokens: Any) -> None:
