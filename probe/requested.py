@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from probe.errors import UsageError
+from probe.hooks.recurrent_layer import without_known_recurrence
 from probe.kernels.queries_and_keys import queries_and_keys
 from probe.kernels.recurrence_scan import reading_interval
 from probe.kernels.statistic import Statistic, parse
@@ -88,10 +89,10 @@ def check_layers(requests: Sequence[Requested], model: HuggingFaceModel) -> None
         else:
             there = sorted(model.attention_layers)
         if not there:
-            raise UsageError(
-                f"{request.statistic.name()}: {model.name} has no {kind}layer"
-                + (" of a kind that is known" if kind == "recurrent " else "; it is all recurrent")
-            )
+            why = "it is all recurrent"
+            if kind == "recurrent ":
+                why = without_known_recurrence(model.hf) or "none of its layers is of a recurrent kind that is known"
+            raise UsageError(f"{request.statistic.name()}: {model.name} has no {kind}layer to read: {why}")
         for layer in request.layers or ():
             if layer not in there:
                 raise UsageError(
