@@ -17,7 +17,14 @@ from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import current_forward
 from probe.hooks.forward_facts import forward_facts
 from probe.hooks.recurrence_verification import disagreement
-from probe.hooks.recurrent_layer import mixer_forward, recurrent_layer, recurrent_layers, scanned, unknown_recurrences
+from probe.hooks.recurrent_layer import (
+    mixer_forward,
+    recurrent_layer,
+    recurrent_layers,
+    scanned,
+    unknown_recurrences,
+    without_known_recurrence,
+)
 from probe.hooks.scan_functions import begin_catching, end_catching, functions_watched
 from probe.kernels.recurrence import Recurrence
 
@@ -36,14 +43,10 @@ def watched_recurrences(model: PreTrainedModel, on_recurrence: OnRecurrence) -> 
     without a recurrent layer of a known kind, or with one of an unknown kind, and during forwards where a layer's state
     or output is not what the recurrence gives.
     """
-    layers, unknown = recurrent_layers(model), unknown_recurrences(model)
-    if unknown:
-        layer, kind = next(iter(unknown.items()))
-        raise NotReproducible(
-            f"{name_of(model)}, layer {layer}: {kind} keeps a recurrent state of a kind that is not known"
-        )
-    if not layers:
-        raise NotReproducible(f"{name_of(model)}: it has no recurrent layer of a kind that is known")
+    layers = recurrent_layers(model)
+    if not layers or unknown_recurrences(model):
+        reason = without_known_recurrence(model) or "it has no recurrent layer of a kind that is known"
+        raise NotReproducible(f"{name_of(model)}: {reason}")
     with ExitStack() as stack:
         for index, layer in layers.items():
             module = layer.module()
@@ -137,7 +140,7 @@ class _watch:
                 state_after=None if after is None else after[sample],
             )
             if reason is not None:
-                self._refuse(reason)
+                self._refuse(f"{reason}; it may not keep the padding before it out of its state" if first else reason)
             for part in _by_phase(recurrence, facts):
                 self._give(sample, part, facts)
 

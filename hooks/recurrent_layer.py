@@ -150,6 +150,17 @@ def unknown_recurrences(model: PreTrainedModel) -> dict[int, str]:
     }
 
 
+def without_known_recurrence(model: PreTrainedModel) -> str:
+    """Say, of a model none of whose recurrent layers is of a known kind, what it has instead; empty for nothing."""
+    if unknown := unknown_recurrences(model):
+        layer, kind = next(iter(unknown.items()))
+        return f"layer {layer} ({kind}) keeps a recurrent state of a kind that is not known"
+    for module in text_decoder(model).modules():
+        if "update_conv_state" in _names_in_forward(module):
+            return f"its {type(module).__name__} is a short convolution, which keeps its last inputs and no such state"
+    return ""
+
+
 def recurs_everywhere(model: PreTrainedModel) -> bool:
     """Return whether every layer is recurrent and of a known kind, so that there is no attention to be seen."""
     layers = recurrent_layers(model)
