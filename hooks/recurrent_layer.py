@@ -150,6 +150,16 @@ def unknown_recurrences(model: PreTrainedModel) -> dict[int, str]:
     }
 
 
+def kinds_of_layers(model: PreTrainedModel) -> dict[str, list[int]]:
+    """Return the recurrent layers by kind, those of an unknown one by their module's name, as JSON values."""
+    found: dict[str, list[int]] = {}
+    for index, layer in recurrent_layers(model).items():
+        found.setdefault(type(layer.family).__name__, []).append(index)
+    for index, name in unknown_recurrences(model).items():
+        found.setdefault(f"unknown: {name}", []).append(index)
+    return found
+
+
 def without_known_recurrence(model: PreTrainedModel) -> str:
     """Say, of a model none of whose recurrent layers is of a known kind, what it has instead; empty for nothing."""
     if unknown := unknown_recurrences(model):
