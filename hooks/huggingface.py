@@ -32,7 +32,7 @@ from probe.hooks.placement import check_loaded, chosen_map, input_device, move, 
 from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.quantisation import quantisation
 from probe.hooks.recurrence_switch import OnRecurrence, watched_recurrences
-from probe.hooks.recurrent_layer import recurrent_layer, recurrent_layers
+from probe.hooks.recurrent_layer import kinds_of_layers, recurrent_layer, recurrent_layers
 from probe.hooks.remote_code import remote_code
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.rotation_of_whole import rotated_as_whole
@@ -179,6 +179,7 @@ class HuggingFaceModel:
             "trust_remote_code": remote_code(self.hf, self.hf.config, self.tokenizer),
             "attention_implementation": self.attention_implementation,
             "attention_in_chunks": self.attention_in_chunks,
+            "recurrent_layers": kinds_of_layers(self.hf),
             "versions": {
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
