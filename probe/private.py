@@ -12,7 +12,9 @@ from probe.sample import Sample, Span
 from probe.withheld import Withheld
 
 _SPAN_NAMES: Final = re.compile(
-    r"(needle|needle_value|question|answer|haystack|context|(distractor|document)_[0-9]{1,6})"
+    r"(instruction|context|haystack|question(_before)?|answer|dummy|distant|near|needle(_(key|value|value_again|fact))?"
+    r"|(needle|needle_value|needle_fact|distractor|document|step|query|write)_[0-9]{1,6}"
+    r"|distractor_[0-9]{1,6}_[0-9]{1,6})"
 )
 """Names that say what part a span plays; any other may be a piece of the text."""
 
@@ -20,12 +22,28 @@ _FACTS: Final = frozenset(
     {
         "length", "needle_depth", "seed", "workload_seed", "needle", "half", "num_tokens", "num_distractors",
         "unknown_tokens", "stripped_special_tokens", "achieved_depth", "answer_tokens_as_in_needle",
-        "haystack_sentences", "haystack_repeats",
+        "haystack_sentences", "haystack_repeats", "given", "num_pairs", "gold_index", "num_documents", "num_needles",
+        "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops", "num_common",
+        "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads", "direction",
+        "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line", "disturbed_tokens",
     }
 )  # fmt: skip
-"""Facts of a sample that say nothing of its words."""
+"""Facts of a sample that say nothing of its words, where they are numbers or of the words below."""
 
-_NAME: Final = re.compile(r"(needle-[0-9.]+-[0-9.]+-s[0-9]+|text|tokens|sample-[0-9a-f]{8})")
+_WORDS: Final = frozenset(
+    {
+        "present", "absent", "find", "test", "all", "gold_only", "gold_absent", "gold_dummy", "all_dummies",
+        "closed_book", "forward", "backward", "random", "shuffled",
+    }
+)  # fmt: skip
+"""What a workload's own fields may be; a user's facts of the same name may be anything."""
+
+_NAME: Final = re.compile(
+    r"(needle|passkey|key_values|needles|documents|variable_tracking|common_words|frequent_words|needle_threading"
+    r"|ancestral_trace|flip_flop|associative_recall|own_documents|plain_text)-[0-9]+(-[0-9.]+)*-s[0-9]+"
+    r"|padded_question-[0-9]+-(duplicate|similar|different)-[0-9.]+-[0-9.]+-s[0-9]+"
+    r"|own_prompts-[0-9]+|text|tokens|sample-[0-9a-f]{8}"
+)
 
 
 def withheld_sample(sample: Sample) -> Sample:
@@ -49,8 +67,12 @@ def withheld_sample(sample: Sample) -> Sample:
         answer_tokens=Withheld.of(len(sample.answer_tokens)),
         success_rule=sample.success_rule,
         max_new_tokens=sample.max_new_tokens,
-        facts={key: value for key, value in sample.facts.items() if key in _FACTS},
+        facts={key: value for key, value in sample.facts.items() if key in _FACTS and _says_nothing(value)},
     )
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or isinstance(value, int | float) or (isinstance(value, str) and value in _WORDS)
 
 
 def withheld_outcome(outcome: Outcome) -> Outcome:

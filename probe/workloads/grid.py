@@ -104,6 +104,10 @@ class Grid(ABC):
         """Return the grid's axes besides the length, by the name of the fact that says where a sample stands."""
         return {}
 
+    def num_samples(self) -> int:
+        """Return how many samples each place of the grid has."""
+        return self.samples
+
     def files(self) -> Mapping[str, str]:
         """Return the files and folders that the texts come from, by the name of the field."""
         haystack = getattr(self, "haystack", None)
@@ -123,7 +127,7 @@ class Grid(ABC):
             Cell(self.name, length, tuple(zip(axes, values, strict=True)), index)
             for length in self.lengths
             for values in product(*axes.values())
-            for index in range(self.samples)
+            for index in range(self.num_samples())
         )
 
     def build(self, tokenizer: Any, cells: Iterable[Cell] | None = None) -> Iterator[Sample]:

@@ -1,0 +1,144 @@
+"""A text without a question: what a longer prefix does for the words that follow it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from probe.errors import NotAvailable
+from probe.sample import Sample, Span
+from probe.success import SuccessRule
+from probe.workloads.grid import Cell, Grid
+from probe.workloads.haystack import template_sentence
+from probe.workloads.marked_text import encode, require_offsets
+
+
+@dataclass(frozen=True)
+class plain_text(Grid):
+    """Stretches of a text, the same words due after prefixes of every length, whole or with what is far disturbed.
+
+    After Sun et al. 2021 (Do long-range language models actually use long-range context?, arXiv 2109.09115): the loss
+    of the targets by the prefix's length, and with the tokens beyond the nearest shuffled or replaced (dropped is a
+    shorter length). The targets are the sample's answer, so that its loss is theirs; nothing is judged. What differs:
+    any text of yours instead of PG-19, loss over tokens and not words, targets right after the prefix, and what
+    replaces a token is another token of the same text.
+    """
+
+    success_rule: SuccessRule = "none"
+    """`none`: the targets' loss is measured, and no response is judged."""
+    max_new_tokens: int | None = 1
+    """How many tokens are decoded; nothing is made of them."""
+    text: str = "templates"
+    """Path of a UTF-8 text file; `templates` (sentences of this toolkit's lexicon) has no long-range context to use."""
+    targets: int = 64
+    """Tokens whose loss is measured, right after the prefix."""
+    distant: Literal["kept", "shuffled", "replaced"] = "kept"
+    """What is done to the tokens of the prefix that are farther than `near`."""
+    near: int = 128
+    """Tokens right before the targets that stay as they are."""
+
+    def check(self) -> None:
+        if self.targets < 1 or self.near < 0:
+            raise self.error(f"targets must be 1 or more and near 0 or more, not {self.targets} and {self.near}")
+        if not self.text:
+            raise self.error("text must be templates or the path of a text file, not empty")
+
+    def files(self) -> dict[str, str]:
+        return {} if self.text == "templates" else {"text": self.text}
+
+    def build(self, tokenizer: Any, cells: Iterable[Cell] | None = None) -> Iterator[Sample]:
+        """Yield a sample for each cell; raises UsageError where the text has too few tokens for the longest."""
+        require_offsets(tokenizer)
+        before, tokens = self._tokens(tokenizer)
+        needed = max(self.lengths) + self.targets
+        if len(tokens) < needed:
+            raise self.error(
+                f"{Path(self.text).name} has {len(tokens)} tokens, and {needed} are needed for a length of "
+                f"{max(self.lengths)}"
+            )
+        if min(self.lengths) <= len(before):
+            raise self.error(f"{min(self.lengths)} tokens leave no room beside {len(before)} special tokens")
+        chosen = self.cells() if cells is None else tuple(cells)
+        return (self._cut(cell, tokenizer, before, tokens) for cell in chosen)
+
+    def sample(self, cell: Cell, tokenizer: Any) -> Sample:
+        return self._cut(cell, tokenizer, *self._tokens(tokenizer))
+
+    def _tokens(self, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the special tokens that stand before a text, and the text's own."""
+        if self.text == "templates":
+            rng = random.Random(f"{self.seed}/{self.name}/templates")
+            # A sentence takes three tokens and more in any tokenizer.
+            wanted = max(self.lengths) + self.targets * (self.samples + 1)
+            text = " ".join(template_sentence(rng) for _ in range(wanted // 3))
+        else:
+            text = _read(self.text)
+        encoded = encode(tokenizer, text)
+        return encoded.tokens[: encoded.num_leading], encoded.tokens[encoded.num_leading :]
+
+    def _cut(self, cell: Cell, tokenizer: Any, before: tuple[int, ...], tokens: tuple[int, ...]) -> Sample:
+        # Where the targets begin is the same at every length, and leaves room for the longest prefix.
+        first, last = max(self.lengths), len(tokens) - self.targets
+        start = first + round((last - first) * (cell.seed + 0.5) / self.samples) if last > first else first
+        prefix = list(tokens[start - (cell.length - len(before)) : start])
+        due = tokens[start : start + self.targets]
+        disturbed = max(0, len(prefix) - self.near) if self.distant != "kept" else 0
+        rng = self.rng(cell, self.distant)
+        if self.distant == "shuffled":
+            prefix[:disturbed] = rng.sample(prefix[:disturbed], disturbed)
+        elif self.distant == "replaced":
+            prefix[:disturbed] = rng.choices(tokens, k=disturbed)
+        prompt = (*before, *prefix)
+        far = len(prompt) - min(self.near, len(prefix))
+        spans = [Span("distant", len(before), far), Span("near", far, len(prompt))]
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        return Sample(
+            name=cell.name,
+            tokens=prompt,
+            spans=tuple(span for span in spans if len(span)),
+            answer_tokens=due,
+            answer=str(tokenizer.decode(due, clean_up_tokenization_spaces=False)),
+            text=str(tokenizer.decode(prompt, clean_up_tokenization_spaces=False)),
+            success_rule=self.success_rule,
+            max_new_tokens=self.max_new_tokens,
+            facts={
+                "workload": self.name,
+                "length": cell.length,
+                "seed": cell.seed,
+                "workload_seed": self.seed,
+                "text": Path(self.text).name,
+                "target_start": start,
+                "distant": self.distant,
+                "disturbed_tokens": disturbed,
+                "target_last_seen": _last_seen(prefix, due),
+                "num_tokens": len(prompt),
+                "unknown_tokens": 0.0 if unknown is None else prompt.count(unknown) / len(prompt),
+                "stripped_special_tokens": 0,
+            },
+        )
+
+
+def _last_seen(prefix: list[int], due: tuple[int, ...]) -> list[int | None]:
+    """Return for each target how many tokens back the same token stood last, None where it did not."""
+    places = {token: at for at, token in enumerate(prefix)}
+    found: list[int | None] = []
+    for at, token in enumerate(due, len(prefix)):
+        found.append(at - places[token] if token in places else None)
+        places[token] = at
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        return _cached(path, Path(path).stat().st_mtime_ns)
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotAvailable(f"text {path}: {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _cached(path: str, changed_ns: int) -> str:
+    return Path(path).read_text(encoding="utf-8-sig")
