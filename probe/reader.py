@@ -28,7 +28,7 @@ from probe.outcome import Outcome
 from probe.requested import Requested, check_layers
 from probe.sample import Sample, Span
 from probe.storage.array import Array
-from probe.storage.unit_writer import UnitWriter
+from probe.storage.unit_writer import PartWriter, UnitWriter
 from probe.success import judge
 from probe.token_text import until_the_end
 
@@ -77,7 +77,7 @@ class Reader:
         sample: Sample,
         requests: Sequence[Requested],
         pool_tokens: int | None,
-        writer: UnitWriter,
+        writer: UnitWriter | PartWriter,
         spans: Sequence[Span],
         reading: Reading = Reading(),
     ) -> None:
@@ -93,7 +93,7 @@ class Reader:
         self.of_residual = [r for r in requests if r.statistic.kind == "residual"]
         self.of_recurrence = [r for r in requests if r.statistic.kind == "recurrence"]
         of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
-        check_layers(requests, model)
+        self._check_layers(requests)
         self.pool_tokens = pool_tokens
         self.writer = writer
         self.scans: dict[int, Scan] = {}
@@ -104,31 +104,31 @@ class Reader:
         self.below: Keys | None = None
         self.tokens = TokenScan(of_token, token_start=1, pool_tokens=pool_tokens)
         self.nats = 0.0
+        self.num_predicted = 0
         self.finite = True
         self.in_parts = False
         self.fresh = False
         self.handed_over: set[tuple[int | None, str]] = set()
+        self.how_it_went: str | None = None
         self.fed = torch.tensor(sample.tokens, dtype=torch.long, device=model.device)
+
+    def _check_layers(self, requests: Sequence[Requested]) -> None:
+        check_layers(requests, self.model)
 
     def play(self, num_new: int, chunk_tokens: int) -> Outcome:
         """Run the model over the sample and return what it answered."""
         prompt, answer = list(self.sample.tokens), list(self.sample.answer_tokens)
-        self.in_parts = len(prompt) - 1 > chunk_tokens
-        with self._watched():
-            state = self.model.prefill(
-                prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits, cache=self.reading.cache,
-                whole=len(prompt),
-            )  # fmt: skip
+        state, feed = self._prompt(chunk_tokens)
+        self.how_it_went = getattr(state, "prompt", None) or None
         answer_log_probability: tuple[float, ...] = ()
         if answer:
             mark = self.model.mark(state)
-            logits = self.model.step(state, [prompt[-1], *answer[:-1]])
+            logits = self.model.step(state, [feed, *answer[:-1]])
             self._check(logits)
             log_probability = torch.log_softmax(logits.float(), -1)
             answer_log_probability = tuple(log_probability[torch.arange(len(answer)), answer].tolist())
             self.model.rollback(state, mark)
         response: list[int] = []
-        feed = prompt[-1]
         with self._watched():
             for _ in range(num_new):
                 logits = self.model.step(state, [feed])
@@ -147,17 +147,33 @@ class Reader:
             score=judged.score,
             success_rule=judged.rule,
             answer_log_probability=answer_log_probability,
-            text_loss=self.nats / (len(prompt) - 1) if len(prompt) > 1 else None,
+            text_loss=self.nats / self.num_predicted if self.num_predicted else None,
             failed=None if self.finite else self._where_not_finite([*prompt, *answer[:-1]], [*prompt, *response[:-1]]),
         )
+
+    def _prompt(self, chunk_tokens: int) -> tuple[Any, int]:
+        """Put the prompt through; return where it stands, and the token whose logits are the answer's first."""
+        prompt = self.sample.tokens
+        self.in_parts = len(prompt) - 1 > chunk_tokens
+        with self._watched():
+            state = self.model.prefill(
+                prompt[:-1], chunk_tokens=chunk_tokens, on_logits=self._on_logits, cache=self.reading.cache,
+                whole=len(prompt),
+            )  # fmt: skip
+        return state, prompt[-1]
+
+    @property
+    def num_queries(self) -> int:
+        """Queries that were seen."""
+        return len(self.fed) - 1
 
     def finish(self) -> None:
         """Write what is left, layer by layer, and what was learnt on the way."""
         engines = {name for scan in self.scans.values() if (name := scan.engine_name) is not None}
-        num_queries = len(self.fed) - 1
         self.writer.note(
-            num_queries=num_queries,
+            num_queries=self.num_queries,
             engine=", ".join(sorted(engines)) or None,
+            prompt=self.how_it_went,
             attention={str(layer): kept.facts for layer, kept in self.vectors.items()},
             non_finite=[dataclasses.asdict(head) for _, heads in sorted(self.bad.items()) for head in heads.found],
         )
@@ -276,6 +292,7 @@ class Reader:
         # A slice of tokens at a time: a whole chunk's log-probabilities in float32 can outweigh the model.
         for rows, target in zip(logits.split(256), targets.split(256), strict=True):
             self.nats += float(torch.nn.functional.cross_entropy(rows.float(), target, reduction="sum"))
+        self.num_predicted += len(targets)
         if self.tokens.statistics:
             self.tokens.update(logits, targets)
         # Logits come in slices; what a forward of the layers brought is handed over once.

@@ -17,9 +17,9 @@ from probe.storage.layered_group import LayeredGroup, write_group
 from probe.storage.manifest import FORMAT
 from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
 
-NOTES: Final = ("num_queries", "engine", "attention", "non_finite", "private")
-"""What capture may add: how many queries were seen, which scan ran, how layers attend, where numbers were bad,
-and whether words were left out."""
+NOTES: Final = ("num_queries", "engine", "prompt", "attention", "non_finite", "private")
+"""What capture may add: how many queries were seen, which scan ran, in which pieces the prompt went in, how layers
+attend, where numbers were bad, and whether words were left out."""
 
 Part = Literal["encoder", "cross"]
 """What an encoder-decoder has beside its decoder's own attention: the encoder's, and the decoder's over the encoder."""
@@ -134,7 +134,7 @@ class UnitWriter:
         for name, value in facts.items():
             if name not in NOTES:
                 raise UsageError(f"a unit has no place for {name!r}; it has {', '.join(NOTES)}")
-            if name == "engine":
+            if name in ("engine", "prompt"):
                 self._about["provenance"][name] = value
             else:
                 self._about[name] = value
