@@ -29,6 +29,7 @@ from probe.hooks.find_model import find_model
 from probe.hooks.given_model import transformers_model
 from probe.hooks.peft_adapters import adapters
 from probe.hooks.placement import check_loaded, chosen_map, input_device, move, placed
+from probe.hooks.positions import positions
 from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.quantisation import quantisation
 from probe.hooks.recurrence_switch import OnRecurrence, watched_recurrences
@@ -187,6 +188,10 @@ class HuggingFaceModel:
             },
         }
 
+    def positions(self, num_tokens: int) -> dict[str, Any]:
+        """What a trace of a prompt of this length records of positions (see `probe.hooks.positions`)."""
+        return positions(self.hf, num_tokens)
+
     def card(self) -> dict[str, Any]:
         """What the model's folder says of how the model was made (its `specimen.json`); empty where it says nothing."""
         path = Path(str(getattr(self.hf.config, "_name_or_path", ""))) / "specimen.json"
@@ -337,9 +342,20 @@ def load(
     check_loaded(found.hf)
     if device_map is None:
         move(found.hf, place or torch.device("cuda" if torch.cuda.is_available() else "cpu"), asked=place is not None)
+    kind = _class_for(found.hf)
     if tokenizer is not None:
-        return HuggingFaceModel(found.hf, tokenizer, name=name_or_model)
-    return HuggingFaceModel(found.hf, found.tokenizer, name=name_or_model, tokenizer_error=found.tokenizer_error)
+        return kind(found.hf, tokenizer, name=name_or_model)
+    return kind(found.hf, found.tokenizer, name=name_or_model, tokenizer_error=found.tokenizer_error)
+
+
+def _class_for(hf: PreTrainedModel) -> type[HuggingFaceModel]:
+    # Both derive from the class above.
+    from probe.hooks.encoder import EncoderModel, reads_both_ways
+    from probe.hooks.encoder_decoder import EncoderDecoderModel
+
+    if getattr(hf.config, "is_encoder_decoder", False):
+        return EncoderDecoderModel
+    return EncoderModel if reads_both_ways(hf) else HuggingFaceModel
 
 
 def _wrapped(
@@ -360,7 +376,7 @@ def _wrapped(
     check_loaded(hf)
     if device is not None:
         move(hf, device, asked=True)
-    return HuggingFaceModel(hf, tokenizer, compiled=compiled)
+    return _class_for(hf)(hf, tokenizer, compiled=compiled)
 
 
 def _device(device: str | torch.device) -> torch.device:

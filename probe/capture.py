@@ -18,7 +18,8 @@ from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
 from probe.outcome import Outcome
 from probe.private import withheld_outcome, withheld_sample
-from probe.reader import Reader, Reading
+from probe.reader import Reading
+from probe.reader_class import reader_class
 from probe.requested import Requested, all_requested, check_private, requested
 from probe.sample import Sample
 from probe.storage.saved_trace import saved_trace, write_trace_json
@@ -112,7 +113,7 @@ def _traced(
         condition="as given",
         facts={"role": "baseline"},
         sample=kept,
-        provenance=model.provenance(),
+        provenance=model.provenance() | {"positions": model.positions(len(sample))},
     )
     with writer:
         writer.commit(read(model, sample, requests, writer, **options))
@@ -211,7 +212,7 @@ def read(
         check_private(requests)
         writer.note(private=True)
     spans = withheld_sample(sample).spans if private else sample.spans
-    reader = Reader(model, sample, requests, pool_tokens, writer, spans, reading)
+    reader = reader_class(model)(model, sample, requests, pool_tokens, writer, spans, reading)
     num_new = max_new_tokens if max_new_tokens is not None else sample.num_new_tokens
     outcome = reader.play(num_new, chunk_tokens)
     reader.finish()

@@ -241,7 +241,7 @@ class Player:
             condition=condition.name,
             facts=condition.facts(),
             sample=withheld_sample(sample) if self.private else sample,
-            provenance=self.provenance,
+            provenance=self.provenance | {"positions": self.model.positions(len(sample))},
         )
         try:
             outcome = capture.read(self.model, sample, requests, writer, private=self.private, reading=self.reading)
