@@ -16,11 +16,12 @@ from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from probe.errors import NotAvailable, ProbeError
 from probe.hooks.adapter_folder import adapter_config, with_adapter
+from probe.hooks.checkpoint_class import checkpoint_class
 
 
 def specimens() -> dict[str, Path]:
@@ -68,7 +69,8 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(**settings, **reporting, **options)
+            opened_as = checkpoint_class({**settings, **revision})
+            model, report = opened_as.from_pretrained(**settings, **reporting, **options)
         except Exception as error:
             raise NotAvailable(_explain(name, folder, known, error)) from error
         _refuse_random_weights(name, report)

@@ -41,5 +41,6 @@ class PartFiles:
         if not isinstance(about, dict) or not isinstance(about.get("parts"), dict):
             raise StoreCorrupt("unit.json does not describe the parts of a unit")
         notes = dict(about.pop("parts")[self._part])
-        about["provenance"] = {**about["provenance"], "engine": notes.pop("engine", None), "part": self._part}
+        how = {name: notes.pop(name) for name in ("engine", "prompt") if name in notes}
+        about["provenance"] = {**about["provenance"], **how, "part": self._part}
         return canonical_json({**about, **notes}).encode()

@@ -30,15 +30,15 @@ class PartWriter(LayeredGroup):
 
     def __init__(self, files: OpenFiles | MemoryFiles, part: Part, unit: str) -> None:
         super().__init__(files, f"parts/{part}/", unit)
-        self.notes: dict[str, Any] = {"num_queries": None, "engine": None, "attention": {}, "non_finite": []}
+        self.notes: dict[str, Any] = {"num_queries": None, "attention": {}, "non_finite": []}
         """What was learnt of this part."""
 
     def note(self, **facts: Any) -> None:
         """Record what was learnt of this part, as JSON values."""
         canonical_json(facts)
         for name, value in facts.items():
-            if name not in self.notes:
-                raise UsageError(f"a part of a unit has no place for {name!r}; it has {', '.join(self.notes)}")
+            if name not in NOTES or name == "private":
+                raise UsageError(f"a part of a unit has no place for {name!r}; it has {', '.join(NOTES[:-1])}")
             self.notes[name] = value
 
 

@@ -1,0 +1,17 @@
+"""Which reader goes with which kind of model."""
+
+from __future__ import annotations
+
+from probe.encoder_decoder_reader import EncoderDecoderReader
+from probe.encoder_reader import EncoderReader
+from probe.hooks.encoder import EncoderModel
+from probe.hooks.encoder_decoder import EncoderDecoderModel
+from probe.hooks.huggingface import HuggingFaceModel
+from probe.reader import Reader
+
+
+def reader_class(model: HuggingFaceModel) -> type[Reader]:
+    """Return what reads a sample with this model."""
+    if isinstance(model, EncoderDecoderModel):
+        return EncoderDecoderReader
+    return EncoderReader if isinstance(model, EncoderModel) else Reader
