@@ -120,6 +120,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "minimax": {**_LINEAR_FIRST, "block_size": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 32, "attention_window_size": 16},
     "rwkv": {"attention_hidden_size": 32, "context_length": 512},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_blocks": 2, "num_heads": 2, "chunk_size": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
+    "zaya": {"num_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "moe_intermediate_size": 16},
 }
 """Arguments of the configuration class of each `model_type`."""
 
@@ -306,6 +309,25 @@ def _rwkv(mixer: Any, hidden: Tensor) -> Steps:
     return Steps(ones, ones, value[:, None], gate, decay[:, :, None], read_gate=1 - bonus, bonus=bonus)
 
 
+def _mlstm(backend: Any, given: dict[str, Tensor]) -> Steps:
+    q, k, v, opened, forget = (
+        given[name][0].double().transpose(0, 1) for name in ("query", "key", "value", "igate", "fgate")
+    )
+    forget, largest, decays, gates, divisors = forget.sigmoid(), torch.zeros_like(opened[0]), [], [], []
+    # What it stands for: everything times exp(−m) of the running maximum.
+    norm = torch.zeros_like(k[0])
+    for t in range(len(q)):
+        before, largest = largest, torch.maximum(forget[t].log() + largest, opened[t])
+        decays.append(forget[t] * (before - largest).exp())
+        gates.append((opened[t] - largest).exp())
+        norm = decays[-1][:, None] * norm + gates[-1][:, None] * k[t]
+        reads = (q[t] * norm).sum(-1) * q.shape[-1] ** -0.5
+        divisors.append(torch.maximum(reads.abs(), (-largest).exp()) + backend.config.eps)
+    (decay,) = _wide(torch.stack(decays)[..., None, None], shape=(*k.shape, v.shape[-1]))
+    gate = torch.stack(gates)[..., None].expand_as(v)
+    return Steps(q * q.shape[-1] ** -0.5 / torch.stack(divisors)[..., None], k, v, gate, decay)
+
+
 FAMILIES: dict[str, tuple[str, Callable[[Any, Tensor], Steps]]] = {
     **dict.fromkeys(["mamba", "falcon_mamba"], ("mixer", _mamba)),
     "jamba": ("mamba", _mamba),
@@ -318,6 +340,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Any, Tensor], Steps]]] = {
     "minimax": ("self_attn", _lightning),
     "recurrent_gemma": ("rg_lru", _rg_lru),
     "rwkv": ("attention", _rwkv),
+    "xlstm": ("mlstm_backend", _mlstm),
 }
 """By model: what the first recurrent module is called, and its recurrence."""
 
@@ -326,18 +349,17 @@ def first_steps(model: PreTrainedModel, ids: list[int]) -> Steps:
     """The recurrence of the model's first recurrent layer over a prompt, from its input and its weights, in float64."""
     name, family = FAMILIES[model.config.model_type]
     module = next(each for path, each in model.named_modules() if path.endswith(f".{name}"))
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     handle = module.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(
-            next((kwargs[key] for key in ("hidden_states", "hidden") if key in kwargs), args[0] if args else None)
-        ),
+        lambda _, args, kwargs: seen.append(kwargs.get("hidden_states", args[0] if args else kwargs)),
         with_kwargs=True,
     )
     with torch.no_grad():
         model(input_ids=torch.tensor([ids]), use_cache=False)
     handle.remove()
     with torch.no_grad():
-        return family(copy.deepcopy(module).double(), seen[0][0].double())
+        given = seen[0] if isinstance(seen[0], dict) else seen[0][0].double()
+        return family(copy.deepcopy(module).double(), given)
 
 
 @pytest.fixture(autouse=True)

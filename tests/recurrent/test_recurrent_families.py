@@ -11,7 +11,7 @@ import probe
 STATE = ["state_mean", "state_variance", "state_max", "state_norm"]
 FAMILIES = [
     *("mamba", "falcon_mamba", "jamba", "zamba", "mamba2", "nemotron_h", "zamba2", "bamba", "falcon_h1"),
-    *("granitemoehybrid", "qwen3_next", "qwen3_5_text", "kimi_linear", "minimax", "recurrent_gemma", "rwkv"),
+    *("granitemoehybrid", "qwen3_next", "qwen3_5_text", "kimi_linear", "minimax", "recurrent_gemma", "rwkv", "xlstm"),
 ]
 EVERY = 8
 
