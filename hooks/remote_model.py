@@ -159,7 +159,7 @@ class RemoteModel(HuggingFaceModel):
 
     def prefill(
         self, tokens: Sequence[int], *, chunk_tokens: int = 2048, on_logits: OnLogits | None = None,
-        cache: Literal["device", "offload"] = "device",
+        cache: Literal["device", "offload"] = "device", whole: int | None = None,
     ) -> Any:  # fmt: skip
         """Put a prompt through in one request; chunks and caches are the server's business and mean nothing here."""
         state = remote_state(torch.zeros(0, dtype=torch.long))
