@@ -42,6 +42,10 @@ def run(sample, trace, looking):
                 trace(made, correct=False, role="treatment", intervention={"ablate_heads": {"heads": [[2, 1]]}}),
                 *(trace(made, role="control", draw=draw) for draw in range(3)),
             ]
+    for i in range(60):
+        p = (0.8, 0.98)[i % 2]
+        made = sample(100 + i, p=p, age_pairs=1 + i, half=("find", "test")[i % 4 // 2])
+        traces.append(trace(made, correct=p == 0.8 or i % 4 > 1, keys=looking(made, {})))
     return traces
 
 
