@@ -129,7 +129,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def make(kind: str, **changes: Any) -> PreTrainedModel:
     """A random model with its weights drawn from seed 0, and biases, decays and the like that are not all alike."""
-    config = AutoConfig.for_model(kind, **{**_SIZES, **MODELS[kind], **changes})
+    config = AutoConfig.for_model(kind, **{**_SIZES, **MODELS.get(kind, {}), **changes})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -42,10 +42,10 @@ def off(actual: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_chunking_changes_a_statistic(kind, make, tokens):
-    model, ids = load(make(kind)), tokens(70)
+    model, ids = load(make(kind)), tokens(66)
     asked = [*({name: {"every": 16}} for name in STATE), *ALL[4:]]
     whole = probe.trace(model, ids, statistics=asked, max_new_tokens=2)
-    assert whole["state_norm_every_16"].coords["position"].values.tolist() == [15, 31, 47, 63, 70]
+    assert whole["state_norm_every_16"].coords["position"].values.tolist() == [15, 31, 47, 63, 66]
     assert whole["effective_attention"].dims == ("layer", "state_head", "row", "key")
     assert not whole["effective_attention"].values[0, 0, 0, -1], "a token that comes later"
     for chunk_tokens in (1, 7, 64):
@@ -67,7 +67,8 @@ def test_a_hybrid_gives_both_kinds_layer_by_layer_in_one_run(kind, make, tokens)
     assert np.flatnonzero(trace["num_state_heads"].values > 0).tolist() == recurs
     assert np.flatnonzero(trace["num_heads"].values > 0).tolist() == attends
     alone = probe.trace(model, ids, statistics=["entropy", "loss"])
-    assert (alone["entropy"].values == entropy)[np.isfinite(entropy)].all()
+    attended = alone["entropy"].values
+    assert off(attended, entropy[: len(attended)]) == 0
     assert off(alone["loss"].values, trace["loss"].values) == 0
     assert sorted(i for layers in trace.provenance["recurrent_layers"].values() for i in layers) == recurs
 
@@ -175,7 +176,7 @@ def test_what_a_model_does_not_have_is_refused_by_name(make, tokens):
         probe.trace(mamba, ids, statistics=["state_mean", {"state_norm": {"every": 3}}])
     with pytest.raises(UsageError, match="Lfm2ShortConv is a short convolution"):
         probe.trace(make("lfm2"), ids, statistics="decay")
-    with pytest.raises(UsageError, match=r"layer 0 \(ZayaCCAProjection\) keeps a recurrent state of a kind that is not"):
+    with pytest.raises(UsageError, match=r"layer 0 \(ZayaCCAProjection\) keeps a recurrent state of a kind"):
         probe.trace(make("zaya"), ids, statistics="decay")
     assert "entropy" in probe.trace(make("zaya"), ids, statistics="entropy").dataset
     with pytest.raises(NotReproducible, match="short convolution"), load(make("lfm2")).calls(None, None, print):
@@ -225,6 +226,29 @@ def test_the_caller_s_own_forwards_and_generation_are_read(make, tokens):
         pytest.raises(NotReproducible, match="how many tokens came before"),
     ):
         model.hf(input_ids=ids[:, :1], cache_params=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "mamba", "qwen3_next", "falcon_h1"])
+def test_a_chunk_that_is_put_through_again_is_read_once(kind, make, tokens):
+    model, ids = load(make(kind)), tokens(75)
+    whole = probe.trace(model, ids, statistics=ALL)
+    last = model.recurrent_layers[max(model.recurrent_layers)].module()
+    refused = []
+
+    def refuse(_: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        length = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        if length == 40 and not refused:
+            refused.append(length)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = last.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        found = probe.trace(model, ids, statistics=ALL, chunk_tokens=40)
+    finally:
+        handle.remove()
+    assert refused == [40]
+    for name in whole.dataset:
+        assert off(found[name].values, whole[name].values) <= 1e-5, name
 
 
 def test_a_reader_that_runs_out_of_memory_is_named(make, tokens):
