@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from probe.errors import NotReproducible
 from probe.hooks import continuation
 from probe.hooks.huggingface import load
 
@@ -36,3 +37,18 @@ def test_weights_that_give_nan_are_not_refused_for_it(make: Any, tokens: Any) ->
     with torch.no_grad():
         hf.model.layers[0].mlp.down_proj.weight[3] = torch.nan
     assert load(hf).prefill(tokens(20).tolist(), chunk_tokens=8).num_tokens == 20
+
+
+def test_rounding_that_sharp_heads_enlarge_is_no_lost_state(make: Any, tokens: Any) -> None:
+    sizes = {"hidden_size": 960, "num_attention_heads": 12, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    model = load(make("llama", **sizes))
+    state = model.prefill(tokens(1, 9)[0].tolist(), chunk_tokens=1)
+    assert state.num_tokens == 9
+
+
+def test_a_cache_that_fails_holds_a_prompt_that_comes_at_once_and_no_more(make: Any, tokens: Any) -> None:
+    # The window of one token: transformers keeps all keys and makes a mask for one.
+    model = load(make("mistral-window", sliding_window=1))
+    state = model.prefill(tokens(1, 9)[0].tolist(), chunk_tokens=3)
+    with pytest.raises(NotReproducible, match="MistralForCausalLM: a token put through on its cache"):
+        model.step(state, [5])
