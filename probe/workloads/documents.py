@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from probe.sample import Sample
 from probe.success import SuccessRule
-from probe.workloads.filler import filler
+from probe.workloads.filling import filler
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText, encode
@@ -154,7 +154,8 @@ class documents(Grid):
             else:
                 name = "dummy" if document.fact is None else "needle"
                 found += ["\n", stretch(f"document_{at}", stretch(name, *shown))]
-        before = ["\n\n", stretch("question_before", asked)] if self.prompt == "query_aware" else []
+        before: list[str | Stretch] = ["\n\n", stretch("question_before", asked)]
+        before = before if self.prompt == "query_aware" else []
         order = _RANDOM_ORDER if self.prompt == "random_order" else ""
         return written(
             stretch("instruction", INSTRUCTION + order), *before, "\n", *found, "\n\n",

@@ -12,7 +12,7 @@ from probe.workloads.marked_text import MarkedText, encode
 class Fitted(NamedTuple):
     """The largest text of its kind that stays within a length."""
 
-    count: int
+    number: int
     """How many items it holds; with one more it would be too long."""
     text: MarkedText
     """The text."""
@@ -27,9 +27,9 @@ def fit(
     least: int = 0,
     most: int | None = None,
 ) -> Fitted:
-    """Return `compose(count)` for the largest count whose text takes at most `length` tokens, special tokens included.
+    """Return `compose(number)` for the largest number whose text takes at most `length` tokens, special ones included.
 
-    `compose` gives a longer text for a larger count, from `least` on. Estimates lead there, and the last two
+    `compose` gives a longer text for a larger number, from `least` on. Estimates lead there, and the last two
     tokenisations prove it. Raises UsageError, beginning with `what`, where even the least does not fit, naming the
     tokens that it takes, and where `most` items, all that there are, do not fill the length.
     """

@@ -49,7 +49,8 @@ class flip_flop(Grid):
         seed = int.from_bytes(name, "big")
 
         def symbols(pairs: int) -> NDArray[np.int64]:
-            return flip_flop_symbols(np.random.default_rng(seed), 1, pairs, cell.value("p"))[0]
+            row: NDArray[np.int64] = flip_flop_symbols(np.random.default_rng(seed), 1, pairs, cell.value("p"))[0]
+            return row
 
         def whole(pairs: int) -> MarkedText:
             return written(" ".join(SYMBOLS[symbol] for symbol in symbols(pairs)))
@@ -74,10 +75,11 @@ def flip_flop_symbols(rng: np.random.Generator, rows: int, pairs: int, p: float)
 
     Each takes rows × pairs × 8 bytes a few times over; the vocabulary of five symbols needs no tokenizer.
     """
-    drawn = rng.random((pairs, rows)).T
+    # Two numbers a pair, one pair after another: of one row, a longer sequence begins like a shorter one.
+    drawn, coin = np.moveaxis(rng.random((pairs, 2, rows)), (0, 1, 2), (2, 0, 1))
     instruction = np.where(drawn < p, _IGNORE, np.where(drawn < (1 + p) / 2, _WRITE, _READ))
     instruction[:, 0], instruction[:, -1] = _WRITE, _READ
-    bit = rng.integers(0, 2, (pairs, rows)).T
+    bit = (coin < 0.5).astype(np.int64)
     last_write = np.maximum.accumulate(np.where(instruction == _WRITE, np.arange(pairs), 0), axis=1)
     bit = np.where(instruction == _READ, np.take_along_axis(bit, last_write, axis=1), bit)
     return np.stack([instruction, bit + _ZERO], axis=-1).reshape(rows, 2 * pairs)

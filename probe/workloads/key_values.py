@@ -51,7 +51,7 @@ class key_values(Grid):
         others = values(self.rng(cell, "others"), self.kind, without=(key, value))
 
         def index(count: int) -> int:
-            return round(cell.value("needle_depth") * (count - 1))
+            return round(float(cell.value("needle_depth")) * (count - 1))
 
         def compose(count: int) -> MarkedText:
             # The pair that stands in for an absent gold pair comes first, so that the others stay the same.
@@ -80,7 +80,7 @@ class key_values(Grid):
 
     def _prompt(self, key: str, rows: list[str | Stretch]) -> MarkedText:
         between = [part for row in rows for part in (",\n ", row)][1:]
-        before = ["\n\n", stretch("question_before", f'Key: "{key}"')] if self.query_aware else []
+        before: list[str | Stretch] = ["\n\n", stretch("question_before", f'Key: "{key}"')] if self.query_aware else []
         return written(
             stretch("instruction", _INSTRUCTION),
             *before,

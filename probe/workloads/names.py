@@ -104,7 +104,7 @@ class Drawn:
 def values(rng: random.Random, kind: Kind, *, digits: int = 7, without: Collection[str] = ()) -> Drawn:
     """Draw different keys or values of a kind, none of those in `without`."""
     if kind == "uuids":
-        source = (str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in count())
+        source: Iterator[str] = (str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in count())
     elif kind == "numbers":
         first = 10 ** (digits - 1)
         source = (str(first + at) for at in _indices(rng, 9 * first, f"numbers of {digits} digits"))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from probe.sample import Sample
 from probe.success import SuccessRule
-from probe.workloads.filler import among
+from probe.workloads.filling import among
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from probe.sample import Sample
 from probe.success import SuccessRule
-from probe.workloads.filler import among, check_filler, filler
+from probe.workloads.filling import among, check_filler, filler
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText
@@ -84,7 +84,9 @@ class needles(Grid):
             shares[0] = cell.value("needle_depth")
         asked = drawn[: self.queries * self.values]
         gold, others = self._stretches(keys, drawn)
-        hidden = [] if self.given == "gold_absent" else list(zip(shares, gold, strict=False))
+        hidden: list[tuple[float, str | Stretch]] = []
+        if self.given != "gold_absent":
+            hidden += zip(shares, gold, strict=False)
         if self.given != "gold_only":
             hidden += zip(shares[len(gold) :], others, strict=True)
         hay = self._hay(cell, {*keys, *drawn})
@@ -103,19 +105,20 @@ class needles(Grid):
             count, text = 0, within(compose(0), cell.length, tokenizer, what=what)
         else:
             count, text = fit(compose, cell.length, tokenizer, what=what)
-        facts = {
+        facts: dict[str, Any] = {
             "given": self.given,
             "num_needles": len(hidden),
             "num_answers": len(asked),
             "haystack_sentences": count,
         }
         if len(asked) == 1 and not self.depths:
-            facts["needle_depth"] = round(shares[0], 4)
+            facts |= {"needle_depth": round(shares[0], 4)}
         return self.made(cell, text, tokenizer, answer=f" {', '.join(asked)}", accepted=tuple(asked), facts=facts)
 
     def _stretches(self, keys: list[str], drawn: list[str]) -> tuple[list[Stretch], list[Stretch]]:
         """Return the needles that are asked for and the others."""
-        gold, others = [], []
+        gold: list[Stretch] = []
+        others: list[Stretch] = []
         for index, value in enumerate(drawn):
             key = keys[index // self.values]
             said = _NEEDLE.format(what=self.value_kind, key=key)

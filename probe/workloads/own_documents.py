@@ -89,7 +89,7 @@ class own_documents(Grid):
         asked = stretch("question", f"Question: {question}\nAnswer:")
 
         def index(count: int) -> int:
-            return round(cell.value("needle_depth") * count)
+            return round(float(cell.value("needle_depth")) * count)
 
         def compose(count: int) -> MarkedText:
             shown: list[OwnDocument | Stretch] = [*others[: index(count)]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.sample import Sample
-from probe.workloads.filler import among, check_filler, filler
+from probe.workloads.filling import among, check_filler, filler
 from probe.workloads.fitting import fit
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText

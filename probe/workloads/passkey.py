@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from typing import Any, Literal
 
 from probe.sample import Sample
-from probe.workloads.filler import NOISE
+from probe.workloads.filling import NOISE
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText
@@ -57,9 +57,10 @@ class passkey(Grid):
             before = round(cell.value("needle_depth") * count)
             noise = list(islice(cycle(NOISE), count))
             hidden = [] if self.given == "gold_absent" else [self._needle(key)]
-            lines = [" ".join(noise[:before]), *hidden, " ".join(noise[before:])]
             asked = stretch("question", _QUESTION.format(word=_WORD[self.form]))
-            return written(*_lines([stretch("instruction", _BEFORE[self.form]), *filter(None, lines), asked]))
+            lines: list[str | Stretch] = [stretch("instruction", _BEFORE[self.form]), " ".join(noise[:before])]
+            lines += [*hidden, " ".join(noise[before:]), asked]
+            return written(*_lines([line for line in lines if line]))
 
         what = f"{self.name}: the passkey and its question"
         if self.given == "gold_only":

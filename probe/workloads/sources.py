@@ -12,7 +12,7 @@ def source_hashes(workload: Any) -> dict[str, str]:
 
     Of a folder it is that of the names and contents of its files. A workload that says nothing of files has none.
     """
-    files = getattr(workload, "files", dict)()
+    files: dict[str, str] = getattr(workload, "files", dict)()
     return {name: _sha256(Path(path)) for name, path in sorted(files.items()) if Path(path).exists()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -86,7 +87,7 @@ def every_word() -> PreTrainedTokenizerFast:
     return _wrapped(tokenizer)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "bytes": byte_level,
     "bytes, tiny": lambda: byte_level(300),
     "bytes, beginning and end": lambda: byte_level(1500, "<s> $A </s>"),
@@ -95,7 +96,19 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="session", params=KINDS)
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """Each kind of tokenizer in turn."""
     return KINDS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def plain() -> PreTrainedTokenizerFast:
+    """A byte-level BPE without special tokens."""
+    return byte_level()
+
+
+@pytest.fixture(scope="session")
+def lexicon() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the lexicon's words and of flip-flops, for which all else is unknown."""
+    return word_level()

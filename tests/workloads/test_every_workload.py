@@ -1,0 +1,184 @@
+"""What every workload promises, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from probe import discovery
+from probe.casebook import build
+from probe.errors import CasebookError, UsageError
+from probe.sample import Sample
+from probe.success import judge
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# What makes each of them fit where a token is hardly more than a character, and by how much a length may be missed.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "needle": ({"depths": [0.5]}, 90),
+    "passkey": ({"depths": [0.3]}, 40),
+    "key_values": ({"depths": [0.7]}, 140),
+    "needles": ({"keys": 2, "values": 2}, 90),
+    "documents": ({"depths": [0.4], "num_documents": 3}, 90),
+    "variable_tracking": ({"hops": 3, "chains": 2}, 120),
+    "common_words": ({"num_common": 3, "common_repeats": 3, "uncommon_repeats": 1}, 60),
+    "frequent_words": ({}, 150),
+    "needle_threading": ({"steps": [2], "threads": 2}, 140),
+    "ancestral_trace": ({}, 160),
+    "flip_flop": ({"p": [0.8]}, 8),
+    "associative_recall": ({}, 2),
+    "padded_question": ({"depths": [0.5], "distances": [0.3]}, 90),
+    "plain_text": ({"text": "templates"}, 1),
+}
+OWN = {"own_prompts", "own_documents"}
+
+
+def built(name: str, tokenizer: Any, length: int, samples: int = 1, **fields: Any) -> list[Sample]:
+    given = {"lengths": [length], "samples": samples, **CASES[name][0], **fields}
+    return list(build("workloads", name, given).build(tokenizer))
+
+
+def test_every_workload_is_tested() -> None:
+    assert {*CASES, *OWN} == set(discovery.names("workloads"))
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(length=st.integers(1000, 2200), seed=st.integers(0, 50))
+@settings(max_examples=4, deadline=None, derandomize=True)
+def test_a_length_is_met_and_never_exceeded(
+    name: str, tokenizer: PreTrainedTokenizerFast, length: int, seed: int
+) -> None:
+    (sample,) = built(name, tokenizer, length, seed=seed)
+    assert length - CASES[name][1] <= len(sample.tokens) == sample.facts["num_tokens"] <= length
+    assert sample.facts["length"] == length
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_span_lies_in_the_prompt_and_the_question_ends_it(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    for sample in built(name, tokenizer, 1200, samples=3):
+        assert len({span.name for span in sample.spans}) == len(sample.spans) > 0
+        assert all(0 <= span.start < span.stop <= len(sample.tokens) for span in sample.spans)
+        if name != "plain_text":
+            assert sample.span("question").stop == len(sample.tokens)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"plain_text", "associative_recall"}))
+def test_the_answer_s_tokens_are_those_that_follow_the_prompt(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    for sample in built(name, tokenizer, 1200, samples=3):
+        prompt = tokenizer(sample.text, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(sample.text + sample.answer, add_special_tokens=False)["input_ids"]
+        assert list(sample.tokens[len(sample.tokens) - len(prompt) :]) == prompt
+        assert [*prompt, *sample.answer_tokens] == whole
+        assert "".join(tokenizer.decode(sample.answer_tokens).split()) == "".join(sample.answer.split())
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"plain_text"}))
+def test_the_right_answer_is_judged_right_and_another_wrong(name: str, plain: PreTrainedTokenizerFast) -> None:
+    first, second = built(name, plain, 1200, samples=8)[::7]
+    wrong = [*second.answer_tokens[::-1], *[3] * 40]
+    right = judge(first, first.answer_tokens, f"I say{first.answer}.")
+    assert (right.correct, right.score) == (True, 1.0)
+    assert right.rule.startswith(first.success_rule)
+    assert judge(first, wrong, "something else").correct is False
+    assert first.num_new_tokens >= len(first.answer_tokens) or name == "documents"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sample_depends_on_its_cell_and_the_seed_alone(name: str, plain: PreTrainedTokenizerFast) -> None:
+    fields = {"lengths": [1000, 1200], "samples": 2, **CASES[name][0]}
+    workload = build("workloads", name, fields)
+    whole = {sample.name: sample for sample in workload.build(plain)}
+    assert len(whole) == len(workload.cells()) == 4
+    for cell in reversed(workload.cells()):
+        (alone,) = workload.build(plain, [cell])
+        assert alone == whole[cell.name] == Sample.from_json(json.loads(json.dumps(alone.to_json())))
+    assert len({sample.text for sample in whole.values()}) == 4
+    others = build("workloads", name, {**fields, "seed": 7}).build(plain)
+    assert not {sample.text for sample in others} & {sample.text for sample in whole.values()}
+
+
+ANOTHER_PROCESS = """
+import json, sys
+from transformers import PreTrainedTokenizerFast
+from probe.casebook import build
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])
+for name, fields in json.loads(sys.argv[2]).items():
+    for sample in build("workloads", name, fields).build(tokenizer):
+        print(json.dumps(sample.to_json()))
+"""
+
+
+def test_another_process_builds_the_same_samples(plain: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    plain.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    asked = {name: {"lengths": [1000], "samples": 2, **fields} for name, (fields, _) in CASES.items()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "123"}
+    command = [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path / "tokenizer.json"), json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    here = [sample for name, fields in asked.items() for sample in build("workloads", name, fields).build(plain)]
+    assert [Sample.from_json(json.loads(line)) for line in done.stdout.splitlines()] == here
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"needle", "plain_text"}))
+def test_a_length_that_holds_nothing_is_refused_by_name(name: str, plain: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UsageError, match=rf"^{name}: .*(take|fit)"):
+        built(name, plain, 2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_field_is_named(name: str) -> None:
+    with pytest.raises(CasebookError, match="many"):
+        build("workloads", name, {**CASES[name][0], "lengths": ["many"]})
+    with pytest.raises(UsageError, match="samples"):
+        build("workloads", name, {**CASES[name][0], "samples": 0})
+    with pytest.raises(CasebookError, match="lenghts"):
+        build("workloads", name, {"lenghts": [1]})
+
+
+WITH_ABSENT = sorted({"passkey", "key_values", "needles", "documents", "variable_tracking"})
+
+
+@pytest.mark.parametrize("name", WITH_ABSENT)
+def test_samples_of_one_name_pair_across_what_is_given(name: str, plain: PreTrainedTokenizerFast) -> None:
+    whole, alone, absent = (
+        built(name, plain, 900, samples=4, given=given) for given in ("all", "gold_only", "gold_absent")
+    )
+    for there, gold, gone in zip(whole, alone, absent, strict=True):
+        assert there.name == gold.name == gone.name
+        assert there.answer_tokens == gold.answer_tokens == gone.answer_tokens
+        accepted = there.answers or (there.answer.strip(),)
+        questions = {plain.decode(each.tokens[each.span("question").start :]) for each in (there, gold, gone)}
+        assert len(questions) == 1
+        for each in accepted:
+            assert each in there.text
+            assert each in gold.text
+            assert each not in gone.text
+        assert len(gold.tokens) < len(there.tokens)
+        assert not [span.name for span in gone.spans if span.name.startswith("needle")]
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"needle", "associative_recall", "flip_flop", "plain_text"}))
+def test_an_answer_of_unknown_words_is_refused(name: str, lexicon: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UsageError, match="does not keep the answer"):
+        built(name, lexicon, 1500)
+
+
+def test_a_flip_flop_needs_five_words_alone(lexicon: PreTrainedTokenizerFast) -> None:
+    (sample,) = built("flip_flop", lexicon, 512)
+    assert len(sample.tokens) + 1 == 512
+    assert set(sample.tokens) <= {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("name", sorted({"passkey", "needles", "documents", "variable_tracking", "ancestral_trace"}))
+def test_131072_tokens_are_made(name: str, plain: PreTrainedTokenizerFast) -> None:
+    (sample,) = built(name, plain, 131_072)
+    assert 131_072 - 400 < len(sample.tokens) <= 131_072
