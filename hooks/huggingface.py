@@ -228,8 +228,8 @@ class HuggingFaceModel:
         with ExitStack() as stack:
             stack.enter_context(attached(self.hf, _handing_out(on_call)))
             if on_residual is not None:
-                layers = [*self.attention_layers.values(), *self.recurrent_layers.values()]
-                modules = [layer.module() for layer in layers]
+                modules = [layer.module() for layer in self.attention_layers.values()]
+                modules += [layer.module() for layer in self.recurrent_layers.values()]
                 stack.enter_context(watched_residuals(self.hf, [each for each in modules if each], on_residual))
             if on_recurrence is not None:
                 stack.enter_context(watched_recurrences(self.hf, on_recurrence))
