@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -116,13 +116,12 @@ class _watch:
             )
         lengths = [part.value.shape[1] for part in parts]
         if len(parts) > 1 and sum(lengths) == facts.num_queries:
-            joined = {name: _joined(parts, name, 1) for name in _BY_TOKEN}
-            return dataclasses.replace(parts[0], **joined, state_after=parts[-1].state_after)
+            return _joined(parts, dict.fromkeys(_BY_TOKEN, 1), state_after=parts[-1].state_after)
         if any(length != facts.num_queries for length in lengths):
             self._refuse(f"it scans {lengths} tokens where the forward has {facts.num_queries}")
         if len(parts) == 1:
             return parts[0]
-        return dataclasses.replace(parts[0], **{name: _joined(parts, name, dim) for name, dim in _BY_HEAD.items()})
+        return _joined(parts, _BY_HEAD)
 
     def _hand_out(self, whole: scanned, facts: forward_facts) -> None:
         for sample in range(facts.num_samples):
@@ -202,6 +201,10 @@ def _by_phase(recurrence: Recurrence, facts: forward_facts) -> list[Recurrence]:
     return [recurrence.between(0, last), dataclasses.replace(answer, phase="decode")]
 
 
-def _joined(parts: list[scanned], name: str, dim: int) -> Tensor | None:
-    tensors = [getattr(part, name) for part in parts]
-    return None if tensors[0] is None else torch.cat(tensors, dim)
+def _joined(parts: list[scanned], along: Mapping[str, int], **others: Any) -> scanned:
+    """Join tensors along the axis given for each; the rest is as in the first part."""
+    joined: dict[str, Any] = {}
+    for name, dim in along.items():
+        tensors = [getattr(part, name) for part in parts]
+        joined[name] = None if tensors[0] is None else torch.cat(tensors, dim)
+    return dataclasses.replace(parts[0], **joined, **others)

@@ -144,7 +144,7 @@ class Recurrence:
         by_state, channels = decays[-2] > 1, decays[-1]
         by_channel = channels > 1
         if by_state and by_channel:
-            return max(1, min(BLOCK_TOKENS, BLOCK_ELEMENTS // (self.num_heads * states * channels)))
+            return max(1, min(BLOCK_TOKENS, BLOCK_ELEMENTS // (self.num_heads * states * int(channels))))
         if self.delta and by_state:
             # Pairs of tokens have a decay for each component.
             return max(1, min(BLOCK_TOKENS, int((BLOCK_ELEMENTS / (self.num_heads * states)) ** 0.5)))

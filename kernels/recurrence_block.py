@@ -82,7 +82,8 @@ class RecurrenceBlock:
         held = torch.einsum("chn,hnp->hcp", self.key * self._decay(self.summed)[..., 0], state)
         system = self._pairs() * self.gate[..., 0].T[:, None, :]
         wanted = self.value.transpose(0, 1) - held
-        return torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True).transpose(0, 1)
+        corrected: Tensor = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+        return corrected.transpose(0, 1)
 
     def _pairs(self) -> Float[Tensor, "state_head token token"]:
         """Return W_ij = k_i · (the decay from j to i) k_j for i > j, 0 elsewhere."""

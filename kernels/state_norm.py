@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,4 +36,4 @@ class state_norm(Statistic):
         return {"": dense.after_every(self.every, self.of_state)}
 
     def of_state(self, state: Float[Tensor, "state_head state channel"]) -> Float[Tensor, "state_head"]:
-        return state.flatten(1).norm(dim=-1)
+        return torch.linalg.vector_norm(state, dim=(-2, -1))

@@ -63,12 +63,11 @@ def _in_heads(state: Tensor) -> Tensor:
 
 def _scanned(call: function_call, output: Tensor, before: Tensor | None, after: Tensor | None) -> scanned:
     given, one_token = call.arguments, call.name == "mamba_selective_state_update"
-    names = ("C", "B", "hidden_states", "dt", "z")
-    query, key, value, step, gate = (
-        # batch × channel or state × token
-        None if given[name] is None else given[name][..., None] if one_token else given[name]
-        for name in names
+    # batch × channel or state × token
+    query, key, value, step = (
+        given[name][..., None] if one_token else given[name] for name in ("C", "B", "hidden_states", "dt")
     )
+    gate = given["z"][..., None] if one_token and given["z"] is not None else given["z"]
     bias = given["dt_bias" if one_token else "delta_bias"]
     softplus = given["dt_softplus" if one_token else "delta_softplus"]
     step = step_size(step, None if bias is None else bias[:, None], softplus).transpose(1, 2)[:, :, None]
