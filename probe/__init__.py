@@ -29,23 +29,27 @@ _PUBLIC = {
     "Trace": "probe.storage.trace_store",
     "Run": "probe.storage.trace_store",
     "ProbeError": "probe.errors",
-    "needle": "probe.workloads.needle",
-    "ablate_heads": "probe.hooks.ablate_heads",
-    "attention_sinks": "probe.analyses.attention_sinks",
-    "effective_length": "probe.analyses.effective_length",
-    "head_ablation": "probe.analyses.head_ablation",
-    "position_bias": "probe.analyses.position_bias",
-    "retrieval_heads": "probe.analyses.retrieval_heads",
 }
+"""Names that are no member of a room; a room's members are found by a scan of its folder."""
+
+_ROOMS = ("analyses", "workloads", "hooks")
+"""Rooms whose members are public names: `probe.attention_sinks`, `probe.needle`, `probe.ablate_heads`."""
+
+
+def _public() -> dict[str, str]:
+    discovery = importlib.import_module("probe.discovery")
+    found = {name: module for room in _ROOMS for name, module in discovery.modules(room).items()}
+    return _PUBLIC | {name: module for name, module in found.items() if module.startswith("probe.")}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    module = _PUBLIC.get(name) or (None if name.startswith("_") else _public().get(name))
+    if module is None:
         raise AttributeError(f"module 'probe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted({*globals(), *_public()})

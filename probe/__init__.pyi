@@ -1,5 +1,6 @@
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
 from probe.analyses.effective_length import effective_length as effective_length
+from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
 from probe.analyses.head_ablation import head_ablation as head_ablation
 from probe.analyses.position_bias import position_bias as position_bias
 from probe.analyses.retrieval_heads import retrieval_heads as retrieval_heads
@@ -16,6 +17,23 @@ from probe.storage.merging import merge as merge
 from probe.storage.trace_store import Run as Run
 from probe.storage.trace_store import Trace as Trace
 from probe.storage.trace_store import open as open
+from probe.workloads.ancestral_trace import ancestral_trace as ancestral_trace
+from probe.workloads.associative_recall import associative_recall as associative_recall
+from probe.workloads.common_words import common_words as common_words
+from probe.workloads.documents import documents as documents
+from probe.workloads.flip_flop import flip_flop as flip_flop
+from probe.workloads.frequent_words import frequent_words as frequent_words
+from probe.workloads.key_values import key_values as key_values
 from probe.workloads.needle import needle as needle
+from probe.workloads.needle_threading import needle_threading as needle_threading
+from probe.workloads.needles import needles as needles
+from probe.workloads.own_documents import own_documents as own_documents
+from probe.workloads.own_prompts import own_prompts as own_prompts
+from probe.workloads.padded_question import padded_question as padded_question
+from probe.workloads.passkey import passkey as passkey
+from probe.workloads.plain_text import plain_text as plain_text
+from probe.workloads.variable_tracking import variable_tracking as variable_tracking
 
 __version__: str
+
+def _public() -> dict[str, str]: ...

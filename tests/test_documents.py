@@ -123,7 +123,7 @@ def test_links_lead_somewhere(document: str) -> None:
 def test_the_readme_names_only_what_is_public() -> None:
     names = set(re.findall(r"\bprobe\.([a-z_]+)\(", README))
     assert names
-    assert names <= set(vars(probe)["_PUBLIC"])
+    assert names <= set(probe._public())
 
 
 def test_the_readme_names_only_options_that_exist() -> None:

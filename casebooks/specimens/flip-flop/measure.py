@@ -10,14 +10,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from train import READ, TRAINED_LENGTH, WRITE, ZERO, flip_flop_rows, recurrent
 from transformers import AutoModelForCausalLM
+
+TRAINING = runpy.run_path(str(Path(__file__).with_name("train.py")))
+READ, WRITE, ZERO = (TRAINING[name] for name in ("READ", "WRITE", "ZERO"))
+TRAINED_LENGTH, flip_flop_rows, recurrent = (
+    TRAINING[name] for name in ("TRAINED_LENGTH", "flip_flop_rows", "recurrent")
+)
 
 # Not a seed of training, whose rows are drawn from 0, 1, 2.
 WORKLOAD_SEED = 1000
