@@ -16,11 +16,16 @@ def as_masked(
     call: Call, mask: Tensor | None, facts: forward_facts, options: dict[str, Any], *,
     sample: int, rows: tuple[int, int], columns: tuple[int, int],
 ) -> Call | str:  # fmt: skip
-    """Return the call in the documents that its mask has, or in words where the mask is another than the call's.
+    """Return the call in the documents that its mask has, or in words why it is not the model's attention.
 
     Without a 4-D mask the call is as it was read. Whether packed sequences are kept apart only a mask says:
     transformers does so without a cache alone. A mask that layers share is compared once.
     """
+    if call.key_start > 0 and call.window is None and call.document is None:
+        return (
+            f"its cache dropped the {call.key_start} oldest keys though its attention has no window, so that it is "
+            "another than in one forward"
+        )
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         return call
     shown = shown_by_mask(call, options.get("mask_shows", "all"))

@@ -39,5 +39,6 @@ class falcon(AttentionModule):
             facts,
             mask_bias=in_mask,
             alibi_slope=times * of.inv_norm_factor * alibi_slopes(of.num_heads).to(alibi.device),
-            key_bias=times * in_mask,
+            # Its scores are float32, so that a bias that was rounded to less shows.
+            key_bias=times * in_mask.float(),
         )

@@ -227,15 +227,31 @@ def test_a_uniform_head_is_one_whose_queries_are_projected_to_nothing(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_no_alibi_is_refused(random: Any, tokens: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_alibi_is_refused(random: Any, tokens: Any, dtype: torch.dtype) -> None:
     # Falcon rounds its biases to bfloat16, which shows where slopes are no powers of two.
-    model = load(random("falcon-alibi", num_attention_heads=16, num_kv_heads=16, hidden_size=64))
+    model = load(random("falcon-alibi", num_attention_heads=16, num_kv_heads=16, hidden_size=64).to(dtype))
     with (
         torch.no_grad(),
         model.calls(lambda sample, call: None),
         pytest.raises(NotReproducible, match=r"FalconForCausalLM, layer 0: what it adds .* is no ALiBi"),
     ):
         model.hf(input_ids=tokens(1, 129))
+
+
+def test_a_forward_that_accelerate_has_wrapped_is_watched(random: Any, tokens: Any, attention: Any) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    model, prompt = load(random("gptj")), tokens(1, 9)
+    for block in model.hf.transformer.h:
+        add_hook_to_module(block.attn, ModelHook())
+    before = [dict(vars(block.attn)) for block in model.hf.transformer.h]
+    with torch.no_grad(), model.calls(attention):
+        model.hf(input_ids=prompt)
+    assert [dict(vars(block.attn)) for block in model.hf.transformer.h] == before
+    expected = eager_weights(random, "gptj", input_ids=prompt)
+    for (layer, _), found in attention.matrices(9).items():
+        torch.testing.assert_close(found, expected[layer][0], rtol=0, atol=1e-5)
 
 
 def test_another_product_inside_the_module_is_refused(

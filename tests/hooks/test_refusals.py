@@ -19,7 +19,6 @@ SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 @pytest.mark.parametrize(
     ("kind", "fields", "name", "reason"),
     [
-        ("mamba", {"state_size": 4}, "MambaForCausalLM", "never called"),
         ("gpt2", {"reorder_and_upcast_attn": True}, "GPT2LMHeadModel", "never called"),
         ("diffllama", {"num_key_value_heads": 2, "intermediate_size": 48}, "DiffLlamaForCausalLM", "more than once"),
     ],
@@ -148,6 +147,16 @@ def test_a_mask_that_is_not_padding_is_refused(make: Any, tokens: Any, mask: Ten
         pytest.raises(NotReproducible, match=f"LlamaForCausalLM: .*{reason}"),
     ):
         model.hf(input_ids=tokens(1, 9), attention_mask=mask)
+
+
+def test_a_cache_that_drops_keys_which_attention_would_see_is_refused(make: Any, tokens: Any) -> None:
+    # Moshi's configuration has a window, by which the cache goes and its attention does not.
+    fields = {"sliding_window": 16, "ffn_dim": 48, "num_codebooks": 2, "audio_vocab_size": 61}
+    model = load(make("moshi", **fields))
+    with model.calls(lambda sample, call: None):
+        state = model.prefill(tokens(16).tolist())
+        with pytest.raises(NotReproducible, match="MoshiForCausalLM, layer 0: its cache dropped"):
+            model.step(state, [5])
 
 
 def test_what_is_no_transformers_model_is_a_usage_error() -> None:
