@@ -36,4 +36,5 @@ class state_norm(Statistic):
         return {"": dense.after_every(self.every, self.of_state)}
 
     def of_state(self, state: Float[Tensor, "state_head state channel"]) -> Float[Tensor, "state_head"]:
-        return torch.linalg.vector_norm(state, dim=(-2, -1))
+        norm: Tensor = torch.linalg.vector_norm(state, dim=(-2, -1))
+        return norm
