@@ -171,7 +171,8 @@ class attention_switch:
         if self.stacks and module not in self.stacks:
             return
         self.root = module
-        said = {"model_name": self.name, "phase": self.phase, "tokens": self.tokens, "handed": self.handed}
+        said: dict[str, Any] = {"model_name": self.name, "phase": self.phase, "tokens": self.tokens}
+        said["handed"] = self.handed
         part = self.stacks.get(module)
         if part is None:
             self.forward = forward_facts.of(module, args, kwargs, **said)

@@ -16,8 +16,8 @@ def by_phase(call: Call, facts: forward_facts, offset: int) -> list[Call]:
     """
     if facts.tokens is not None:
         # A model's layers may lie on different devices.
-        tokens = facts.tokens[offset : offset + call.num_keys].to(call.query.device)
-        call = dataclasses.replace(call, tokens=tokens)
+        here = facts.tokens[offset : offset + call.num_keys].to(call.query.device)
+        call = dataclasses.replace(call, tokens=here)
     if facts.phase is not None or not (call.causal or call.part == "cross"):
         return [call]
     if facts.num_past > 0 or call.num_queries == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import transformers
@@ -24,9 +25,14 @@ def checkpoint_class(settings: dict[str, Any]) -> Any:
     if getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return AutoModelForSeq2SeqLM
     named = getattr(transformers, next(iter(config.architectures or ()), ""), None)
-    if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
+    if not (isinstance(named, type) and issubclass(named, PreTrainedModel) and _reads_text_alone(named)):
         return AutoModelForCausalLM
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     answers = causal and named is MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return named if not answers and (encodes or not causal) else AutoModelForCausalLM
+
+
+def _reads_text_alone(model: type[PreTrainedModel]) -> bool:
+    takes = inspect.signature(model.forward).parameters
+    return "input_ids" in takes and not {"pixel_values", "input_features", "input_values"} & set(takes)

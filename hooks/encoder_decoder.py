@@ -78,16 +78,16 @@ class EncoderDecoderModel(HuggingFaceModel):
         return tuple(found)
 
     @torch.no_grad()
-    def prefill(
+    def prefill(  # type: ignore[override]
         self, tokens: Sequence[int], *, chunk_tokens: int = 2048, on_logits: OnLogits | None = None,
         cache: Cache = "device", whole: int | None = None,
-    ) -> encoder_decoder_state:  # type: ignore[override]  # fmt: skip
+    ) -> encoder_decoder_state:  # fmt: skip
         """Put a text through the encoder, at once, and the start tokens but the last through the decoder.
 
         The last of `start_tokens` is left to `step`: its logits are those of the answer's first token. `on_logits` gets
         the logits that predict the start tokens after the first. A text has no chunks here, so `chunk_tokens`
-        and `whole` change nothing. Raises `DeviceTooSmall` where the encoder has no room for it, `UsageError` for an empty text and for
-        `cache="offload"`.
+        and `whole` change nothing. Raises `DeviceTooSmall` where the encoder has no room for it, `UsageError` for an
+        empty text, one that is longer than learned positions are, and `cache="offload"`.
         """
         if not len(tokens):
             raise UsageError(f"{self.name}: an encoder needs a text to read")

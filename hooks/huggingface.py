@@ -342,20 +342,13 @@ def load(
     check_loaded(found.hf)
     if device_map is None:
         move(found.hf, place or torch.device("cuda" if torch.cuda.is_available() else "cpu"), asked=place is not None)
-    kind = _class_for(found.hf)
+    # It imports what derives from the class above.
+    from probe.hooks.model_class import model_class
+
+    kind = model_class(found.hf)
     if tokenizer is not None:
         return kind(found.hf, tokenizer, name=name_or_model)
     return kind(found.hf, found.tokenizer, name=name_or_model, tokenizer_error=found.tokenizer_error)
-
-
-def _class_for(hf: PreTrainedModel) -> type[HuggingFaceModel]:
-    # Both derive from the class above.
-    from probe.hooks.encoder import EncoderModel, reads_both_ways
-    from probe.hooks.encoder_decoder import EncoderDecoderModel
-
-    if getattr(hf.config, "is_encoder_decoder", False):
-        return EncoderDecoderModel
-    return EncoderModel if reads_both_ways(hf) else HuggingFaceModel
 
 
 def _wrapped(
@@ -376,7 +369,9 @@ def _wrapped(
     check_loaded(hf)
     if device is not None:
         move(hf, device, asked=True)
-    return _class_for(hf)(hf, tokenizer, compiled=compiled)
+    from probe.hooks.model_class import model_class
+
+    return model_class(hf)(hf, tokenizer, compiled=compiled)
 
 
 def _device(device: str | torch.device) -> torch.device:

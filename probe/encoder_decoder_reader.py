@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from probe.errors import UsageError
 from probe.hooks.encoder_decoder import EncoderDecoderModel
 from probe.kernels.call import Call

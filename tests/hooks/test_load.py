@@ -129,11 +129,11 @@ def test_a_configuration_that_cannot_be_is_named_with_the_reason(folder: Path, c
 
 
 def test_a_model_that_predicts_no_next_token_is_refused_in_few_words(tmp_path: Path) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import ViTConfig, ViTModel
 
-    config = T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(NotAvailable, match=r": T5Config is not the configuration of a causal language model$"):
+    config = ViTConfig(image_size=8, patch_size=4, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    ViTModel(ViTConfig.from_dict({**config.to_dict(), "num_attention_heads": 4})).save_pretrained(tmp_path)
+    with pytest.raises(NotAvailable, match=r": ViTConfig is not the configuration of a causal language model$"):
         load(str(tmp_path))
 
 
