@@ -49,8 +49,17 @@ class continuation:
     """How far it is then from one forward over everything, as a share of the largest value."""
     works: bool = True
     """Whether that is no more than rounding."""
+    failure: str = ""
+    """What transformers said where a forward on what the model keeps failed."""
     own_step: bool = False
     """Whether the model itself computes a single token otherwise than several, though it goes on from its state."""
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong with it, after "several tokens"."""
+        if self.failure:
+            return f"fail ({self.failure})"
+        return f"give other logits than in one forward (off by {self.off_by:.2g} of the largest)"
 
 
 def continuation_of(model: PreTrainedModel, *, several: bool) -> continuation:
@@ -75,9 +84,8 @@ def check_continuation(model: PreTrainedModel, num_new: int) -> tuple[continuati
     if not found.works:
         what = "several tokens" if num_new > 1 else "a token"
         raise NotReproducible(
-            f"{name_of(model)}: {what} put through on its cache give other logits than in one forward (off by "
-            f"{found.off_by:.2g} of the largest), so a prompt has to go through in one chunk"
-            + (", and a token at a time after it" if num_new > 1 else ", and nothing can follow it")
+            f"{name_of(model)}: {what} put through on its cache {found.wrong}, so a prompt has to go through in one "
+            + ("chunk, and a token at a time after it" if num_new > 1 else "chunk, and nothing can follow it")
         )
     return found.repairs
 
@@ -100,10 +108,11 @@ def _tried(model: PreTrainedModel, several: bool) -> continuation:
 def _compared(model: PreTrainedModel, several: bool, repairs: tuple[continuation_repair, ...]) -> continuation:
     try:
         off_by, allowed = _difference(model, _pieces(model, several), repairs)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         # transformers' cache of a window of one token keeps all tokens.
-        _log.info("%s: what goes on from its cache fails: %s", name_of(model), error)
-        off_by, allowed = float("inf"), 0.0
+        return continuation(repairs, float("inf"), works=False, failure=str(error).partition("\n")[0])
     return continuation(repairs, off_by, off_by <= allowed)
 
 

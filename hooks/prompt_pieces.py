@@ -73,23 +73,21 @@ def _instead(
             return 1
         _say_once(
             model,
-            f"several tokens put through on what it keeps are off by {several.off_by:.2g} of the largest value from "
-            f"one forward, so after {chunk_tokens} tokens the prompt goes through token by token: no more memory, a "
-            f"forward for each; chunk_tokens of {num_left} and more puts it through at once, if there is room",
+            f"several tokens put through on its cache {several.wrong}, so after {chunk_tokens} tokens the prompt goes "
+            f"through token by token: no more memory, a forward for each; chunk_tokens of {num_left} and more puts it through at once, if there is room",
         )
         return chunk_tokens
     if state.num_tokens == 0:
         _say_once(
             model,
-            f"tokens put through on what it keeps are off by {several.off_by:.2g} of the largest value from one "
-            f"forward, so all {num_left} tokens of the prompt go through at once, not {chunk_tokens}: the activations "
-            "of all are held together",
+            f"tokens put through on its cache {several.wrong}, so all {num_left} tokens of the prompt go through at "
+            f"once, not {chunk_tokens}: the activations of all are held together",
         )
     return num_left
 
 
 def _say_once(model: PreTrainedModel, words: str) -> None:
-    kind = words.partition(",")[0]
+    kind = words.partition(" ")[0]
     if kind not in _said.setdefault(model, set()):
         _said[model].add(kind)
         _log.warning("%s: %s", name_of(model), words)
