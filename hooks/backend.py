@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from probe import discovery
-from probe.errors import NotAvailable, UsageError
+from probe.errors import NotAvailable, NotReproducible, UsageError
 from probe.hooks.huggingface import HuggingFaceModel
 
 
@@ -76,9 +76,14 @@ def load(model: Any, *, backend: str | None = None, remote: bool = False, **opti
 def transformers_model_of(model: Any) -> PreTrainedModel:
     """Return the transformers model inside whatever is given: a loaded model, an object of a backend, or the bare one.
 
-    What an intervention acts on.
+    What an intervention acts on. Raises `NotReproducible` for a model that runs elsewhere.
     """
     if isinstance(model, HuggingFaceModel):
+        if model.is_remote:
+            raise NotReproducible(
+                f"{model.name}: interventions, and what reads weights, are not sent to NDIF; "
+                "run the model here for them"
+            )
         return model.hf
     backend: Backend = discovery.get("backends", _library_of(model, False))()
     return backend.transformers_model(model)

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from probe.errors import NotReproducible
 from probe.hooks.attention_by_rows import attention_by_rows
 from probe.hooks.attention_interface import masks_as_sdpa, own_attention
 from probe.hooks.attention_tap import site
 from probe.hooks.chunk_attention import attend
 from probe.hooks.fused_attention import fused_attention
-from probe.hooks.pending_scores import of_rows, pending_scores
+from probe.hooks.pending_scores import of_rows, pending_scores, unknown_step
 
 if TYPE_CHECKING:
     from probe.hooks.attention_switch import attention_switch
@@ -69,7 +68,7 @@ def _without_pattern(component: Any, switch: attention_switch) -> Iterator[None]
         if not isinstance(attn_scores, pending_scores):
             return own_mask(attn_scores, attention_mask, seq_len, q_seq_len)
         if attention_mask is None:
-            return attn_scores
+            return dataclasses.replace(attn_scores, ahead_hidden=_is_causal(component))
         if attention_mask.ndim != 4:
             raise switch.not_reproducible(component, f"its mask has {attention_mask.ndim} axes, not 4")
         return attn_scores + attention_mask[:, :, -attn_scores.shape[2] :, :seq_len]
@@ -78,8 +77,11 @@ def _without_pattern(component: Any, switch: attention_switch) -> Iterator[None]
         if switch.rests:
             return forward(*args, **kwargs)
         caught = bridge_products(component, switch)
-        with _readers(component, caught), caught:
-            result = forward(*args, **kwargs)
+        try:
+            with _readers(component, caught), caught:
+                result = forward(*args, **kwargs)
+        except unknown_step as error:
+            raise switch.not_reproducible(component, f"its TransformerLens bridge: {error}") from None
         if caught.num_done != 2:
             raise switch.not_reproducible(component, f"{type(component).__name__} did not attend")
         if isinstance(attributes.get("_pattern"), pending_scores):
@@ -133,10 +135,7 @@ class bridge_products(TorchFunctionMode):
                 self._refuse("more than the two products of attention")
             return self._scores(*args) if self.num_done == 1 else self._mixed(*args)
         if pending:
-            try:
-                return pending_scores.__torch_function__(function, types, args, kwargs)
-            except NotReproducible as error:
-                self._refuse(str(error))
+            return pending_scores.__torch_function__(function, types, args, kwargs)
         if function is torch.cat and self.matrix is not None and args[0][0] is self.matrix and self.noted is not None:
             self.noted = self.noted.with_sink(args[0][1])
         return function(*args, **kwargs)
@@ -168,7 +167,7 @@ class bridge_products(TorchFunctionMode):
         options = {
             "scaling": noted.scale * noted.softcap if noted.capped else noted.scale,
             "is_causal": self._causal(),
-            "sliding_window": getattr(self.component, "sliding_window", None),
+            "sliding_window": _window(self.component, mask),
             "softcap": noted.softcap if noted.capped else None,
             "s_aux": None if noted.sink is None else noted.sink[0, :, 0, 0],
         }
@@ -188,7 +187,7 @@ class bridge_products(TorchFunctionMode):
         return output.transpose(1, 2)
 
     def _causal(self) -> bool:
-        return bool(self.component.is_causal) and not self.component.is_cross_attention
+        return _is_causal(self.component)
 
     def _refuse(self, what: str) -> NoReturn:
         raise self.switch.not_reproducible(self.component, f"its TransformerLens bridge: {what}")
@@ -204,5 +203,22 @@ def _num_repeats(component: Any, key: Tensor) -> int:
     if groups > 1 and (
         key.shape[1] % groups or not all(torch.equal(key[:, 0::groups], key[:, i::groups]) for i in range(1, groups))
     ):
-        raise NotReproducible(f"{type(component).__name__}: its keys are not those of {groups} heads each")
+        raise unknown_step(f"its keys are not those of groups of {groups} heads")
     return groups
+
+
+def _window(component: Any, mask: Tensor | None) -> int | None:
+    """The layer's window, where its mask has one: a model may have it in full layers' configuration too."""
+    window = getattr(component, "sliding_window", None)
+    if window is None:
+        window = getattr(getattr(component.original_component, "config", None), "sliding_window", None)
+    if mask is None or not isinstance(window, int):
+        return None
+    # The last row of the longest sample is no padding.
+    last = mask[:, :, -1]
+    seen = last if last.dtype == torch.bool else last == 0
+    return window if int(seen.sum(dim=-1).amax()) <= window else None
+
+
+def _is_causal(component: Any) -> bool:
+    return bool(component.is_causal) and not component.is_cross_attention

@@ -49,6 +49,8 @@ class HuggingFaceModel:
 
     backend: ClassVar[str] = "huggingface"
     """The library that it is had by (see `probe.hooks.backend`)."""
+    is_remote: ClassVar[bool] = False
+    """Whether it runs elsewhere, so that prompts leave this machine."""
 
     def __init__(
         self,

@@ -14,6 +14,10 @@ from torch import Tensor
 from probe.errors import NotReproducible
 
 
+class unknown_step(NotReproducible):
+    """Something is done to scores that is not understood; whoever knows the model and the layer puts them before it."""
+
+
 @dataclass(frozen=True, eq=False)
 class pending_scores:
     """Stands where a tensor of batch × head × query × key would stand, and notes the steps from scores to pattern.
@@ -37,6 +41,8 @@ class pending_scores:
     """Factor after `tanh`."""
     masks: tuple[Tensor, ...] = ()
     """What was added to the scores, and, boolean, True where a key was not hidden."""
+    ahead_hidden: bool = False
+    """Whether keys after the query are hidden without a mask that says so; the last query stands at the last key."""
     sink: Float[Tensor, "batch head query 1"] | None = None
     """A column that was put beside the keys."""
     is_pattern: bool = False
@@ -151,9 +157,18 @@ class pending_scores:
             made = made.tanh() * self.softcap
         for mask in self.masks:
             made = made + _added(mask, made.dtype)
+        if self.ahead_hidden:
+            num_queries, num_keys = made.shape[-2:]
+            seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=made.device)
+            made = made.masked_fill(~seen.tril(num_keys - num_queries), torch.finfo(made.dtype).min)
         if self.sink is not None:
             made = torch.cat([made, self.sink.to(made)], dim=-1)
         return made.softmax(dim=-1, dtype=torch.float32).to(self.dtype) if self.is_pattern else made
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _unknown(f"{name} of its scores")
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -221,5 +236,5 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _unknown(what: str) -> NotReproducible:
-    return NotReproducible(f"its attention does what is not understood: {what}")
+def _unknown(what: str) -> unknown_step:
+    return unknown_step(f"its attention does what is not understood: {what}")

@@ -167,6 +167,10 @@ def _tables(model: PreTrainedModel, num_tokens: int) -> Iterator[tuple[str, dict
     """Yield the rotary tables that the decoder's modules hold, by module, and by layer type where one has several."""
     decoder = text_decoder(model)
     for path, module in decoder.named_modules():
+        if "_original_component" in module._modules:
+            # A TransformerLens component, which answers for what it stands in the place of.
+            continue
+        path = path.replace("._original_component", "")
         if isinstance(getattr(module, "inv_freq", None), Tensor):
             yield path, _table(module, None, num_tokens)
             continue

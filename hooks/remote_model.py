@@ -20,6 +20,7 @@ from probe.hooks.attention_interface import loaded_attention
 from probe.hooks.attention_layers import attention_layer
 from probe.hooks.attention_switch import watchers
 from probe.hooks.huggingface import HuggingFaceModel, OnCall, OnResidual
+from probe.hooks.positions import training_length
 from probe.hooks.prefill import OnLogits
 from probe.hooks.remote_forward import attention_paths, attention_shapes, layer_inputs, remote_forward
 from probe.hooks.verification import recomputed
@@ -57,6 +58,7 @@ class RemoteModel(HuggingFaceModel):
     """
 
     backend = "nnsight"
+    is_remote = True
 
     def __init__(
         self,
@@ -118,6 +120,12 @@ class RemoteModel(HuggingFaceModel):
         """That it is not known."""
         return "not known: the weights are on NDIF"
 
+    def positions(self, num_tokens: int) -> dict[str, Any]:
+        """What is known of positions: of a model without weights here, which cannot be looked at, the training length."""
+        if not next(self.hf.parameters()).is_meta:
+            return super().positions(num_tokens)
+        return {"num_tokens": num_tokens, "layers": {}, "rotary": {}, "training_length": training_length(self.hf, {})}
+
     def provenance(self) -> dict[str, Any]:
         """What the model is, and that its prompts left the machine."""
         facts = super().provenance()
@@ -161,7 +169,10 @@ class RemoteModel(HuggingFaceModel):
         self, tokens: Sequence[int], *, chunk_tokens: int = 2048, on_logits: OnLogits | None = None,
         cache: Literal["device", "offload"] = "device", whole: int | None = None,
     ) -> Any:  # fmt: skip
-        """Put a prompt through in one request; chunks and caches are the server's business and mean nothing here."""
+        """Put a prompt through in one request; chunks and caches are the server's business and mean nothing here.
+
+        Where a later request rotates the prompt's keys otherwise (dynamic NTK scaling), `step` refuses it by name.
+        """
         state = remote_state(torch.zeros(0, dtype=torch.long))
         if len(tokens):
             logits = self._put_through(state, tokens, "prefill", logits=on_logits is not None)

@@ -50,6 +50,8 @@ def run(
     depths: tuple[float, ...] | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    backend: str | None = None,
+    remote: bool = False,
     device: str | None = None,
     dtype: str | None = None,
     haystack: str | Path | None = None,
@@ -64,7 +66,8 @@ def run(
 ) -> Run:
     """Play `casebook` on `model` and return the run, with its findings and its report on disk.
 
-    `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave. `limit` is the number of
+    `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave or takes; `backend` and `remote`
+    are as there, and with `remote` every prompt leaves this machine. `limit` is the number of
     samples per cell. With `private` the folder holds neither token ids nor text, and analyses that need them are not
     made, by name. `engine`, `deterministic` and `cache` are as in `probe.trace`. A folder that holds this very run is
     continued; one that holds another is refused unless `force`.
@@ -78,6 +81,8 @@ def run(
         depths=depths,
         limit=limit,
         seed=seed,
+        backend=backend,
+        remote=remote,
         device=device,
         dtype=dtype,
         haystack=haystack,
@@ -132,6 +137,9 @@ class Player:
         for key in ("adapters", "device_map", "quantisation", "trust_remote_code"):
             if provenance.get(key) is not None:
                 identity[key] = json.dumps(provenance[key], sort_keys=True)
+        if provenance["backend"] != "huggingface":
+            versions = provenance["versions"]
+            identity["backend"] = f"{provenance['backend']} {versions.get(provenance['backend'])}"
         for package in ("longcontext-probe", "torch", "transformers"):
             identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
         identity |= self.reading.identity()
@@ -384,9 +392,11 @@ def dry_run(
 ) -> DryRun:
     """Return what `run` with these options would take, without reading more than two of its samples.
 
-    Raises what `run` raises before it reads anything.
+    Raises what `run` raises before it reads anything, and UsageError for a model on NDIF: the two would be sent.
     """
     book, loaded = prepare(casebook, **options)
+    if loaded.is_remote:
+        raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(engine, deterministic, cache)
     Player(book, loaded, folder, Silent(), private=private, reading=reading).check()

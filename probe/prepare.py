@@ -28,6 +28,8 @@ def prepare(
     depths: tuple[float, ...] | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    backend: str | None = None,
+    remote: bool = False,
     device: str | None = None,
     dtype: str | None = None,
     haystack: str | Path | None = None,
@@ -48,6 +50,8 @@ def prepare(
     ).apply(given)
     loaded = capture.load(
         book.model if model is None or isinstance(model, str | Path) else model,
+        backend=backend,
+        remote=remote,
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code,

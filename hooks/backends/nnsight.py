@@ -6,9 +6,9 @@ import sys
 from importlib.metadata import version
 from typing import Any, ClassVar
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
-from probe.errors import NotReproducible, UsageError
+from probe.errors import NotAvailable, NotReproducible, UsageError
 from probe.hooks import huggingface
 from probe.hooks.backend import Backend, named_only
 from probe.hooks.huggingface import HuggingFaceModel
@@ -70,13 +70,25 @@ class nnsight(Backend):
             raise UsageError(f"{', '.join(chosen)} cannot be chosen for a model on NDIF, which is loaded there")
         name = None if self.recognises(model) else named_only("nnsight", model, "NDIF runs models that it has by name")
         if name is not None:
-            from nnsight import TransformersModel
-
-            model = TransformersModel(name, task="text-generation", **({"revision": revision} if revision else {}))
+            model = _without_weights(name, tokenizer, {"revision": revision} if revision else {})
         if not hasattr(model, "to_model_key"):
             raise UsageError(f"{type(model).__name__} has no name on NDIF: give nnsight.TransformersModel(hub id)")
         sized: dict[str, Any] = {} if size is None else {"remote_gigabytes": float(size)}
         return RemoteModel(model, tokenizer or model.tokenizer, name=name, **sized)
+
+
+def _without_weights(name: str, tokenizer: Any, revision: dict[str, str]) -> Any:
+    from nnsight import TransformersModel
+
+    try:
+        # Given the tokenizer's name alone, nnsight does not find it for every model.
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **revision)
+        return TransformersModel(name, task="text-generation", tokenizer=tokenizer, **revision)
+    except Exception as error:
+        raise NotAvailable(
+            f"model {name!r}: its configuration and its tokenizer, which a request to NDIF is made with, could not be "
+            f"had from the hub: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        ) from error
 
 
 class NnsightModel(HuggingFaceModel):

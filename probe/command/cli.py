@@ -68,6 +68,12 @@ def run_casebook(
     depths: Annotated[str | None, typer.Option(help="Where the needle stands, from 0 to 1, e.g. 0,0.5,1.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most samples per length and depth.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything drawn.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Library that has the model: huggingface, transformer_lens, nnsight.")
+    ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Run the model on NDIF by nnsight: every prompt leaves this machine.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
     haystack: Annotated[Path | None, typer.Option(help="A text file of your own to hide the needle in.")] = None,
@@ -99,6 +105,8 @@ def run_casebook(
         "depths": depths,
         "limit": limit,
         "seed": seed,
+        "backend": backend,
+        "remote": remote,
         "device": device,
         "dtype": dtype,
         "haystack": haystack,

@@ -49,6 +49,7 @@ def test_every_statistic_is_the_same(family: str, way: str) -> None:
     )
     assert loaded.num_heads == [4, 4]
     assert actual.provenance["backend"] == way.replace("rehearsed_on_ndif", "nnsight")
+    assert actual.provenance["positions"] == expected.provenance["positions"]
     assert {"transformer_lens", "nnsight"} & set(actual.provenance["versions"])
 
 
