@@ -126,7 +126,8 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
         return model
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     # Some models call the projection onto the vocabulary their decoder.
-    return decoder if isinstance(decoder, nn.Module) and any(decoder.children()) else model
+    reads: nn.Module = decoder if isinstance(decoder, nn.Module) and any(decoder.children()) else model
+    return reads
 
 
 def named(model: PreTrainedModel, name: str) -> None:
