@@ -67,7 +67,7 @@ def answer_tokens(tokenizer: Any, prompt: str, prompt_tokens: tuple[int, ...], a
     if tokens[: len(prompt_tokens)] != prompt_tokens:
         raise UsageError(
             f"tokenizer {_name(tokenizer)} merges the end of the prompt with the beginning of the answer, so the "
-            "answer has no tokens of its own"
+            f"answer has no tokens of its own{'; end the prompt without white space' if prompt[-1:].isspace() else ''}"
         )
     added = tokens[len(prompt_tokens) :]
     read = str(tokenizer.decode(added, clean_up_tokenization_spaces=False))
