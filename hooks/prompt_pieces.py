@@ -74,7 +74,8 @@ def _instead(
         _say_once(
             model,
             f"several tokens put through on its cache {several.wrong}, so after {chunk_tokens} tokens the prompt goes "
-            f"through token by token: no more memory, a forward for each; chunk_tokens of {num_left} and more puts it through at once, if there is room",
+            f"through token by token: no more memory, a forward for each; chunk_tokens of {num_left} and more puts it "
+            "through at once, if there is room",
         )
         return chunk_tokens
     if state.num_tokens == 0:
