@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention_interface import name_of
-from probe.hooks.attention_layers import attention_layers
+from probe.hooks.attention_layers import attention_parts, layers_with_bias
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.backend import transformers_model_of
+from probe.hooks.forward_facts import Part
 from probe.hooks.intervention import Intervention
 from probe.hooks.mean_head_output import mean_head_output
 
@@ -50,6 +51,10 @@ class ablate_heads(Intervention):
     reference: Sequence[Sequence[int]] | None = None
     """Token ids of the prompts that `mean` averages over, every position counting alike, on the model without any
     intervention; computed on entering."""
+    part: Part = "self"
+    """Whose heads, where there is an encoder and a decoder: the decoder's own, those of the `encoder`, or those with
+    which the decoder looks over the encoder (`cross`). The reference prompts of `mean` are texts that an encoder
+    reads: a decoder's heads have no mean over them."""
 
     def __post_init__(self) -> None:
         try:
@@ -57,7 +62,7 @@ class ablate_heads(Intervention):
         except (TypeError, ValueError) as error:
             raise UsageError(f"ablate_heads: heads are pairs of layer and head, not {self.heads!r}") from error
         object.__setattr__(self, "heads", heads)
-        for name, kinds in (("form", Form), ("phase", AblatedPhase)):
+        for name, kinds in (("form", Form), ("phase", AblatedPhase), ("part", Part)):
             if getattr(self, name) not in get_args(kinds):
                 raise UsageError(
                     f"ablate_heads: {name} is {getattr(self, name)!r}; expected {', '.join(get_args(kinds))}"
@@ -74,16 +79,24 @@ class ablate_heads(Intervention):
 
     @contextmanager
     def _applied(self, model: PreTrainedModel) -> Iterator[None]:
-        shape = {layer: found.num_heads for layer, found in attention_layers(model).items()}
+        parts = attention_parts(model)
+        if self.part != "self" and self.part not in parts:
+            raise UsageError(f"ablate_heads: {name_of(model)} has no part {self.part!r}; it has {', '.join(parts)}")
+        shape = {layer: found.num_heads for layer, found in parts.get(self.part, {}).items()}
         for layer, head in self.heads:
             if not 0 <= head < shape.get(layer, 0):
                 raise UsageError(f"ablate_heads: {name_of(model)} has no head ({layer}, {head}); {_in_words(shape)}")
         wanted = sorted({layer for layer, _ in self.heads})
-        means = mean_head_output(model, self.reference or ()) if self.form == "mean" and wanted else {}
+        means = mean_head_output(model, self.reference or (), self.part) if self.form == "mean" and wanted else {}
+        if self.form == "uniform" and (biased := set(wanted) & layers_with_bias(model, self.part)):
+            raise UsageError(
+                f"ablate_heads: {name_of(model)}, layer {min(biased)} adds a bias by distance to its logits, so a "
+                "query of 0 does not average uniformly; use form 'zero' or 'mean'"
+            )
         chosen = {
             layer: torch.tensor([(layer, head) in self.heads for head in range(shape[layer])]) for layer in wanted
         }
-        with attached(model, _ablation(self.form, self.phase, chosen, means)):
+        with attached(model, _ablation(self.form, self.phase, self.part, chosen, means)):
             yield
 
 
@@ -92,10 +105,11 @@ class _ablation(tap):
         self,
         form: Form,
         phase: AblatedPhase,
+        part: Part,
         chosen: Mapping[int, Bool[Tensor, "head"]],
         means: Mapping[int, Float[Tensor, "head value_channel"]],
     ) -> None:
-        self.form, self.phase, self.chosen, self.means = form, phase, chosen, means
+        self.form, self.phase, self.part, self.chosen, self.means = form, phase, part, chosen, means
 
     def change_query(self, here: site, query: Float[Tensor, "batch head query channel"]) -> Tensor:
         if self.form != "uniform" or here.layer not in self.chosen:

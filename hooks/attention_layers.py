@@ -16,6 +16,7 @@ from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
 from probe.hooks.forward_facts import Part
 from probe.hooks.placement import input_device
+from probe.kernels.call import Call
 
 Parts = dict[Part, "dict[int, attention_layer]"]
 
@@ -71,6 +72,15 @@ def attention_parts(model: PreTrainedModel) -> Parts:
     return _known[model]
 
 
+@torch.no_grad()
+def layers_with_bias(model: PreTrainedModel, part: Part) -> set[int]:
+    """The layers that add something to the logits by distance (ALiBi, a learned relative bias), by index."""
+    seen = _biases(part)
+    with attached(model, seen, alone=True):
+        model(**_two_tokens(model, torch.zeros(1, 2, dtype=torch.long, device=input_device(model))))
+    return seen.layers
+
+
 def _two_tokens(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
     given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     return {**given, "decoder_input_ids": tokens} if getattr(model.config, "is_encoder_decoder", False) else given
@@ -87,3 +97,15 @@ class _recorder(tap):
             weakref.ref(here.module), here.num_heads, here.num_kv_heads, here.head_dim, here.value_dim
         )
         return output
+
+
+class _biases(tap):
+    wants_calls = True
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.layers: set[int] = set()
+
+    def call(self, sample: int, call: Call) -> None:
+        if call.alibi_slope is not None or call.distance_bias is not None:
+            self.layers.add(call.layer)

@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from probe.errors import UsageError
+from probe.hooks.attention_interface import name_of
 from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import site, tap
+from probe.hooks.forward_facts import Part
 from probe.hooks.placement import input_device
 
 
 @torch.no_grad()
 def mean_head_output(
-    model: PreTrainedModel, reference: Sequence[Sequence[int]]
+    model: PreTrainedModel, reference: Sequence[Sequence[int]], part: Part = "self"
 ) -> dict[int, Float[Tensor, "head value_channel"]]:
     """Each head's output before the output projection, averaged over all positions of all reference prompts.
 
-    By layer, in float64 on the CPU, from the model without any intervention; prompts run one by one, unpadded.
+    By layer, in float64 on the CPU, from the model without any intervention; prompts run one by one, unpadded. Raises
+    `UsageError` for the decoder of an encoder-decoder, which does not read prompts.
     """
-    total = _sum()
+    total = _sum(part)
     with attached(model, total, alone=True):
-        run(model, reference)
+        run(model, reference, part)
     return {layer: outputs / total.num_tokens[layer] for layer, outputs in total.outputs.items()}
 
 
-def run(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-    """Put each prompt through the model's layers, without a cache and without making logits."""
+def run(model: PreTrainedModel, prompts: Sequence[Sequence[int]], part: Part = "self") -> None:
+    """Put each prompt through the model's layers, without a cache and without making logits.
+
+    Raises `UsageError` for the decoder of an encoder-decoder, which does not read prompts.
+    """
+    layers: Any = model.base_model
+    if getattr(model.config, "is_encoder_decoder", False):
+        if part != "encoder":
+            raise UsageError(
+                f"{name_of(model)}: its encoder reads prompts and its decoder does not, so there is nothing to average "
+                f"part {part!r} over"
+            )
+        layers = model.get_encoder()
+    without_cache = {} if part == "encoder" else {"use_cache": False}
     for tokens in prompts:
         if len(tokens):
-            model.base_model(input_ids=torch.tensor([list(tokens)], device=input_device(model)), use_cache=False)
+            layers(input_ids=torch.tensor([list(tokens)], device=input_device(model)), **without_cache)
 
 
 class _sum(tap):
-    def __init__(self) -> None:
+    def __init__(self, part: Part) -> None:
+        self.part = part
         self.outputs: dict[int, Tensor] = {}
         self.num_tokens: dict[int, int] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5EncoderM
 import probe
 from probe.errors import MissingStatistic, NotReproducible, UsageError
 from probe.hooks import relative_bias
+from probe.hooks.ablate_heads import ablate_heads
 from probe.hooks.encoder import EncoderModel
 from probe.hooks.encoder_decoder import EncoderDecoderModel
 from probe.hooks.huggingface import load
+from probe.hooks.intervention import Intervention
 from probe.kernels.dense import Dense
 from probe.sample import Sample, Span
 
@@ -339,4 +342,77 @@ def test_attention_of_another_kind_is_refused_by_name(kind: str) -> None:
     sizes |= {"attention_window": 8} if kind == "led" else {}
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **sizes), attn_implementation="eager").eval()
     with pytest.raises(NotReproducible, match=type(model).__name__), load(model).calls(None):
+        pass
+
+
+def _removed(model: Any, part: str, layer: int, head: int) -> None:
+    """Take the head's columns out of its output projection, which is what a zeroed head amounts to."""
+    stack = model.get_encoder() if part == "encoder" else model.get_decoder()
+    if model.config.model_type == "bart":
+        block = stack.layers[layer]
+        projection = (block.encoder_attn if part == "cross" else block.self_attn).out_proj
+    else:
+        block = stack.block[layer].layer
+        projection = block[1].EncDecAttention.o if part == "cross" else block[0].SelfAttention.o
+    width = projection.in_features // (2 if model.config.model_type == "bart" and part == "encoder" else 4)
+    with torch.no_grad():
+        projection.weight[:, head * width : (head + 1) * width] = 0
+
+
+@pytest.mark.parametrize("part", ["self", "encoder", "cross"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_heads_are_ablated_part_by_part(kind: str, part: str) -> None:
+    model, without = make(kind), make(kind)
+    _removed(without, part, 1, 1)
+    inputs = {"input_ids": ids(2, 30), "decoder_input_ids": ids(2, 6, seed=1)}
+    made = Intervention.from_json(json.loads(json.dumps(ablate_heads([(1, 1)], part=part).to_json())))  # type: ignore[arg-type]
+    with torch.no_grad():
+        before, wanted = model(**inputs).logits, without(**inputs).logits
+        with made(model):
+            found = model(**inputs).logits
+        assert torch.equal(model(**inputs).logits, before)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert (found - before).abs().max() > 1e-3
+
+
+def test_an_ablation_that_says_no_part_is_the_decoders() -> None:
+    made = Intervention.from_json({"ablate_heads": {"heads": [[0, 0]]}})
+    assert made == ablate_heads([(0, 0)], part="self")
+    with pytest.raises(UsageError, match="part is 'decoder'; expected self, encoder, cross"):
+        ablate_heads([(0, 0)], part="decoder")  # type: ignore[arg-type]
+    with (
+        pytest.raises(UsageError, match=r"no head \(2, 0\); it has 2 layers"),
+        ablate_heads([(2, 0)], part="encoder")(make("t5")),
+    ):
+        pass
+
+
+def test_a_uniform_head_is_uniform_or_refused() -> None:
+    model, weights = make("t5"), {}
+    with pytest.raises(UsageError, match="layer 1 adds a bias by distance"), ablate_heads([(1, 1)], "uniform")(model):
+        pass
+    with ablate_heads([(1, 1)], "uniform", part="cross")(model), load(model).calls(
+        lambda _, call: weights.update({(call.part, call.layer): Dense(call).probability})
+    ), torch.no_grad():  # fmt: skip
+        model(input_ids=ids(1, 20), decoder_input_ids=ids(1, 1))
+    torch.testing.assert_close(weights["cross", 1][1], torch.full((1, 20), 1 / 20, dtype=torch.float64))
+    assert (weights["cross", 1][0] - 1 / 20).abs().max() > 1e-3
+
+
+def test_a_mean_is_over_texts_that_the_encoder_reads() -> None:
+    model, reference = make("t5"), [[5, 6, 7, 8]]
+    outputs: list[Tensor] = []
+    module = model.encoder.block[0].layer[0].SelfAttention.o
+    hook = module.register_forward_pre_hook(lambda _, args: outputs.append(args[0].detach()))
+    with torch.no_grad():
+        model.get_encoder()(input_ids=torch.tensor(reference))
+        mean = outputs[-1][0].mean(0)[:8]
+        with ablate_heads([(0, 0)], "mean", reference=reference, part="encoder")(model):
+            model.get_encoder()(input_ids=ids(1, 12))
+    hook.remove()
+    torch.testing.assert_close(outputs[-1][0, :, :8], mean.expand(12, 8), atol=1e-6, rtol=1e-5)
+    with (
+        pytest.raises(UsageError, match="nothing to average part 'cross' over"),
+        ablate_heads([(0, 0)], "mean", reference=reference, part="cross")(model),
+    ):
         pass
