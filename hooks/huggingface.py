@@ -25,6 +25,7 @@ from probe.hooks.attention_switch import attached
 from probe.hooks.attention_tap import tap
 from probe.hooks.compiled import compiled_parts
 from probe.hooks.decoding import Cache, decoding_mark, decoding_state
+from probe.hooks.device_and_dtype import found_device, found_dtype
 from probe.hooks.find_model import find_model
 from probe.hooks.given_model import transformers_model
 from probe.hooks.peft_adapters import adapters
@@ -327,10 +328,10 @@ def load(
         return name_or_model
     if isinstance(name_or_model, os.PathLike):
         name_or_model = os.fspath(name_or_model)
-    place = None if device is None else _device(device)
+    place = None if device is None else found_device(device)
     if not isinstance(name_or_model, str):
         return _wrapped(name_or_model, tokenizer, place, dtype, revision, attention_implementation, device_map)
-    options: dict[str, Any] = {"dtype": "auto" if dtype is None else _dtype(dtype)}
+    options: dict[str, Any] = {"dtype": "auto" if dtype is None else found_dtype(dtype)}
     if revision is not None:
         options["revision"] = revision
     if attention_implementation is not None:
@@ -374,29 +375,3 @@ def _wrapped(
     from probe.hooks.model_class import model_class
 
     return model_class(hf)(hf, tokenizer, compiled=compiled)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    counts = {"cpu": 1}
-    for kind in ("cuda", "mps", "xpu"):
-        if (module := getattr(torch, kind)).is_available():
-            counts[kind] = module.device_count()
-    if (found.index or 0) < counts.get(found.type, 0):
-        return found
-    there = ", ".join(kind if kind == "cpu" else f"{kind}:{i}" for kind, n in counts.items() for i in range(n))
-    raise UsageError(f"there is no device {str(device)!r} to run a model on; there is {there}")
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
-    if dtype == "auto":
-        return "auto"
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        said = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-        raise UsageError(f"unknown dtype {said!r}; expected auto, float32, bfloat16, float16 or float64")
-    assert isinstance(found, torch.dtype)
-    return found

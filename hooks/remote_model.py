@@ -121,7 +121,7 @@ class RemoteModel(HuggingFaceModel):
         return "not known: the weights are on NDIF"
 
     def positions(self, num_tokens: int) -> dict[str, Any]:
-        """What is known of positions: of a model without weights here, which cannot be looked at, the training length."""
+        """What is known of positions; without weights here, which would have to be looked at, the training length."""
         if not next(self.hf.parameters()).is_meta:
             return super().positions(num_tokens)
         return {"num_tokens": num_tokens, "layers": {}, "rotary": {}, "training_length": training_length(self.hf, {})}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import probe
 from probe import capture, discovery, plan
 from probe.casebook import Casebook, Stage, named
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
@@ -27,12 +24,12 @@ from probe.progress import Progress, Silent
 from probe.reader import Reading
 from probe.reporting.report import write_report
 from probe.requested import all_requested, check_layers, check_private
+from probe.run_identity import run_identity
 from probe.sample import Sample
 from probe.storage import store
 from probe.storage.hold import LOCK_FILE
 from probe.storage.run_folder import read_record
 from probe.storage.trace_store import Run
-from probe.workloads.sources import source_hashes
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
@@ -127,25 +124,7 @@ class Player:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What must be the same for two runs to be one."""
-        provenance = self.provenance
-        book = json.dumps(self.book.model_dump(mode="json"), sort_keys=True)
-        identity = {"casebook": hashlib.sha256(book.encode()).hexdigest()}
-        for key in ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
-            identity[key] = str(provenance.get(key))
-        identity["attention_implementation"] = str(provenance.get("attention_implementation"))
-        # Where there is none, a run is the one that it was before these were known.
-        for key in ("adapters", "device_map", "quantisation", "trust_remote_code"):
-            if provenance.get(key) is not None:
-                identity[key] = json.dumps(provenance[key], sort_keys=True)
-        if provenance["backend"] != "huggingface":
-            versions = provenance["versions"]
-            identity["backend"] = f"{provenance['backend']} {versions.get(provenance['backend'])}"
-        for package in ("longcontext-probe", "torch", "transformers"):
-            identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
-        identity |= self.reading.identity()
-        if self.private:
-            identity["private"] = "True"
-        return identity | source_hashes(self.book.build_workload())
+        return run_identity(self.book, self.provenance, self.reading, private=self.private)
 
     def check(self) -> None:
         """Raise, before anything is written, what would else come up in the middle of the run.
