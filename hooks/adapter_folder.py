@@ -27,9 +27,11 @@ def adapter_config(where: str, *, local: bool, revision: str | None) -> Mapping[
         # Without peft a hub is not asked: what is no adapter needs no further request.
         if Path(where).is_dir() or not _has_peft():
             return None
-        path = find_adapter_config_file(
-            where, revision=revision, local_files_only=local, _raise_exceptions_for_gated_repo=False
-        )
+        try:
+            path = find_adapter_config_file(where, revision=revision, local_files_only=local)
+        except (OSError, ValueError):
+            # What is no name of a repository, or cannot be reached, is told by whoever loads the model.
+            path = None
     if path is None:
         return None
     try:
