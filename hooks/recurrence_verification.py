@@ -58,7 +58,12 @@ def disagreement(
 def _size_of_sum(recurrence: Recurrence, row: int, state: Tensor) -> Tensor:
     """Return how large the terms are that y is the sum of: its rounding follows them, not its own size."""
     query = recurrence.query[row].to(state.dtype)
-    return _largest(query.norm(dim=-1)) * _largest(state.norm(dim=1))
+    size = _largest(query.norm(dim=-1)) * _largest(state.norm(dim=1))
+    if recurrence.read_gate is not None:
+        size = size * _largest(recurrence.read_gate[row])
+    if recurrence.bonus is not None:
+        size = size + _largest(recurrence.bonus[row] * recurrence.value[row])
+    return size
 
 
 def _largest_sum_of_logs(recurrence: Recurrence) -> float:
