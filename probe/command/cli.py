@@ -13,6 +13,7 @@ import typer
 
 import probe
 from probe.command.bench import bench
+from probe.command.conformance import conformance
 from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
@@ -182,6 +183,7 @@ def show_run(
 
 
 app.command("bench")(bench)
+app.command("conformance")(conformance)
 app.command("export")(export)
 app.command("view")(view)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import probe
@@ -17,7 +18,7 @@ ROOMS = {
     "backends": "backends",
     "workloads": "workloads",
 }
-"""What a person calls each room; models are no room but the folders of specimens."""
+"""What a person calls each room; models are no room but the folders of specimens, and what architectures were tried."""
 
 
 def listing(room: str | None = None) -> dict[str, dict[str, str]]:
@@ -27,7 +28,11 @@ def listing(room: str | None = None) -> dict[str, dict[str, str]]:
     """
     if room is not None and room not in ROOMS:
         raise UsageError(f"there is no list of {room!r}; there are {', '.join(ROOMS)}")
-    return {name: _members(ROOMS[name]) for name in ([room] if room else ROOMS)}
+    found = {name: _members(ROOMS[name]) for name in ([room] if room else ROOMS)}
+    if room == "models":
+        # Beside all other rooms a hundred architectures would drown what there is to run.
+        found["models"] |= _architectures()
+    return found
 
 
 def _members(room: str) -> dict[str, str]:
@@ -38,6 +43,25 @@ def _members(room: str) -> dict[str, str]:
         for config in sorted(Path(root, "casebooks", "specimens").glob("*/config.json")):
             specimens.setdefault(config.parent.name, _card_sentence(config.parent / "README.md"))
     return specimens
+
+
+def _architectures() -> dict[str, str]:
+    """Return what the conformance run found of each architecture; read as plain JSON, which takes no library."""
+    for root in probe.__path__:
+        path = Path(root, "conformance", "models.json")
+        if path.is_file():
+            break
+    else:
+        return {}
+    found: dict[str, str] = {}
+    for each in json.loads(path.read_text(encoding="utf-8"))["architectures"]:
+        name = each["name"] if each["backend"] == "huggingface" else f"{each['name']} ({each['backend']})"
+        exact = [way for way, of in each["ways"].items() if of["verdict"] == "exact"]
+        how = each["verdict"] if len(exact) in (0, len(each["ways"])) else f"{each['verdict']} in {', '.join(exact)}"
+        why = f": {each['reason']}" if each["reason"] and how != "exact" else ""
+        has = f" [{', '.join(each['has'])}]" if each["has"] else ""
+        found[name] = f"{each['names'] or each['name']}, {each['family'] or 'not made'}: {how}{why}{has}"
+    return found
 
 
 def _card_sentence(card: Path) -> str:

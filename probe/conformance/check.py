@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,15 +10,21 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from probe.conformance import two_texts
 from probe.conformance.eager import EagerRun, Pattern, eager_copy, eager_run
 from probe.conformance.expected import expected, expected_loss, expected_of_hidden
 from probe.conformance.features import Features
+from probe.conformance.recurrent import EVERY, of_states, states_by_step
 from probe.conformance.tiny_config import VOCABULARY
 from probe.conformance.ways import NUM_TOKENS, WAYS, Captured, spans, watched
 from probe.errors import ProbeError
-from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.backend import load
+from probe.hooks.encoder import EncoderModel
+from probe.hooks.huggingface import HuggingFaceModel
 
 Array = np.ndarray[Any, Any]
 
@@ -59,25 +66,30 @@ class Checked:
     """Arrays that had nothing to be compared with."""
 
 
-def check(model: PreTrainedModel, *, seed: int = 0) -> Checked:
-    """Capture the model in every way and compare every array with float64."""
+def check(model: PreTrainedModel, *, seed: int = 0, backend: str = "huggingface") -> Checked:
+    """Capture the model, had by a backend, in every way and compare every array with float64."""
     tokens = np.random.default_rng(seed).integers(3, VOCABULARY, NUM_TOKENS).tolist()
     found = Checked()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = load(model)
         try:
-            features, untouched = watched(loaded, tokens)
+            loaded = _loaded(model, backend)
+            of_two = getattr(model.config, "is_encoder_decoder", False)
+            features, untouched = two_texts.see(loaded, tokens) if of_two else watched(loaded, tokens)
+            found.features = features.words(loaded)
         except Exception as error:  # noqa: BLE001 (whatever a model raises is told of)
             outcome = _failed(error)
             found.outcomes = dict.fromkeys(WAYS, outcome)
             return found
-        found.features = features.words(loaded)
-        copies = [_copy(model, dtype) for dtype in (torch.float64, torch.float32)]
-        for way, capture in WAYS.items():
+        copies = _copies(model, tokens)
+        # What reads its text at once has no chunks of it, and an encoder answers nothing.
+        alone = isinstance(loaded, EncoderModel)
+        for way in two_texts.WAYS if of_two else ("prefill", "padded") if alone else WAYS:
             try:
-                samples = capture(loaded, tokens)
-                found.outcomes[way] = _compared(samples, copies, loaded, features, found)
+                if of_two:
+                    found.outcomes[way] = _of_two_texts(way, loaded, tokens, copies, found)
+                else:
+                    found.outcomes[way] = _compared(WAYS[way](loaded, tokens), copies, loaded, features, found)
             except Exception as error:  # noqa: BLE001
                 found.outcomes[way] = _failed(error)
         if not untouched:
@@ -85,9 +97,55 @@ def check(model: PreTrainedModel, *, seed: int = 0) -> Checked:
     return found
 
 
-def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | str:
+def _of_two_texts(
+    way: str, loaded: HuggingFaceModel, tokens: list[int], copies: list[PreTrainedModel | str], found: Checked
+) -> Outcome:
+    exact, single = copies
+    if isinstance(exact, str):
+        return Outcome("unchecked", f"its eager attention does not run in float64: {exact}")
+    read, outcome = two_texts.WAYS[way](loaded, tokens), Outcome("exact")
+    wanted = two_texts.expected_arrays(exact, read)
+    rounded = {} if isinstance(single, str) else two_texts.expected_arrays(single, read)
+    for place, scan in read.scans.items():
+        got = {name: result.values.numpy() for name, result in scan.finish().items()}
+        _compare(f"{place[0]} {place[1]}", got, wanted[place], rounded.get(place, {}), outcome, found)
+    found.how = "the probabilities that its eager attention hands out, in float64"
+    return outcome
+
+
+def _loaded(model: PreTrainedModel, backend: str) -> HuggingFaceModel:
+    if backend == "huggingface":
+        return load(model)
+    # Other libraries take the place of modules, or wrap their forwards: they get a model of their own.
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        words = {f"w{index}": index for index in range(VOCABULARY)}
+        tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+        special = {"unk_token": "w0", "pad_token": "w0", "bos_token": "w1", "eos_token": "w2"}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+        return load(folder, backend=backend)
+
+
+def _copies(model: PreTrainedModel, tokens: list[int]) -> list[PreTrainedModel | str]:
+    """Return copies in float64 and float32 with eager attention; with the model's own where eager is another model."""
+    made = [_copy(model, dtype, "eager") for dtype in (torch.float64, torch.float32)]
+    single = made[1]
+    if not isinstance(single, str):
+        ids = torch.tensor([tokens])
+        inputs = {"input_ids": ids}
+        if getattr(model.config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = ids
+        with torch.no_grad():
+            own, eager = model(**inputs).logits, single(**inputs).logits
+        if float((own - eager).abs().max()) <= 1e-2 * float(own.abs().max()):
+            return list(made)
+    # transformers' eager attention of ALiBi in Falcon adds the bias twice, SDPA once.
+    return [_copy(model, dtype, model.config._attn_implementation) for dtype in (torch.float64, torch.float32)]
+
+
+def _copy(model: PreTrainedModel, dtype: torch.dtype, attention: str) -> PreTrainedModel | str:
     try:
-        return eager_copy(model, dtype)
+        return eager_copy(model, dtype, attention)
     except Exception as error:  # noqa: BLE001
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -114,13 +172,15 @@ def _compared(
         wanted = _wanted(exact, captured, loaded, features)
         if isinstance(wanted, str):
             return Outcome("unchecked", wanted)
-        found.how = exact.source
+        found.how = exact.source or found.how
+        if loaded.recurrent_layers and isinstance(copies[0], PreTrainedModel):
+            _want_states(copies[0], captured, wanted, found)
         rounded = _wanted(single, captured, loaded, features) if isinstance(single, EagerRun) else {}
         rounding = {} if isinstance(rounded, str) else rounded
         for place, arrays in wanted.items():
             got = captured.layers.get(place, {}) if place is not None else {"loss": captured.loss}
             _compare(place, got, arrays, rounding.get(place, {}), outcome, found)
-    return outcome
+    return outcome if outcome.compared else Outcome("unchecked", "there was nothing to compare")
 
 
 def _run(copy: PreTrainedModel | str, captured: Captured) -> EagerRun | str:
@@ -144,7 +204,7 @@ def _wanted(
     """Return what each layer's arrays must be (None: what is of no layer), or a text that says why there is nothing."""
     attending = sorted(features.layers)
     (patterns,), (hidden,), (logits,) = run.samples, run.hidden, run.logits
-    if not patterns:
+    if attending and not patterns:
         return "its eager attention shows no probabilities"
     if len(patterns) != len(attending):
         return f"its eager attention shows {len(patterns)} patterns where {len(attending)} layers were captured"
@@ -165,11 +225,39 @@ def _wanted(
             for name in ("max_logit", "log_sum_exp"):
                 wanted[layer].pop(name, None)
     if captured.loss is not None:
-        wanted[None] = {"loss": expected_loss(logits, captured.tokens)}
-        if len(hidden) == loaded.num_layers - 1:
-            for layer, each in enumerate(hidden):
-                wanted.setdefault(layer, {}).update(expected_of_hidden(each))
+        if not np.isnan(captured.loss).all():
+            wanted[None] = {"loss": expected_loss(logits, captured.tokens)}
+        for layer, each in enumerate(_aligned(hidden, captured, loaded.num_layers)):
+            wanted.setdefault(layer, {}).update(expected_of_hidden(each))
     return wanted
+
+
+def _aligned(hidden: list[Array], captured: Captured, num_layers: int) -> list[Array]:
+    """Return the outputs of the first layers; Mamba's hidden states begin there, others' with the embeddings."""
+    if len(hidden) != num_layers:
+        return []
+    norm = captured.layers.get(0, {}).get("residual_norm")
+    first = [np.inf if norm is None else deviation(norm, np.linalg.norm(each, axis=-1)) for each in hidden[:2]]
+    return hidden[:-1] if first[0] < first[-1] else hidden[1:]
+
+
+def _want_states(
+    copy: PreTrainedModel, captured: Captured, wanted: dict[int | None, dict[str, Array]], found: Checked
+) -> None:
+    try:
+        states = states_by_step(copy, captured.tokens)
+    except Exception as error:  # noqa: BLE001
+        found.unchecked.add(f"states ({type(error).__name__} token by token in float64)")
+        return
+    for layer, each in states.items():
+        got = captured.layers.get(layer, {})
+        for suffix, wanted_states in ((f"every_{EVERY}", each), ("last", each[-1:])):
+            if f"state_norm_{suffix}" in got:
+                num_heads = len(got[f"state_norm_{suffix}"])
+                wanted.setdefault(layer, {}).update(of_states(wanted_states, num_heads, suffix))
+    if states:
+        states_how = "states: its own cache, token by token, in float64"
+        found.how = "; ".join(dict.fromkeys(filter(None, [*found.how.split("; "), states_how])))
 
 
 def _take_sinks_off(pattern: Pattern, module: Any) -> None:
@@ -185,7 +273,7 @@ def _take_sinks_off(pattern: Pattern, module: Any) -> None:
 
 
 def _compare(
-    layer: int | None, got: Mapping[str, Array | None], wanted: Mapping[str, Array], rounded: Mapping[str, Array],
+    layer: int | str | None, got: Mapping[str, Array | None], wanted: Mapping[str, Array], rounded: Mapping[str, Array],
     outcome: Outcome, found: Checked,
 ) -> None:  # fmt: skip
     got = {name: _cut(each, wanted.get(name)) for name, each in got.items()}

@@ -42,19 +42,22 @@ class EagerRun:
     samples: list[list[Pattern]]
     """By sample, the pattern of each attention layer in order; empty where nothing could be seen."""
     hidden: list[list[Array]]
-    """By sample, the hidden states between layers, [token, channel]; empty where the model gives none."""
+    """By sample, the hidden states that the model hands out but the last, [token, channel]."""
     logits: list[Array]
     """By sample, [token, vocabulary]."""
     source: str
     """Where the patterns come from."""
 
 
-def eager_copy(model: PreTrainedModel, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+def eager_copy(
+    model: PreTrainedModel, dtype: torch.dtype = torch.float64, attention: str | None = "eager"
+) -> PreTrainedModel:
     """Return a model of the same weights in `dtype` that was made with eager attention.
 
-    Not a copy whose attention is switched: some models choose theirs when they are made, and stay with it.
+    With another `attention` (SDPA) its patterns are computed from what it is called with. Not a copy whose attention is
+    switched: some models choose theirs when they are made, and stay with it.
     """
-    made: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager")
+    made: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config), attn_implementation=attention)
     made.load_state_dict(model.state_dict())
     if hasattr(made, "set_experts_implementation"):
         # The grouped product of experts knows no float64.
@@ -72,11 +75,12 @@ def eager_run(model: PreTrainedModel, inputs: Mapping[str, Tensor], ranges: list
     # Between the softmax and what is handed out nothing may have changed; then the softmax also says the logits.
     if handed_out:
         patterns = [_joined(each, seen) for each in handed_out]
-        source = "the attention probabilities that its float64 eager attention hands out"
+        source = "the probabilities that its eager attention hands out, in float64"
     else:
         patterns = [each for each in seen if each.probability is not None]
-        source = "the softmax inside its float64 eager attention"
-    hidden = [each for each in (getattr(output, "hidden_states", None) or ())[1:-1] if each.ndim == 3]
+        fused = getattr(model.config, "_attn_implementation", "eager") == "sdpa"
+        source = f"{'what SDPA is called with' if fused else 'the softmax inside its eager attention'}, in float64"
+    hidden = [each for each in (getattr(output, "hidden_states", None) or ())[:-1] if each.ndim == 3]
     return EagerRun(
         [[each.of(sample, *kept) for each in patterns] for sample, kept in enumerate(ranges)],
         [[_numpy(each[sample, slice(*kept)]) for each in hidden] for sample, kept in enumerate(ranges)],
@@ -86,7 +90,9 @@ def eager_run(model: PreTrainedModel, inputs: Mapping[str, Tensor], ranges: list
 
 
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Any:
-    wanted = {"use_cache": False, "output_attentions": True, "output_hidden_states": True}
+    wanted = {"use_cache": False, "output_hidden_states": True}
+    if model.config._attn_implementation == "eager":
+        wanted["output_attentions"] = True
     try:
         return model(**inputs, **wanted)
     except (TypeError, ValueError):
@@ -132,6 +138,10 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            result = func(*args, **kwargs)
+            self._fused(*args, **kwargs)
+            return result
         if func in _SOFTMAX:
             given = args[0] if args else kwargs["input"]
             if given.dtype == torch.float64:
@@ -146,6 +156,21 @@ class _Watch(TorchFunctionMode):
         elif func in _PRODUCTS and len(args) == 2:
             self._multiplied(*args, result)
         return result
+
+    def _fused(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> None:  # fmt: skip
+        n = self.num_tokens
+        if query.ndim != 4 or query.shape[-2] != n or key.shape[-2] != n:
+            return
+        group = query.shape[1] // key.shape[1]
+        logit = query @ key.repeat_interleave(group, 1).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            logit = logit.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
+        if attn_mask is not None:
+            logit = logit.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logit + attn_mask
+        self.seen.append(_Seen(logit.softmax(-1), logit, query, key, value))
 
     def _softmax(self, given: Tensor, result: Tensor) -> None:
         n = self.num_tokens

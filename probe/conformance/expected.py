@@ -26,7 +26,7 @@ def expected(
 
     `first_row` is the position of the first decoding query; keys of the prompt end there.
     """
-    found = _of_probabilities(pattern.probability, np.asarray(tokens), first_row, spans)
+    found = expected_of_text(pattern.probability, tokens, first_row, spans)
     if pattern.logit is not None:
         # Largest first: what is masked is far below, or −inf.
         largest = pattern.logit.max(-1)
@@ -49,6 +49,11 @@ def expected(
     return found
 
 
+def expected_of_text(p: Array, tokens: Sequence[int], first_row: int, spans: Sequence[Span]) -> dict[str, Array]:
+    """Return what probabilities over one text say, [head, query, key]."""
+    return expected_of_rows(p, first_row, spans) | _of_positions(p, np.asarray(tokens))
+
+
 def expected_of_hidden(hidden: Array) -> dict[str, Array]:
     """Return the residual stream's arrays, of [token, channel]."""
     size = np.abs(hidden)
@@ -68,30 +73,17 @@ def expected_loss(logits: Array, tokens: Sequence[int]) -> Array:
     return np.concatenate([[np.nan], loss])
 
 
-def _of_probabilities(p: Array, tokens: Array, first_row: int, spans: Sequence[Span]) -> dict[str, Array]:
-    n = p.shape[-1]
-    i, j = np.arange(n)[:, None], np.arange(n)[None, :]
-    distance = np.abs(i - j)
-    log_p = np.log(p, where=p > 0, out=np.zeros_like(p))
-    previous = np.concatenate([[-1], tokens[:-1]])
-    edges = [(0, 1), *((1 << bit, 2 << bit) for bit in range(40) if 1 << bit < n)]
-    rows = p[:, first_row:]
+def expected_of_rows(p: Array, first_row: int, spans: Sequence[Span]) -> dict[str, Array]:
+    """Return what needs no positions: also of cross-attention, whose queries and keys stand in two texts."""
     # A softmax in float64 leaves no visible key of such small models at 0.
     seen = (p > 0).any(0)
+    rows = p[:, first_row:]
     ranked = -np.sort(-np.pad(rows, ((0, 0), (0, 0), (0, 8))), -1)[..., :8]
     return {
-        "entropy": -(p * log_p).sum(-1),
+        "entropy": -(p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum(-1),
         "max_probability": p.max(-1),
         "sink_mass": p[..., :4].sum(-1),
         "sink_mass_learned": 1 - p.sum(-1),
-        "recent_mass": np.where((i >= j) & (distance < 64), p, 0).sum(-1),
-        "offset_mass": np.stack([np.trace(p, -d, 1, 2) if d < n else np.zeros(len(p)) for d in range(128)], -1),
-        "match_mass": np.where((tokens[j] == tokens[i]) & (i > j), p, 0).sum(-1),
-        "match_mass_by_induction": np.where((previous[j] == tokens[i]) & (i >= j), p, 0).sum(-1),
-        "mean_distance": (p * distance).sum(-1),
-        "distance_histogram": np.stack(
-            [np.where((distance >= low) & (distance < high), p, 0).sum((1, 2)) for low, high in edges], -1
-        ),
         "received_mass": p.sum(1),
         "received_mass_num_queries": seen.sum(0),
         "received_mass_horizon_16": p[:, :16].sum(1),
@@ -104,6 +96,23 @@ def _of_probabilities(p: Array, tokens: Array, first_row: int, spans: Sequence[S
         "exp(max_logit - log_sum_exp)": p.max(-1),
         "probability of argmax_key": p.max(-1),
         "probability of top_keys": ranked,
+    }
+
+
+def _of_positions(p: Array, tokens: Array) -> dict[str, Array]:
+    n = p.shape[-1]
+    i, j = np.arange(n)[:, None], np.arange(n)[None, :]
+    distance = np.abs(i - j)
+    previous = np.concatenate([[-1], tokens[:-1]])
+    edges = [(0, 1), *((1 << bit, 2 << bit) for bit in range(40) if 1 << bit < n)]
+    binned = [np.where((distance >= low) & (distance < high), p, 0).sum((1, 2)) for low, high in edges]
+    return {
+        "recent_mass": np.where((i >= j) & (distance < 64), p, 0).sum(-1),
+        "offset_mass": np.stack([np.trace(p, -d, 1, 2) if d < n else np.zeros(len(p)) for d in range(128)], -1),
+        "match_mass": np.where((tokens[j] == tokens[i]) & (i > j), p, 0).sum(-1),
+        "match_mass_by_induction": np.where((previous[j] == tokens[i]) & (i >= j), p, 0).sum(-1),
+        "mean_distance": (p * distance).sum(-1),
+        "distance_histogram": np.stack(binned, -1),
     }
 
 

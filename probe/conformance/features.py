@@ -19,7 +19,8 @@ class Features:
 
     def see(self, call: Call) -> None:
         """Take a call's facts; its tensors are not kept."""
-        self.layers[call.layer] = {
+        layer = call.layer if call.part == "self" else 1000 * (1 + (call.part == "cross")) + call.layer
+        self.layers[layer] = {
             "heads": call.num_heads,
             "kv_heads": call.num_kv_heads,
             "widths": (call.key.shape[-1], call.value.shape[-1]),
@@ -27,15 +28,16 @@ class Features:
             "softcap": call.softcap,
             "sinks": call.sink_logit is not None,
             "alibi": call.alibi_slope is not None,
-            "bias": getattr(call, "distance_bias", None) is not None,
+            "bias": call.distance_bias is not None,
             "documents": call.document is not None,
             "causal": call.causal,
-            "part": getattr(call, "part", "self"),
+            "part": call.part,
         }
 
     def words(self, model: HuggingFaceModel) -> list[str]:
         """Return what attention has, in the table's words."""
-        return [*self._of_calls(), *_of_modules(model), *_of_the_rest(model, set(self.layers))]
+        known = [*self._of_calls(), *_of_positions(model), *_of_modules(model)]
+        return list(dict.fromkeys([*known, *_of_the_rest(model, set(self.layers))]))
 
     def _of_calls(self) -> Iterator[str]:
         def some(name: str, wanted: Any = True) -> list[int]:
@@ -69,6 +71,26 @@ class Features:
             yield "cross-attention"
 
 
+def _of_positions(model: HuggingFaceModel) -> Iterator[str]:
+    found = model.positions(1)
+    kinds = [layer["kind"] for layer in found["layers"].values()]
+    for kind in dict.fromkeys(kinds):
+        some = "" if kinds.count(kind) == len(kinds) else " in some layers"
+        if kind == "rotary":
+            yield f"RoPE{some}"
+        elif kind == "none":
+            yield f"no positions{some}"
+        elif kind in ("learned", "sinusoidal"):
+            yield f"{kind} positions"
+    widths = {layer.head_dim for layer in model.attention_layers.values()}
+    for table in found["rotary"].values():
+        if table["type"] != "default":
+            yield _ROPE.get(table["type"], f"{table['type']} RoPE")
+        if table["rotated_channels"] < min(widths):
+            yield "partial RoPE"
+
+
+_ROPE = {"llama3": "Llama 3 RoPE", "yarn": "YaRN", "longrope": "LongRoPE", "dynamic": "dynamic NTK"}
 _QUERY_NORMS = ("q_norm", "query_norm", "q_layernorm", "query_layernorm", "qk_norm", "q_ln", "norm_q")
 
 
@@ -82,8 +104,11 @@ def _of_modules(model: HuggingFaceModel) -> Iterator[str]:
 
 
 def _of_the_rest(model: HuggingFaceModel, attending: set[int]) -> Iterator[str]:
-    recurrent = set(range(model.num_layers)) - attending
-    if recurrent:
-        yield "recurrent" if not attending else "layers without attention"
+    if model.recurrent_layers:
+        everywhere = set(model.recurrent_layers) >= set(range(model.num_layers))
+        beside = attending & set(model.recurrent_layers)
+        yield "recurrent beside attention" if beside else "recurrent" if everywhere else "recurrent in some layers"
+    elif set(range(model.num_layers)) - attending:
+        yield "layers without attention"
     if any("experts" in name.rsplit(".", 1)[-1] for name, _ in model.hf.named_modules()):
         yield "experts"

@@ -38,6 +38,8 @@ class Recipe:
     """Heads, widths, layers."""
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of its configuration that are set as they are."""
+    backends: tuple[str, ...] = ("huggingface",)
+    """What it is tried through."""
 
 
 @cache
@@ -77,4 +79,5 @@ def random_model(made: Recipe, *, attention: str | None = None, seed: int = 0) -
 
 def _recipe(name: str, entry: dict[str, Any]) -> Recipe:
     sizes = Sizes(**{size: entry.pop(size) for size in _SIZES if size in entry})
-    return Recipe(name, entry.pop("variant_of", name), sizes=sizes, **entry)
+    backends = ("huggingface", *entry.pop("also_through", ()))
+    return Recipe(name, entry.pop("variant_of", name), sizes=sizes, backends=backends, **entry)
