@@ -18,7 +18,7 @@ from probe.finding import Finding
 from probe.kernels.engine import EngineName
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
 from probe.plan import CannotPlay, Played
-from probe.prepare import default_folder, prepare, too_long
+from probe.prepare import check_samples, default_folder, prepare
 from probe.private import withheld_sample
 from probe.progress import Progress, Silent
 from probe.reader import Reading
@@ -30,6 +30,7 @@ from probe.storage import store
 from probe.storage.hold import LOCK_FILE
 from probe.storage.run_folder import read_record
 from probe.storage.trace_store import Run
+from probe.success import RULES
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
@@ -276,17 +277,9 @@ class Player:
         if key in self._workloads:
             return self._workloads[key]
         samples = list(plan.halved(self.book.build_workload(replaced).build(self.model.tokenizer)))
-        # The last token of an answer is produced and never put through.
-        longest = max((len(s) + max(s.num_new_tokens, len(s.answer_tokens)) - 1 for s in samples), default=0)
-        limit = self.model.max_length
-        if limit is not None and longest > limit:
-            if self.model.hard_limit:
-                raise too_long(self.model, longest)
-            if not self._workloads:
-                self.progress.message(
-                    f"{self.model.name} is configured for {limit} tokens; up to {longest} are read, more than it was "
-                    "made for"
-                )
+        said = check_samples(samples, self.model)
+        if said and not self._workloads:
+            self.progress.message(said)
         self._workloads[key] = samples
         return samples
 
@@ -353,6 +346,7 @@ class Player:
                 "provenance": self.provenance,
                 "model_card": self.model.card(),
                 "command": self.command,
+                "success_rules": sorted({RULES[s.success_rule] for made in self._workloads.values() for s in made}),
                 "stages": self.stages,
                 "failed": self.failed,
             },

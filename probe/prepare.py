@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import capture
 from probe.casebook import Casebook, Override, load
 from probe.errors import NotAvailable, UsageError
+from probe.sample import Sample
 
 if TYPE_CHECKING:
     from probe.hooks.huggingface import HuggingFaceModel
@@ -68,6 +70,19 @@ def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
     longest = max(getattr(book.build_workload(), "lengths", ()), default=0)
     if model.hard_limit and model.max_length is not None and longest > model.max_length:
         raise too_long(model, longest)
+
+
+def check_samples(samples: Sequence[Sample], model: HuggingFaceModel) -> str | None:
+    """Return a sentence where prompts are longer than the model was made for; raises UsageError where it cannot run
+    them, with their answers or with what is decoded of each."""
+    # The last token of an answer is produced and never put through.
+    longest = max((len(s) + max(s.num_new_tokens, len(s.answer_tokens)) - 1 for s in samples), default=0)
+    limit = model.max_length
+    if limit is None or longest <= limit:
+        return None
+    if model.hard_limit:
+        raise too_long(model, longest)
+    return f"{model.name} is configured for {limit} tokens; up to {longest} are read, more than it was made for"
 
 
 def too_long(model: HuggingFaceModel, length: int) -> UsageError:

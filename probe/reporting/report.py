@@ -220,6 +220,9 @@ def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Casebook", f"{casebook.get('name', '?')}: {casebook.get('question', '')}"
         yield "Seed", str(casebook.get("seed", ""))
         yield "Workload", json.dumps(casebook.get("workload"), ensure_ascii=False)
+    rules = record.get("success_rules")
+    if isinstance(rules, list) and any(rules):
+        yield "An answer counts as right", "; ".join(str(rule) for rule in rules if rule)
     yield "longcontext-probe", probe.__version__
 
 
