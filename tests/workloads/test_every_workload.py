@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from probe import discovery
 from probe.casebook import build
 from probe.errors import CasebookError, UsageError
+from probe.private import withheld_sample
 from probe.sample import Sample
 from probe.success import judge
 
@@ -53,7 +54,7 @@ def test_every_workload_is_tested() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @given(length=st.integers(1000, 2200), seed=st.integers(0, 50))
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 def test_a_length_is_met_and_never_exceeded(
     name: str, tokenizer: PreTrainedTokenizerFast, length: int, seed: int
 ) -> None:
@@ -69,6 +70,18 @@ def test_every_span_lies_in_the_prompt_and_the_question_ends_it(name: str, token
         assert all(0 <= span.start < span.stop <= len(sample.tokens) for span in sample.spans)
         if name != "plain_text":
             assert sample.span("question").stop == len(sample.tokens)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_private_sample_keeps_its_name_its_spans_and_no_word(name: str, plain: PreTrainedTokenizerFast) -> None:
+    for sample in built(name, plain, 1000, samples=2):
+        kept = withheld_sample(sample)
+        assert (kept.name, kept.spans) == (sample.name, sample.spans)
+        assert kept.facts["length"] == 1000
+        said = json.dumps(kept.to_json())
+        words = [sample.answer.strip(), *sample.answers] if name not in ("flip_flop", "padded_question") else []
+        assert not [word for word in words if word in said]
+        assert "label" not in kept.facts
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"plain_text", "associative_recall"}))
