@@ -25,7 +25,8 @@ def disagreement(
 
     The tokens are the first, the last and two between them. The allowance follows the rounding of sums as large as
     these, in float32 and in the model's dtype, and of the sums of log-decays from whose differences scans take their
-    decays, which is more where a layer forgets at once. Values that are not finite are left out: whether a model
+    decays, which is more where a layer forgets at once. A model that keeps its state in less than float32 rounds it at
+    every token, and remembers that as long as anything. Values that are not finite are left out: whether a model
     computes NaN is not this function's question. None where all agrees.
     """
     length = recurrence.num_tokens
@@ -34,7 +35,10 @@ def disagreement(
     dtype = recurrence.exact_dtype
     with exact(recurrence.value.device):
         states = dict(zip(counts, recurrence.states(counts), strict=True))
-        roundings = 64 + _largest_sum_of_logs(recurrence)
+        roundings = 64 + _largest_sum_of_logs(recurrence), 8.0
+        kept_in = recurrence.state_before if state_after is None else state_after
+        if torch.finfo(kept_in.dtype).eps > torch.finfo(torch.float32).eps:
+            roundings = roundings[0], 8 + _longest_memory(recurrence)
         for row in rows:
             before, after = states[row], states[row + 1]
             expected = recurrence.read(row, before, after)
@@ -75,11 +79,18 @@ def _largest_sum_of_logs(recurrence: Recurrence) -> float:
     return max(float(part.sum(0).amax()) for part in logs.split(_SCANNED_TOKENS))
 
 
+def _longest_memory(recurrence: Recurrence) -> float:
+    """Return after how many tokens the slowest head has forgotten all but 1/e, the chunk's length at most."""
+    slowest = float(recurrence.decay().mean(1).amax())
+    return min(recurrence.num_tokens, 1 / max(1 - slowest, 1e-6))
+
+
 def _compared(
-    expected: Tensor, found: Tensor, size: Tensor, roundings: float, dtype: torch.dtype, what: str
+    expected: Tensor, found: Tensor, size: Tensor, roundings: tuple[float, float], dtype: torch.dtype, what: str
 ) -> str | None:
+    """Say how far the two are apart, where it is more than so many roundings in float32 and in the dtype make."""
     single, own = torch.finfo(torch.float32).eps, torch.finfo(dtype).eps
-    allowed = float((roundings * single + (8 * own if own > single else 0)) * size)
+    allowed = float((roundings[0] * single + (roundings[1] * own if own > single else 0)) * size)
     difference = (expected - found).abs()
     largest = float(difference.masked_fill(~difference.isfinite(), 0).amax())
     if largest <= allowed:

@@ -91,6 +91,33 @@ def test_a_prompt_in_chunks_gives_the_logits_and_states_of_one_forward(
         assert_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("granitemoehybrid", {"layer_types": ["mamba", "mamba"]}),
+        ("qwen3_next", {"layer_types": ["linear_attention", "linear_attention"]}),
+        ("recurrent_gemma", {"block_types": ["recurrent"]}),
+        ("lfm2", {"layer_types": ["conv", "conv"]}),
+        ("minimax", {"layer_types": ["linear_attention", "linear_attention"]}),
+        ("minimax", {"layer_types": ["full_attention", "linear_attention"]}),
+        ("bamba", {"attn_layer_indices": [0, 1]}),
+        ("bamba", {"time_step_limit": (0.0, 0.02)}),
+        ("mamba2", {"chunk_size": 100, "conv_kernel": 7}),
+        ("mamba", {"conv_kernel": 2, "state_size": 1}),
+    ],
+)
+@pytest.mark.parametrize("chunk_tokens", [1, 7])
+def test_so_do_layers_of_one_kind_alone_and_other_widths(
+    make: Any, tokens: Any, kind: str, changes: dict[str, Any], chunk_tokens: int
+) -> None:
+    model, ids = load(make(kind, **{**KINDS[kind][0], **changes})), tokens(24)
+    found, state = in_pieces(model, ids, chunk_tokens)
+    assert_equal(found, whole(model, ids))
+    mark, token = model.mark(state), model.step(state, [5])
+    model.rollback(state, mark)
+    assert torch.equal(model.step(state, [5]), token)
+
+
 @EVERY
 def test_chunks_single_tokens_and_chunks_again(loaded: Any, tokens: Any, kind: str) -> None:
     model, ids = loaded(kind), tokens(60)

@@ -69,6 +69,14 @@ def test_the_last_row_of_the_hidden_attention_gives_what_is_read(kind, make, tok
     assert torch.allclose(torch.einsum("hkp,khp->hp", hidden, steps.value), read[-1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [0.02, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["mamba2", "jamba", "qwen3_next", "rwkv", "minimax"])
+def test_rounding_is_not_taken_for_a_disagreement(kind, dtype, scale, make, tokens):
+    model = make(kind, initializer_range=scale).to(dtype)
+    assert probe.trace(model, tokens(150), statistics="state_norm", chunk_tokens=60).dataset
+
+
 @pytest.mark.parametrize("kind", ["mamba2", "falcon_mamba", "qwen3_next", "rwkv", "minimax", "recurrent_gemma"])
 def test_in_bfloat16_it_is_the_model_s_own_recurrence_in_float32(kind, make, tokens, first_steps):
     model, ids = make(kind).to(torch.bfloat16), tokens(40)
