@@ -75,9 +75,8 @@ class HuggingFaceModel:
         self._weights_sha256: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"HuggingFaceModel({self.name!r}, {self.dtype}, {self.device}, attention {self.attention_implementation})"
-        )
+        attention = self.attention_implementation
+        return f"{type(self).__name__}({self.name!r}, {self.dtype}, {self.device}, attention {attention})"
 
     @property
     def device(self) -> torch.device:

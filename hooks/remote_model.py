@@ -70,7 +70,7 @@ class RemoteModel(HuggingFaceModel):
         remote_gigabytes: float = REMOTE_GIGABYTES,
     ) -> None:
         """Wrap nnsight's model; with `remote=False` the same requests run here, with `"local"` packed and unpacked."""
-        super().__init__(envoy._module, tokenizer, name=name)
+        super().__init__(envoy._module, tokenizer or getattr(envoy, "tokenizer", None), name=name)
         self.envoy = envoy
         """nnsight's model."""
         self.remote = remote

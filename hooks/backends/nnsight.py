@@ -74,7 +74,7 @@ class nnsight(Backend):
         if not hasattr(model, "to_model_key"):
             raise UsageError(f"{type(model).__name__} has no name on NDIF: give nnsight.TransformersModel(hub id)")
         sized: dict[str, Any] = {} if size is None else {"remote_gigabytes": float(size)}
-        return RemoteModel(model, tokenizer or model.tokenizer, name=name, **sized)
+        return RemoteModel(model, tokenizer, name=name, **sized)
 
 
 def _without_weights(name: str, tokenizer: Any, revision: dict[str, str]) -> Any:
