@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from probe.hooks.continuation_repair import continuation_repair
 from probe.hooks.convolution_from_state import convolution_from_state
 from probe.hooks.decoding_state import empty_state, put_through, recurs
 from probe.hooks.given_positions import given_positions
-from probe.hooks.logit_slices import last_hidden, only_last_row
 from probe.hooks.placement import input_device
 from probe.hooks.scan_from_state import scan_from_state
 
@@ -93,16 +92,15 @@ def check_continuation(model: PreTrainedModel, num_new: int) -> tuple[continuati
 def _tried(model: PreTrainedModel, several: bool) -> continuation:
     there = [each for each in _REPAIRS if each.applies(model)]
     needed = tuple(each for each in there if each.always)
-    found = _compared(model, several, needed)
-    if not found.works and len(there) > len(needed):
-        with_all = _compared(model, several, tuple(there))
-        found = with_all if with_all.works else found
-    if not found.works and not several and any(_limits(model)):
-        with _unlimited(model):
-            unlimited = _compared(model, several, found.repairs)
-        if unlimited.works:
-            return continuation(found.repairs, found.off_by, works=True, own_step=True)
-    return found
+    limited = not several and any(_limits(model))
+    with _unlimited(model) if limited else nullcontext():
+        found = _compared(model, several, needed)
+        if not found.works and len(there) > len(needed):
+            with_all = _compared(model, several, tuple(there))
+            found = with_all if with_all.works else found
+    if not (found.works and limited):
+        return found
+    return replace(found, off_by=_compared(model, several, found.repairs).off_by, own_step=True)
 
 
 def _compared(model: PreTrainedModel, several: bool, repairs: tuple[continuation_repair, ...]) -> continuation:
@@ -156,19 +154,29 @@ def _outputs(
     model: PreTrainedModel, pieces: Sequence[Tensor], repairs: Sequence[continuation_repair]
 ) -> Float[Tensor, "token channel"]:
     """What comes out of the last layer, or the logits where that is not to be had; alone without a cache."""
-    state, found = empty_state(model), []
-    for piece in pieces:
-        kept = last_hidden()
-        with only_last_row(model, kept):
+    state, found, last = empty_state(model), [], list[Tensor]()
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        hidden = getattr(output, "last_hidden_state", None)
+        last[:] = [hidden] if isinstance(hidden, Tensor) and hidden.ndim == 3 else []
+
+    # Before others' hooks: who wants the last row's logits alone takes the rest away.
+    hook = model.base_model.register_forward_hook(keep, prepend=True)
+    try:
+        for piece in pieces:
             if len(pieces) == 1:
                 output: Any = model(input_ids=piece[None], use_cache=False)
             else:
                 output = put_through(model, state, piece, repairs if state.num_tokens > 0 else ())
-        found.append(output.logits[0] if kept.output is None else kept.output.last_hidden_state[0])
+            found.append((last or [output.logits]).pop()[0])
+    finally:
+        hook.remove()
     return torch.cat(found).double()
 
 
 def _largest(expected: Tensor, found: Tensor, first: int) -> float:
+    assert expected.shape == found.shape
+    assert len(found) > first
     expected, found = expected[first:], found[first:]
     comparable = expected.isfinite() & found.isfinite()
     if not bool(comparable.any()):
@@ -218,6 +226,7 @@ def _say(model: PreTrainedModel, several: bool, found: continuation) -> None:
     if found.own_step:
         _log.warning(
             "%s: for a single token transformers does not limit the step size of its state as it does for several, in "
-            "generate as here: decoded tokens are the model's own, off by up to %.2g from one forward over everything",
+            "generate as here: decoded tokens are the model's own, and may differ from one forward over everything (by "
+            "%.2g of the largest value over a few tokens)",
             name_of(model), found.off_by,
         )  # fmt: skip

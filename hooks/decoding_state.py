@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -78,7 +78,10 @@ def empty_state(model: PreTrainedModel, cache: Cache = "device") -> decoding_sta
         )
     elif offload and made is None:
         raise NotReproducible(f"{name_of(model)}: the cache that it makes itself cannot lie in the host's memory")
-    return decoding_state(made, torch.zeros(0, dtype=torch.long, device=input_device(model)))
+    state = decoding_state(made, torch.zeros(0, dtype=torch.long, device=input_device(model)))
+    if made is not None and made.layers and not any(isinstance(layer, CacheLayerMixin) for layer in made.layers):
+        made.layers.append(counting_layer(lambda: state.num_tokens))
+    return state
 
 
 @torch.no_grad()
@@ -116,31 +119,30 @@ def recurs(model: PreTrainedModel) -> bool:
 
 
 class counting_layer(DynamicLayer):  # type: ignore[misc]
-    """Stands in a cache for a layer that keeps nothing there, and counts tokens as one that attends does.
+    """Stands in a cache that cannot count tokens, and keeps nothing.
 
     MiniMax keeps the states of its linear layers elsewhere in its cache, and asks the first layer, whatever it is, how
-    many tokens there were.
+    many tokens there were. Where no layer of a hybrid architecture attends, transformers finds none to ask.
     """
 
-    def __init__(self, attends: DynamicLayer) -> None:
+    def __init__(self, count: Callable[[], int]) -> None:
         super().__init__()
-        self._attends = attends
+        self._count = count
 
     def get_seq_length(self) -> int:
-        """Tokens that the layer which attends has seen."""
-        return int(self._attends.get_seq_length())
+        """Tokens that went in before this forward, or with it."""
+        return self._count()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As the layer which attends."""
-        sizes: tuple[int, int] = self._attends.get_mask_sizes(query_length)
-        return sizes
+        """As a layer that attends to all of them."""
+        return self._count() + query_length, 0
 
 
 def _counting(cache: Any) -> Any:
     layers = getattr(cache, "layers", None) or []
     attends = next((each for each in layers if each.is_initialized), None)
     if attends is not None:
-        cache.layers = [each if each.is_initialized else counting_layer(attends) for each in layers]
+        cache.layers = [each if each.is_initialized else counting_layer(attends.get_seq_length) for each in layers]
     return cache
 
 

@@ -58,10 +58,12 @@ def how_it_went(model: PreTrainedModel, pieces: Sequence[int], chunk_tokens: int
         why = ", since the model does not go on from what it keeps" if forced else ""
         return f"whole, {pieces[0]} tokens at once{why}"
     several = continuation_of(model, several=True)
+    single = continuation_of(model, several=False) if recurs(model) else continuation()
     if not several.works:
         return f"{pieces[0]} tokens at once, then token by token, since several at once lose what the model keeps"
     words = f"in chunks of at most {max(pieces)} tokens"
-    return ", with ".join([words, *(each.words for each in several.repairs)])
+    words = ", with ".join([words, *(each.words for each in several.repairs)])
+    return f"{words}; single tokens without the limit on their step size, as in generate" if single.own_step else words
 
 
 def _instead(
