@@ -113,7 +113,7 @@ class CompiledWalk:
         padding = start - block_start, block_start + shape.query - stop
         rows = slice(start - call.query_start, stop - call.query_start)
         query = _padded(call.query[:, rows].float() * call.scale, 0, 0, *padding)
-        query = query.reshape(shape.kv_head, -1, shape.channel)
+        query = query.reshape(shape.kv_head, -1, shape.channel).contiguous()
         inputs = [self._scores_inputs(query, call, block_start, *block) for block in blocks]
         num_visible = self.visibility.num_keys[rows]
         if call.log_sum_exp is None:

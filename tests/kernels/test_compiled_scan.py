@@ -185,3 +185,14 @@ def test_a_statistic_that_asks_where_a_block_lies_is_computed_without_a_compiler
     assert name == "blocked"
     assert "query_start" in caplog.text
     attention.assert_close("entropy", actual["at_home"], attention.expected(call)["entropy"])
+
+
+@needs_compiler
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_queries_of_any_layout_are_compiled(attention, scale):
+    # As a model's projection leaves them where nothing rotates or scales them: heads next to one another.
+    call = replace(attention.make_call(attention.Shape(), 300, seed=8), scale=scale)
+    apart = replace(call, query=call.query.transpose(0, 1).contiguous().transpose(0, 1))
+    actual, name = scanned(["max_probability", "mean_distance"], apart, compiled=True, **SMALL)
+    assert name == "blocked, compiled"
+    attention.assert_all_close(actual, attention.expected(call))
