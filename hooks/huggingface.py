@@ -38,6 +38,7 @@ from probe.hooks.recurrent_layer import kinds_of_layers, recurrent_layer, recurr
 from probe.hooks.remote_code import remote_code
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.rotation_of_whole import rotated_as_whole
+from probe.hooks.tokenisation import tokenisation
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
 
@@ -173,6 +174,7 @@ class HuggingFaceModel:
             "revision": getattr(self.hf.config, "_commit_hash", None),
             "weights_sha256": self.weights_sha256,
             "tokenizer_sha256": None if self.tokenizer is None else tokenizer_sha256(self.tokenizer),
+            "tokenisation": tokenisation(self.tokenizer),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "device_map": placed(self.hf),

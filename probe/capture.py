@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from torch import Tensor
 
 from probe import discovery
+from probe.chat import chat_sample, is_chat
 from probe.errors import UsageError
 from probe.hooks.backend import load
 from probe.hooks.huggingface import HuggingFaceModel
@@ -27,6 +28,7 @@ from probe.storage.store import MemoryStore, RunStore, unit_id
 from probe.storage.trace_store import Trace
 from probe.storage.trace_store import open as open_trace
 from probe.storage.unit_writer import UnitWriter
+from probe.thinking import with_thinking, with_thinking_answer
 from probe.token_text import token_text
 
 CHUNK_TOKENS: Final = 2048
@@ -36,12 +38,14 @@ POOL_FROM_TOKENS: Final = 16_384
 POOL_TOKENS: Final = 64
 """Positions in a pooled block."""
 
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Tensor | Sample
+"""What a model reads: text, token ids, messages of a chat, or a sample."""
 Request = str | dict[str, Any] | Statistic | Callable[..., Any]
 
 
 def trace(
     model: HuggingFaceModel | Any,
-    x: str | Sequence[int] | Tensor | Sample,
+    x: Prompt,
     *,
     statistics: Request | Sequence[Request] | None = None,
     queries_and_keys: Sequence[int] | None = None,
@@ -55,7 +59,11 @@ def trace(
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
 ) -> Trace:
-    """Read text, tokens or a sample with `model`, and return the trace of what its attention did.
+    """Read text, tokens, messages or a sample with `model`, and return the trace of what its attention did.
+
+    Messages (`[{"role": "user", "content": "…"}]`) go through the tokenizer's chat template (see
+    `probe.chat.chat_sample`); text gets the special tokens that the tokenizer adds, and both are on record. What a
+    reasoning model thinks is a span, `thinking`, of the sample and of the outcome.
 
     `statistics` are names, `{name: {parameter: value}}`, statistics, or analyses (which stand for what they need);
     by default what every shipped analysis needs, and the states of recurrent layers. A parameter `layers` limits one to
@@ -149,14 +157,16 @@ def expand(requests: Sequence[Request]) -> Iterator[Any]:
                 yield part
 
 
-def as_sample(model: HuggingFaceModel, x: str | Sequence[int] | Tensor | Sample) -> Sample:
-    """Make a sample of text, tokens or a sample; raises UsageError for nothing, or ids that the model does not have."""
+def as_sample(model: HuggingFaceModel, x: Prompt) -> Sample:
+    """Make a sample of what is read; raises UsageError for nothing, or ids that the model does not have."""
     if isinstance(x, Sample):
         sample = x
     elif isinstance(x, str):
         if model.tokenizer is None:
             raise UsageError(f"{model.name} has no tokenizer: give tokens, or load it with tokenizer=…")
         sample = Sample("text", tuple(model.tokenizer(x)["input_ids"]), text=x)
+    elif is_chat(x):
+        sample = chat_sample(model.tokenizer, x)
     else:
         sample = Sample("tokens", _token_ids(x))
     if not sample.tokens:
@@ -168,7 +178,7 @@ def as_sample(model: HuggingFaceModel, x: str | Sequence[int] | Tensor | Sample)
         )
     if not sample.text and model.tokenizer is not None:
         sample = dataclasses.replace(sample, text=str(model.tokenizer.decode(sample.tokens)))
-    return sample
+    return with_thinking(sample, model.tokenizer)
 
 
 def _token_ids(x: Any) -> tuple[int, ...]:
@@ -214,7 +224,7 @@ def read(
     spans = withheld_sample(sample).spans if private else sample.spans
     reader = reader_class(model)(model, sample, requests, pool_tokens, writer, spans, reading)
     num_new = max_new_tokens if max_new_tokens is not None else sample.num_new_tokens
-    outcome = reader.play(num_new, chunk_tokens)
+    outcome = with_thinking_answer(reader.play(num_new, chunk_tokens), sample, model.tokenizer)
     reader.finish()
     if not private:
         ids = (*sample.tokens, *sample.answer_tokens, *outcome.response_tokens)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from probe.sample import Span
 from probe.withheld import token_ids_from_json, token_ids_to_json
 
 
@@ -31,6 +32,8 @@ class Outcome:
     """Why the unit failed, in one sentence; None where it did not."""
     score: float | None = None
     """Share of the accepted answers that the response holds, where the rule looks for several; else 1 or 0."""
+    response_spans: tuple[Span, ...] = ()
+    """Stretches of the response that matter, by position in the whole sequence (the prompt's length on): `thinking`."""
 
     @property
     def answer_loss(self) -> float | None:
@@ -43,6 +46,10 @@ class Outcome:
         """Return the outcome as JSON values, numbers that are not finite as strings; `from_json` turns them back."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         value["response_tokens"] = token_ids_to_json(self.response_tokens)
+        # Left out where there is none, so that an outcome of an older trace reads the same.
+        del value["response_spans"]
+        if self.response_spans:
+            value["response_spans"] = [[span.name, span.start, span.stop] for span in self.response_spans]
         value["answer_log_probability"] = [_to_json(x) for x in self.answer_log_probability]
         value["text_loss"] = None if self.text_loss is None else _to_json(self.text_loss)
         return value
@@ -54,6 +61,7 @@ class Outcome:
         fields["response_tokens"] = token_ids_from_json(value["response_tokens"])
         fields["answer_log_probability"] = tuple(float(x) for x in value["answer_log_probability"])
         fields["text_loss"] = None if value["text_loss"] is None else float(value["text_loss"])
+        fields["response_spans"] = tuple(Span(*span) for span in value.get("response_spans", ()))
         return cls(**fields)
 
 

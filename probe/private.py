@@ -14,7 +14,7 @@ from probe.withheld import Withheld
 _SPAN_NAMES: Final = re.compile(
     r"(instruction|context|haystack|question(_before)?|answer|dummy|distant|near|needle(_(key|value|value_again|fact))?"
     r"|(needle|needle_value|needle_fact|distractor|document|step|query|write)_[0-9]{1,6}"
-    r"|distractor_[0-9]{1,6}_[0-9]{1,6})"
+    r"|distractor_[0-9]{1,6}_[0-9]{1,6}|thinking(_[0-9]{1,6})?|(system|developer|user|assistant|tool)_[0-9]{1,6})"
 )
 """Names that say what part a span plays; any other may be a piece of the text."""
 
@@ -25,7 +25,7 @@ _FACTS: Final = frozenset(
         "haystack_sentences", "haystack_repeats", "given", "num_pairs", "gold_index", "num_documents", "num_needles",
         "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops", "num_common",
         "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads", "direction",
-        "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line", "disturbed_tokens",
+        "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line", "disturbed_tokens", "num_bos",
     }
 )  # fmt: skip
 """Facts of a sample that say nothing of its words, where they are numbers or of the words below."""

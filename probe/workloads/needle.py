@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from probe.errors import UsageError
 from probe.sample import Sample
 from probe.workloads.asking import answer_tokens
+from probe.workloads.chat_text import Chat, ChatTokenizer, in_chat
 from probe.workloads.haystack import file_sentences, haystack_sentences
 from probe.workloads.lexicon import CITIES, NEEDLE, NUMBERS, QUESTION
 from probe.workloads.marked_text import MarkedText, Tokenised, encode, require_offsets
@@ -63,6 +64,10 @@ class needle:
     haystack: str = "templates"
     """`templates` (sentences of this toolkit's lexicon), `none` (the needle alone before the question, without
     distractors), or the path of a UTF-8 text file."""
+    chat: Chat = "never"
+    """Whether the prompt is put into the tokenizer's chat template: `never`, `always`, or `auto` (where it has one). The
+    user's turn ends with the question, and its last words begin the assistant's; the span `question` then holds what
+    the template writes between the two. Lengths include the template's tokens."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(self.lengths))
@@ -90,6 +95,7 @@ class needle:
         `UsageError` later where the tokenizer merges the answer's beginning into the prompt.
         """
         require_offsets(tokenizer)
+        tokenizer = in_chat(tokenizer, self.chat, lambda text: text.rindex("?") + 1)
         if self.haystack not in ("templates", "none"):
             file_sentences(self.haystack)
         chosen = tuple(self.cells() if cells is None else cells)
@@ -147,6 +153,8 @@ def _check(workload: needle) -> None:
             f"needle: distractors must lie between 0 and {_MOST_DISTRACTORS} (each number stands in a text once), "
             f"not {workload.distractors}"
         )
+    if workload.chat not in get_args(Chat):
+        raise UsageError(f"needle: chat must be {', '.join(get_args(Chat))}, not {workload.chat!r}")
     if workload.needle not in ("present", "absent"):
         raise UsageError(f"needle: needle must be present or absent, not {workload.needle!r}")
     if not workload.haystack:
@@ -204,7 +212,7 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
         spans=made.spans,
         answer_tokens=added,
         answer=answer,
-        text=filled.text.text,
+        text=tokenizer.rendered(filled.text.text) if isinstance(tokenizer, ChatTokenizer) else filled.text.text,
         facts={
             "length": cell.length,
             "needle_depth": cell.depth,
@@ -215,6 +223,7 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
             "haystack": Path(workload.haystack).name,
             "haystack_sentences": filled.num_sentences,
             "haystack_repeats": filled.num_repeats,
+            **(tokenizer.facts() if isinstance(tokenizer, ChatTokenizer) else {}),
             **_measured(made, added, getattr(tokenizer, "unk_token_id", None)),
         },
     )
