@@ -11,12 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.kernels.heap import trim
 from probe.kernels.recurrence_block import RecurrenceBlock
 
 BLOCK_TOKENS = 64
 """Tokens that are put through the recurrence at once, where memory permits."""
 BLOCK_ELEMENTS = 1 << 22
 """Numbers that the largest intermediate tensor of a block may hold."""
+TRIM_FROM_ELEMENTS = 1 << 24
+"""Entries of all states together from which giving memory back costs nothing beside them."""
 SMALLEST_LOG_DECAY = -1e5
 """Stands for the logarithm of no memory at all; its exponential is 0 in every dtype."""
 
@@ -97,6 +100,8 @@ class Recurrence:
                 state = self.block(done, stop).advance(state)
                 done = stop
             yield state
+        if state.device.type == "cpu" and done * state.numel() > TRIM_FROM_ELEMENTS:
+            trim()
 
     def state_after(self) -> Float[Tensor, "state_head state channel"]:
         """Return the state after the last token."""
