@@ -65,9 +65,9 @@ class needle:
     """`templates` (sentences of this toolkit's lexicon), `none` (the needle alone before the question, without
     distractors), or the path of a UTF-8 text file."""
     chat: Chat = "never"
-    """Whether the prompt is put into the tokenizer's chat template: `never`, `always`, or `auto` (where it has one). The
-    user's turn ends with the question, and its last words begin the assistant's; the span `question` then holds what
-    the template writes between the two. Lengths include the template's tokens."""
+    """Whether the prompt is put into the tokenizer's chat template: `never`, `always`, or `auto` (where it has one).
+    The user's turn ends with the question, and its last words begin the assistant's; the span `question` then holds
+    what the template writes between the two. Lengths include the template's tokens."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(self.lengths))
