@@ -22,10 +22,11 @@ _FACTS: Final = frozenset(
     {
         "length", "needle_depth", "seed", "workload_seed", "needle", "half", "num_tokens", "num_distractors",
         "unknown_tokens", "stripped_special_tokens", "achieved_depth", "answer_tokens_as_in_needle",
-        "haystack_sentences", "haystack_repeats", "given", "num_pairs", "gold_index", "num_documents", "num_needles",
-        "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops", "num_common",
-        "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads", "direction",
-        "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line", "disturbed_tokens",
+        "haystack_sentences", "haystack_repeats", "given", "kind", "num_pairs", "gold_index", "num_documents",
+        "num_needles", "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops",
+        "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads",
+        "direction", "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line",
+        "disturbed_tokens",
     }
 )  # fmt: skip
 """Facts of a sample that say nothing of its words, where they are numbers or of the words below."""
@@ -33,7 +34,7 @@ _FACTS: Final = frozenset(
 _WORDS: Final = frozenset(
     {
         "present", "absent", "find", "test", "all", "gold_only", "gold_absent", "gold_dummy", "all_dummies",
-        "closed_book", "forward", "backward", "random", "shuffled",
+        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled",
     }
 )  # fmt: skip
 """What a workload's own fields may be; a user's facts of the same name may be anything."""

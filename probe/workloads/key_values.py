@@ -10,7 +10,7 @@ from probe.success import SuccessRule
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText
-from probe.workloads.names import Kind, values
+from probe.workloads.names import Kind, kind_for, values
 from probe.workloads.stretches import Stretch, stretch, written
 
 _INSTRUCTION = "Extract the value corresponding to the specified key in the JSON object below."
@@ -31,8 +31,9 @@ class key_values(Grid):
     """Place of the asked pair: its index is this share of the last index, rounded."""
     pairs: int | None = None
     """Exactly as many pairs, where the length holds them. None: as many as it holds."""
-    kind: Kind = "uuids"
-    """What keys and values are: `uuids`, `words` (`amber-anchor`) or `numbers` (7 digits), for short lengths."""
+    kind: Kind | None = None
+    """What keys and values are: `uuids` as the paper has them, `numbers` (7 digits) or `words` (`amber-anchor`). None:
+    numbers below 512 tokens, which hold too few UUIDs, else UUIDs."""
     query_aware: bool = False
     """Whether the key stands before the object too."""
     given: Literal["all", "gold_only", "gold_absent"] = "all"
@@ -47,8 +48,9 @@ class key_values(Grid):
         return {"needle_depth": tuple(map(float, self.depths))}
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
-        key, value = values(self.rng(cell, "asked"), self.kind).first(2)
-        others = values(self.rng(cell, "others"), self.kind, without=(key, value))
+        kind = kind_for(self.kind, cell.length)
+        key, value = values(self.rng(cell, "asked"), kind).first(2)
+        others = values(self.rng(cell, "others"), kind, without=(key, value))
 
         def index(count: int) -> int:
             return round(float(cell.value("needle_depth")) * (count - 1))
@@ -75,7 +77,7 @@ class key_values(Grid):
             tokenizer,
             answer=f' "{value}',
             accepted=(value,),
-            facts={"given": self.given, "num_pairs": count, "gold_index": index(count)},
+            facts={"given": self.given, "kind": kind, "num_pairs": count, "gold_index": index(count)},
         )
 
     def _prompt(self, key: str, rows: list[str | Stretch]) -> MarkedText:

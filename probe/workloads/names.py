@@ -18,6 +18,15 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+SHORT_TOKENS: Final = 512
+"""Length below which keys and values are numbers unless said otherwise: two pairs of UUIDs take 100 tokens and more."""
+
+
+def kind_for(kind: Kind | None, length: int) -> Kind:
+    """Return the kind that was asked for, or UUIDs, or numbers where a prompt has fewer than 512 tokens."""
+    return kind or ("numbers" if length < SHORT_TOKENS else "uuids")
+
+
 ADJECTIVES: Final[tuple[str, ...]] = _words(
     """amber ancient arctic autumn azure bitter blazing brave bright bronze calm careful cheerful clever cold copper
     cosmic crimson crisp curious daring dawn deep dusty eager early electric elegant emerald endless faint fancy

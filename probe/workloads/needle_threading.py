@@ -12,7 +12,7 @@ from probe.workloads.filling import among
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.marked_text import MarkedText
-from probe.workloads.names import Drawn, Kind, values
+from probe.workloads.names import Drawn, Kind, kind_for, values
 from probe.workloads.stretches import Stretch, stretch, written
 
 _QUESTION = (
@@ -39,8 +39,9 @@ class needle_threading(Grid):
     """`forward`: every pair stands after the one that leads to it; `backward`: before it."""
     threads: int = 1
     """Threads of that length in the object; one of them is asked for."""
-    kind: Kind = "uuids"
-    """What keys and values are: `uuids`, `numbers` (7 digits) or `words`."""
+    kind: Kind | None = None
+    """What keys and values are: `uuids` as the paper has them, `numbers` (7 digits) or `words`. None: numbers below 512
+    tokens, which hold too few UUIDs, else UUIDs."""
     given: Literal["all", "gold_only"] = "all"
     """`gold_only` leaves out every pair that is not of the thread asked for."""
 
@@ -54,7 +55,8 @@ class needle_threading(Grid):
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         steps = int(cell.value("steps"))
         rng = self.rng(cell, "threads")
-        keys = values(rng, self.kind)
+        kind = kind_for(self.kind, cell.length)
+        keys = values(rng, kind)
         hidden: list[tuple[float, Stretch]] = []
         asked = keys.first((steps + 1) * self.threads)
         for thread in range(1 if self.given == "gold_only" else self.threads):
@@ -64,7 +66,7 @@ class needle_threading(Grid):
             elif self.direction == "random":
                 rng.shuffle(pairs)
             hidden += zip(sorted(rng.random() for _ in pairs), pairs, strict=True)
-        others = Drawn(_pairs(values(self.rng(cell, "others"), self.kind, without=frozenset(asked))))
+        others = Drawn(_pairs(values(self.rng(cell, "others"), kind, without=frozenset(asked))))
 
         def compose(count: int) -> MarkedText:
             context = stretch("context", "{", *among(others.first(count), hidden, ",\n "), "}")
@@ -76,7 +78,7 @@ class needle_threading(Grid):
         else:
             count, text = fit(compose, cell.length, tokenizer, what=what)
         last = asked[steps]
-        facts = {"given": self.given, "direction": self.direction, "threads": self.threads,
+        facts = {"given": self.given, "kind": kind, "direction": self.direction, "threads": self.threads,
                  "num_pairs": count + len(hidden)}  # fmt: skip
         return self.made(cell, text, tokenizer, answer=f' "{last}', accepted=(last,), facts=facts)
 

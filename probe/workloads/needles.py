@@ -35,7 +35,7 @@ _QUESTION = {
 class needles(Grid):
     """Needles of several keys, several values of a key, and several keys asked for at once, as in RULER.
 
-    Prompts and scoring are those of Hsieh et al. 2024 (RULER, arXiv 2404.06654): multi-key (`keys: 4`), multi-value
+    Prompts and scoring are those of Hsieh et al. 2024 (RULER, arXiv 2404.06654): multi-key (the default), multi-value
     (`values: 4`), multi-query (`queries: 4`), line retrieval (`haystack: needles`). What differs: the haystack is of
     this toolkit's templates, where RULER has Paul Graham's essays (a file of yours serves too); keys are words of
     another list; what is decoded are the answer's tokens and 16 more (RULER: 128).
@@ -43,8 +43,9 @@ class needles(Grid):
 
     success_rule: SuccessRule = "all"
     """`all` as RULER has it (the score is the share of the values found)."""
-    keys: int = 4
-    """Needles with different keys in the text, those that are asked for among them."""
+    keys: int | None = None
+    """Different keys in the text, those that are asked for among them. None: 4 as RULER has them, or 2 below 256
+    tokens; never fewer than are asked for."""
     values: int = 1
     """Values of each key, each in a needle of its own."""
     queries: int = 1
@@ -61,7 +62,8 @@ class needles(Grid):
     """`gold_only` leaves out all but the needles that are asked for, `gold_absent` leaves those out."""
 
     def check(self) -> None:
-        if min(self.keys, self.values, self.queries) < 1 or self.queries > self.keys:
+        keys = self.queries if self.keys is None else self.keys
+        if min(keys, self.values, self.queries) < 1 or self.queries > keys:
             raise self.error("keys, values and queries must be 1 or more, and no more keys asked for than there are")
         if self.depths:
             self.check_shares("depths", self.depths)
@@ -77,9 +79,10 @@ class needles(Grid):
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         rng = self.rng(cell, "needles")
-        keys = values(rng, self.key_kind).first(self.keys)
-        drawn = values(rng, self.value_kind).first(self.keys * self.values)
-        shares = _shares(rng, self.keys, self.values)
+        number = self.keys or max(self.queries, 2 if cell.length < 256 else 4)
+        keys = values(rng, self.key_kind).first(number)
+        drawn = values(rng, self.value_kind).first(number * self.values)
+        shares = _shares(rng, number, self.values)
         if self.depths:
             shares[0] = cell.value("needle_depth")
         asked = drawn[: self.queries * self.values]

@@ -44,10 +44,10 @@ class padded_question(Grid):
     """One question over two facts, the same at every length, with padding of several kinds and the facts in any place.
 
     After Levy et al. 2024 (Same Task, More Tokens: FLenQA, arXiv 2402.14848), its MonoRel task and prompt: A is older
-    than B, B is older than C; is A older than C? What differs: people and paragraphs are made from templates, places
-    and distance are numbers where the paper has first, middle, last and random, the prompt ends in `Answer:`, and
-    an answer is right if the response begins with it (the paper: the last true or false in it). True and false are
-    asked equally often.
+    than B, B is older than C; is A older than C? What differs: people and paragraphs are made from templates, two
+    sentences each (the paper: about 125 tokens), places and distance are numbers where the paper has first, middle,
+    last and random, the prompt ends in `Answer:`, and an answer is right if the response begins with it (the paper: the
+    last true or false in it). True and false are asked equally often.
     """
 
     padding: tuple[str, ...] = ("different",)
@@ -135,16 +135,13 @@ def _others(rng: random.Random, names: Drawn) -> Iterator[str]:
 
 
 def _paragraph(rng: random.Random, one: str, other: str, more: str) -> tuple[str, str]:
-    """Return the sentence that compares two people, and two sentences about the first."""
-    about = [
-        form.format(
-            name=one,
-            place=rng.choice(_PLACES),
-            person=rng.choice(_PEOPLE),
-            thing=rng.choice(_THINGS),
-            animal=rng.choice(_ANIMALS),
-            food=rng.choice(_FOODS),
-        )
-        for form in rng.sample(_ABOUT, 2)
-    ]
-    return f"{one} is {more} than {other}.", " ".join(about)
+    """Return the sentence that compares two people, and one about the first."""
+    about = rng.choice(_ABOUT).format(
+        name=one,
+        place=rng.choice(_PLACES),
+        person=rng.choice(_PEOPLE),
+        thing=rng.choice(_THINGS),
+        animal=rng.choice(_ANIMALS),
+        food=rng.choice(_FOODS),
+    )
+    return f"{one} is {more} than {other}.", about

@@ -38,15 +38,16 @@ class variable_tracking(Grid):
     """`all` as RULER has it (the score is the share of the variables found)."""
     chains: int = 1
     """Chains in the text; one of them is asked for."""
-    hops: int = 4
-    """Assignments from variable to variable in each chain, after the one of the value."""
+    hops: int | None = None
+    """Assignments from variable to variable in each chain, after the one of the value. None: 4 as RULER has them, or 2
+    below 256 tokens."""
     haystack: str = "noise"
     """`noise` as RULER has it, `templates`, or the path of a UTF-8 text file."""
     given: Literal["all", "gold_only", "gold_absent"] = "all"
     """`gold_only` leaves out all but the chain that is asked for, `gold_absent` that chain."""
 
     def check(self) -> None:
-        if self.chains < 1 or self.hops < 0:
+        if self.chains < 1 or (self.hops is not None and self.hops < 0):
             raise self.error(f"chains must be 1 or more and hops 0 or more, not {self.chains} and {self.hops}")
 
     def prepare(self, tokenizer: Any) -> None:
@@ -54,7 +55,8 @@ class variable_tracking(Grid):
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         rng = self.rng(cell, "chains")
-        each = self.hops + 1
+        hops = (2 if cell.length < 256 else 4) if self.hops is None else self.hops
+        each = hops + 1
         names = _variables(rng).first(each * self.chains)
         numbers = values(rng, "numbers", digits=5).first(self.chains)
         hidden: list[tuple[float, Stretch]] = []
@@ -76,7 +78,7 @@ class variable_tracking(Grid):
         else:
             count, text = fit(compose, cell.length, tokenizer, what=what)
         asked = tuple(names[:each])
-        facts = {"given": self.given, "chains": self.chains, "hops": self.hops, "haystack_sentences": count}
+        facts = {"given": self.given, "chains": self.chains, "hops": hops, "haystack_sentences": count}
         return self.made(cell, text, tokenizer, answer=f" {', '.join(asked)}", accepted=asked, facts=facts)
 
 

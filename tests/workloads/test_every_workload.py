@@ -191,6 +191,19 @@ def test_a_flip_flop_needs_five_words_alone(lexicon: PreTrainedTokenizerFast) ->
     assert set(sample.tokens) <= {1, 2, 3, 4, 5}
 
 
+@pytest.fixture(scope="module")
+def well_fed(plain: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the words, as one of a large model does: one that was trained on these very texts."""
+    texts = [sample.text for name in CASES for sample in built(name, plain, 3000, samples=3)]
+    return plain.train_new_from_iterator(texts, 8000, show_progress=False)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"flip_flop"}))
+def test_128_tokens_hold_every_workload_as_it_is(name: str, well_fed: PreTrainedTokenizerFast) -> None:
+    for sample in build("workloads", name, {"lengths": [128], "samples": 8}).build(well_fed):
+        assert 64 < len(sample.tokens) <= 128
+
+
 @pytest.mark.parametrize("name", sorted({"passkey", "needles", "documents", "variable_tracking", "ancestral_trace"}))
 def test_131072_tokens_are_made(name: str, plain: PreTrainedTokenizerFast) -> None:
     (sample,) = built(name, plain, 131_072)
