@@ -14,6 +14,7 @@ from probe import discovery
 from probe.chat import chat_sample, is_chat
 from probe.errors import UsageError
 from probe.hooks.backend import load
+from probe.fits import check_fits, check_room
 from probe.hooks.huggingface import HuggingFaceModel
 from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
@@ -169,13 +170,7 @@ def as_sample(model: HuggingFaceModel, x: Prompt) -> Sample:
         sample = chat_sample(model.tokenizer, x)
     else:
         sample = Sample("tokens", _token_ids(x))
-    if not sample.tokens:
-        raise UsageError(f"{sample.name!r} has no tokens")
-    wrong = next((t for t in (*sample.tokens, *sample.answer_tokens) if not 0 <= t < model.vocab_size), None)
-    if wrong is not None:
-        raise UsageError(
-            f"token id {wrong} of {sample.name!r} is outside {model.name}'s vocabulary of {model.vocab_size}"
-        )
+    check_fits(model, sample)
     if not sample.text and model.tokenizer is not None:
         sample = dataclasses.replace(sample, text=str(model.tokenizer.decode(sample.tokens)))
     return with_thinking(sample, model.tokenizer)
@@ -224,6 +219,7 @@ def read(
     spans = withheld_sample(sample).spans if private else sample.spans
     reader = reader_class(model)(model, sample, requests, pool_tokens, writer, spans, reading)
     num_new = max_new_tokens if max_new_tokens is not None else sample.num_new_tokens
+    check_room(model, sample, num_new)
     outcome = with_thinking_answer(reader.play(num_new, chunk_tokens), sample, model.tokenizer)
     reader.finish()
     if not private:

@@ -55,6 +55,7 @@ def run(
     haystack: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    device_map: str | int | Mapping[str, Any] | None = None,
     private: bool = False,
     engine: EngineName = "auto",
     deterministic: bool = False,
@@ -85,6 +86,7 @@ def run(
         dtype=dtype,
         haystack=haystack,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
     )
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(engine, deterministic, cache)

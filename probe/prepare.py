@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import capture
 from probe.casebook import Casebook, Override, load
 from probe.errors import NotAvailable, UsageError
+from probe.fits import check_fits
 from probe.sample import Sample
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def prepare(
     dtype: str | None = None,
     haystack: str | Path | None = None,
     trust_remote_code: bool = False,
+    device_map: str | int | Mapping[str, Any] | None = None,
 ) -> tuple[Casebook, HuggingFaceModel]:
     """Read the casebook with what is set over it, load its model, and check that the one can run the other."""
     given = casebook if isinstance(casebook, Casebook) else load(casebook)
@@ -57,6 +59,7 @@ def prepare(
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
     )
     check_lengths(book, loaded)
     return book, loaded
@@ -75,6 +78,8 @@ def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
 def check_samples(samples: Sequence[Sample], model: HuggingFaceModel) -> str | None:
     """Return a sentence where prompts are longer than the model was made for; raises UsageError where it cannot run
     them, with their answers or with what is decoded of each."""
+    for sample in samples:
+        check_fits(model, sample)
     # The last token of an answer is produced and never put through.
     longest = max((len(s) + max(s.num_new_tokens, len(s.answer_tokens)) - 1 for s in samples), default=0)
     limit = model.max_length

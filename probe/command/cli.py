@@ -78,6 +78,9 @@ def run_casebook(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
     haystack: Annotated[Path | None, typer.Option(help="A text file of your own to hide the needle in.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="Spread the model over devices: auto, or a JSON object of parts and devices.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model run code of its own; it can do anything.")
     ] = False,
@@ -111,6 +114,7 @@ def run_casebook(
         "device": device,
         "dtype": dtype,
         "haystack": haystack,
+        "device_map": device_map,
         "trust_remote_code": trust_remote_code,
         "private": private,
         "engine": engine,
