@@ -38,7 +38,7 @@ from probe.hooks.recurrent_layer import kinds_of_layers, recurrent_layer, recurr
 from probe.hooks.remote_code import remote_code
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.rotation_of_whole import rotated_as_whole
-from probe.hooks.tokenisation import tokenisation
+from probe.hooks.tokenisation import check_tokenizer, tokenisation
 from probe.hooks.weights import tokenizer_sha256, weights_sha256
 from probe.kernels.call import Call
 
@@ -329,6 +329,7 @@ def load(
         return name_or_model
     if isinstance(name_or_model, os.PathLike):
         name_or_model = os.fspath(name_or_model)
+    check_tokenizer(tokenizer)
     place = None if device is None else found_device(device)
     if not isinstance(name_or_model, str):
         return _wrapped(name_or_model, tokenizer, place, dtype, revision, attention_implementation, device_map)

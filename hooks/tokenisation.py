@@ -5,6 +5,16 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from probe.errors import UsageError
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise `UsageError` for what is no tokenizer, such as a tokenizer's name."""
+    if tokenizer is not None and not callable(tokenizer):
+        raise UsageError(
+            f"tokenizer is a tokenizer object (transformers.AutoTokenizer.from_pretrained(…)), not {tokenizer!r:.100}"
+        )
+
 
 def tokenisation(tokenizer: Any) -> dict[str, Any] | None:
     """Return the special tokens that are put around a text, and the chat template's hash; None without a tokenizer."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from probe import discovery
 from probe.chat import chat_sample, is_chat
 from probe.errors import UsageError
-from probe.hooks.backend import load
 from probe.fits import check_fits, check_room
+from probe.hooks.backend import load
 from probe.hooks.huggingface import HuggingFaceModel
 from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
