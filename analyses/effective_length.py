@@ -41,7 +41,7 @@ _COLUMNS = (
 )
 
 
-@analysis(question=QUESTION, source=SOURCE, needs={"top_keys": {"k": 1}})
+@analysis(question=QUESTION, source=SOURCE, needs={"top_keys": {"k": 1}}, does_without_attention=True)
 def effective_length(
     run: Run | Trace | Iterable[Trace], *, threshold: float = 0.856, head_threshold: float = 0.1, seed: int = 0
 ) -> Finding:

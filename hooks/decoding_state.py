@@ -163,4 +163,4 @@ def _grows(model: PreTrainedModel, cache: DynamicCache | None) -> bool:
 
 
 def _computes_on_host(model: PreTrainedModel) -> bool:
-    return bool(input_device(model).type == "cpu")
+    return input_device(model).type == "cpu"

@@ -28,6 +28,8 @@ class Analysis(Protocol[P]):
     """Paper and section, or `this toolkit's own`."""
     reads_tokens: bool
     """Whether it compares token ids, which a private trace does not have."""
+    does_without_attention: bool
+    """Whether it answers a part of its question for a model that has no attention to capture."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Finding:
         """Return the finding."""
@@ -39,13 +41,18 @@ class Analysis(Protocol[P]):
 
 
 def analysis(
-    *, question: str, source: str, needs: Needs | Callable[..., Needs] | None = None, reads_tokens: bool = False
+    *,
+    question: str,
+    source: str,
+    needs: Needs | Callable[..., Needs] | None = None,
+    reads_tokens: bool = False,
+    does_without_attention: bool = False,
 ) -> Callable[[Callable[P, Finding]], Analysis[P]]:
     """Mark a function as an analysis, and say what a casebook captures for it.
 
     `needs` is a mapping, or a function of the analysis' parameters (each with its default) where they decide what is
-    captured. One that `reads_tokens` has nothing to say of private traces. The decorated function stays itself:
-    attributes are all that is added.
+    captured. One that `reads_tokens` has nothing to say of private traces. For one that `does_without_attention`
+    nothing is captured of a model that has none. The decorated function stays itself: attributes are all that is added.
     """
 
     def needed(**parameters: Any) -> Needs:
@@ -56,7 +63,7 @@ def analysis(
     def mark(function: Callable[P, Finding]) -> Analysis[P]:
         marked = cast(Any, function)
         marked.question, marked.source, marked.needs = question, source, needed
-        marked.reads_tokens = reads_tokens
+        marked.reads_tokens, marked.does_without_attention = reads_tokens, does_without_attention
         return cast(Analysis[P], marked)
 
     return mark

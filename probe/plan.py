@@ -135,12 +135,18 @@ def _resolve(
     return [dataclasses.replace(plain, intervention=intervention)]
 
 
-def requests_of(stage: Stage) -> list[dict[str, Any]]:
-    """Return the statistics that a stage captures: what its analyses need, and what it asks for besides."""
+def requests_of(stage: Stage, *, attends: bool = True) -> list[dict[str, Any]]:
+    """Return the statistics that a stage captures: what its analyses need, and what it asks for besides.
+
+    Where no layer of the model attends, an analysis that can do without attention gets none.
+    """
     requests: dict[str, dict[str, Any]] = {}
     for request in stage.analyses:
         name, parameters = named(request)
-        for statistic, needed in discovery.get("analyses", name).needs(**parameters).items():
+        asked = discovery.get("analyses", name)
+        if asked.does_without_attention and not attends:
+            continue
+        for statistic, needed in asked.needs(**parameters).items():
             requests[f"{statistic} {sorted(needed.items())}"] = {statistic: dict(needed)}
     for request in stage.capture:
         statistic, extra = named(request)
