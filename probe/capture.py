@@ -15,6 +15,7 @@ from probe.chat import chat_sample, is_chat
 from probe.errors import UsageError
 from probe.fits import check_fits, check_room
 from probe.hooks.backend import load
+from probe.hooks.eager_check import UNCHECKED, compared_with_eager
 from probe.hooks.huggingface import HuggingFaceModel
 from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
@@ -59,6 +60,7 @@ def trace(
     engine: EngineName = "auto",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
+    check: bool = True,
 ) -> Trace:
     """Read text, tokens, messages or a sample with `model`, and return the trace of what its attention did.
 
@@ -76,7 +78,8 @@ def trace(
     not fit into memory. With `private` the trace holds neither token ids nor text, and analyses that need them refuse.
     `engine` chooses what computes statistics of attention (Triton on CUDA and blocked torch elsewhere, by default; the
     float64 definitions with "reference"), `deterministic` has GPU sums equal bit for bit, `cache="offload"` keeps the
-    KV cache in the host's memory.
+    KV cache in the host's memory. Before its first trace a model is held against its own eager attention on 16 tokens,
+    once for each revision (see `compared_with_eager`); `check=False` leaves that out, and the trace says so.
 
     Raises UsageError for an unknown statistic, or where something stands at `out` (a saved trace goes with
     `overwrite`), NotReproducible for a model that cannot be captured exactly.
@@ -98,10 +101,11 @@ def trace(
         "private": private,
         "reading": Reading(engine, deterministic, cache),
     }
+    compared = comparison(loaded, requests, check=check)
     if out is None:
-        return _traced(loaded, sample, requests, MemoryStore(), options)
+        return _traced(loaded, sample, requests, MemoryStore(), options, compared)
     with saved_trace(out, overwrite=overwrite) as folder, RunStore(folder) as store:
-        unit = _traced(loaded, sample, requests, store, options).unit
+        unit = _traced(loaded, sample, requests, store, options, compared).unit
         write_trace_json(folder, unit)
     opened = open_trace(out)
     assert isinstance(opened, Trace)
@@ -114,6 +118,7 @@ def _traced(
     requests: Sequence[Requested],
     store: MemoryStore | RunStore,
     options: Mapping[str, Any],
+    compared: Mapping[str, str],
 ) -> Trace:
     kept = withheld_sample(sample) if options["private"] else sample
     writer = store.begin_unit(
@@ -122,11 +127,21 @@ def _traced(
         condition="as given",
         facts={"role": "baseline"},
         sample=kept,
-        provenance=model.provenance() | {"positions": model.positions(len(sample))},
+        provenance=model.provenance() | {"positions": model.positions(len(sample)), **compared},
     )
     with writer:
         writer.commit(read(model, sample, requests, writer, **options))
     return store.trace(writer.unit)
+
+
+def comparison(model: HuggingFaceModel, requests: Sequence[Requested], *, check: bool) -> dict[str, str]:
+    """Return what the provenance says of the comparison with eager attention; nothing where no attention is asked for.
+
+    Raises NotReproducible where they disagree.
+    """
+    if not any(request.statistic.kind in ("scan", "row", "key") for request in requests):
+        return {}
+    return {"compared_with_eager": compared_with_eager(model) if check else UNCHECKED}
 
 
 def default_statistics(model: HuggingFaceModel | None = None) -> list[Request]:

@@ -60,6 +60,7 @@ def run(
     engine: EngineName = "auto",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
+    check: bool = True,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
@@ -68,8 +69,8 @@ def run(
     `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave or takes; `backend` and `remote`
     are as there, and with `remote` every prompt leaves this machine. `limit` is the number of
     samples per cell. With `private` the folder holds neither token ids nor text, and analyses that need them are not
-    made, by name. `engine`, `deterministic` and `cache` are as in `probe.trace`. A folder that holds this very run is
-    continued; one that holds another is refused unless `force`.
+    made, by name. `engine`, `deterministic`, `cache`, `check` are as in `probe.trace`. A folder that holds this very
+    run is continued; one that holds another is refused unless `force`.
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
@@ -91,6 +92,7 @@ def run(
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(engine, deterministic, cache)
     player = Player(book, loaded, folder, progress or Silent(), command=command, private=private, reading=reading)
+    player.compare(check=check)
     player.check()
     player.judge(force=force)
     with store.hold(folder):
@@ -116,18 +118,26 @@ class Player:
     findings: dict[str, Finding] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
+    compared: dict[str, str] = field(default_factory=dict)
     _norms: Any = None
     _workloads: dict[str, list[Sample]] = field(default_factory=dict)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """What the model is and what runs it."""
-        return self.model.provenance() | {"seed": self.book.seed, "casebook": self.book.name}
+        return self.model.provenance() | self.compared | {"seed": self.book.seed, "casebook": self.book.name}
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What must be the same for two runs to be one."""
         return run_identity(self.book, self.provenance, self.reading, private=self.private)
+
+    def compare(self, *, check: bool) -> None:
+        """Hold the model's calls against its own eager attention; raises NotReproducible where they disagree."""
+        attends = bool(self.model.attention_layers)
+        stages = self.book.stages
+        requests = all_requested([each for stage in stages for each in plan.requests_of(stage, attends=attends)])
+        self.compared = capture.comparison(self.model, requests, check=check)
 
     def check(self) -> None:
         """Raise, before anything is written, what would else come up in the middle of the run.
@@ -140,7 +150,7 @@ class Player:
         if not samples:
             raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
         for stage in self.book.stages:
-            requests = all_requested(plan.requests_of(stage))
+            requests = all_requested(plan.requests_of(stage, attends=bool(self.model.attention_layers)))
             check_layers(requests, self.model)
             if self.private:
                 check_private(requests)
@@ -204,7 +214,7 @@ class Player:
             return
         self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}
         self._record("running")
-        requests = plan.requests_of(stage)
+        requests = plan.requests_of(stage, attends=bool(self.model.attention_layers))
         committed = self.store.committed()
         self.progress.start(sum(len(samples) for samples in work.values()))
         for i, condition in enumerate(played):
@@ -363,6 +373,7 @@ def dry_run(
     engine: EngineName = "auto",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
+    check: bool = True,
     **options: Any,
 ) -> DryRun:
     """Return what `run` with these options would take, without reading more than two of its samples.
@@ -374,5 +385,7 @@ def dry_run(
         raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(engine, deterministic, cache)
-    Player(book, loaded, folder, Silent(), private=private, reading=reading).check()
+    player = Player(book, loaded, folder, Silent(), private=private, reading=reading)
+    player.compare(check=check)
+    player.check()
     return estimate(book, loaded)

@@ -94,6 +94,9 @@ def run_casebook(
     cache: Annotated[
         str | None, typer.Option(help="Where keys and values lie: device, or offload (the host's memory).")
     ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not hold the model against its own eager attention first.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many units, how much memory, disk and time; run nothing.")
     ] = False,
@@ -120,6 +123,7 @@ def run_casebook(
         "engine": engine,
         "deterministic": deterministic,
         "cache": cache,
+        "no_check": no_check,
     }
     again = _command(casebook, options)
     with exits(debug=context.obj):
@@ -127,7 +131,9 @@ def run_casebook(
         options["depths"] = fractions("--depths", depths)
         # What is not given is for `probe.run` to choose.
         left = [name for name in ("engine", "deterministic", "cache") if not options[name]]
-        options = {name: value for name, value in options.items() if name not in left}
+        options = {name: value for name, value in options.items() if name not in (*left, "no_check")}
+        if no_check:
+            options["check"] = False
         from rich.console import Console
 
         from probe.command.terminal_progress import terminal_progress

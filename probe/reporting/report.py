@@ -50,6 +50,7 @@ _LABELS = {
     "device": "Device",
     "attention_implementation": "Attention implementation",
     "trust_remote_code": "Code of the model's own was run",
+    "compared_with_eager": "Held against the model's own eager attention",
 }
 
 
