@@ -36,8 +36,8 @@ class convolution_from_state(continuation_repair):
                         one = _convolved(module)
                         for hook in (
                             module.register_forward_pre_hook(one.begins),
-                            module.conv_1d.register_forward_pre_hook(one.lengthen),  # type: ignore[union-attr]
-                            module.conv_1d.register_forward_hook(one.shorten),  # type: ignore[union-attr]
+                            module.conv_1d.register_forward_pre_hook(one.lengthen),
+                            module.conv_1d.register_forward_hook(one.shorten),
                             module.register_forward_hook(one.ends),
                         ):
                             stack.callback(hook.remove)

@@ -158,7 +158,7 @@ def _cache(model: PreTrainedModel) -> DynamicCache:
 
 def _grows(model: PreTrainedModel, cache: DynamicCache | None) -> bool:
     if cache is None:
-        return model.config.get_text_config().model_type == "minimax"
+        return bool(model.config.get_text_config().model_type == "minimax")
     return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
