@@ -71,6 +71,9 @@ class ancestral_trace(Grid):
         if self.people is not None:
             check_filler(self.haystack)
 
+    def cue(self) -> str:
+        return "Answer:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         names = people(self.rng(cell, "names"))
         hay = filler(self.haystack, self.rng(cell, "haystack")) if self.people is not None else None
@@ -79,7 +82,7 @@ class ancestral_trace(Grid):
             relations = count if self.people is None else self.people - 1
             chain = names.first(relations + 1)
             shown = among(hay.first(count) if hay else [], self._sentences(cell, chain))
-            question = stretch("question", _QUESTION.format(name=chain[0]))
+            question = stretch("question", _QUESTION.format(name=chain[-1]))
             return written(stretch("instruction", _INSTRUCTION), "\n\n", *shown, "\n\n", question)
 
         if self.people is None:
@@ -91,30 +94,32 @@ class ancestral_trace(Grid):
             within(compose(0), cell.length, tokenizer, what=what)
             count, text = fit(compose, cell.length, tokenizer, what=what)
             relations = self.people - 1
-        eldest = names.first(relations + 1)[-1]
+        (eldest,) = names.first(1)
         facts = {"num_people": relations + 1, "order": self.order}
         return self.made(cell, text, tokenizer, answer=f" {eldest}", accepted=(eldest,), facts=facts)
 
     def _sentences(self, cell: Cell, chain: list[str]) -> list[tuple[float, str | Stretch]]:
-        """Return the sentence of each two neighbours, with its place; the last names the eldest.
+        """Return the sentence of each two neighbours, with its place; `chain` begins with the eldest.
 
-        Of a long chain only the first steps are marked, since every span costs room in a trace.
+        `needle` names the eldest, `step_0` is the first from the person asked about. Of a long chain only the first
+        steps are marked, since every span costs room in a trace.
         """
         rng = self.rng(cell, "sentences")
         said: list[tuple[float, str | Stretch]] = []
-        for at, (younger, elder) in enumerate(itertools.pairwise(chain)):
+        for at, (elder, younger) in enumerate(itertools.pairwise(chain)):
             place, form, relative = rng.random(), rng.choice(_SENTENCES), rng.choice(RELATIVES)
             form = form.replace("{younger}", younger).replace("{relative}", relative)
-            if at == len(chain) - 2:
-                before, _, after = form.partition("{elder}")
+            before, _, after = form.partition("{elder}")
+            step = len(chain) - 2 - at
+            if at == 0:
                 value = stretch("needle_value", elder)
                 said.append((place, stretch("needle", before, value, after.replace("{elder}", elder))))
-            elif at < _MOST_MARKED:
-                said.append((place, stretch(f"step_{at}", form.replace("{elder}", elder))))
+            elif step < _MOST_MARKED:
+                said.append((place, stretch(f"step_{step}", form.replace("{elder}", elder))))
             else:
                 said.append((place, form.replace("{elder}", elder)))
         if self.order == "shuffled":
             return said
         places = sorted(place for place, _ in said)
-        ordered = [each for _, each in (said if self.order == "forward" else reversed(said))]
+        ordered = [each for _, each in (said if self.order == "backward" else reversed(said))]
         return list(zip(places, ordered, strict=True))

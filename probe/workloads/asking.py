@@ -8,6 +8,7 @@ from typing import Any, Final
 from probe.errors import UsageError
 from probe.sample import Sample
 from probe.success import SuccessRule, normalised
+from probe.workloads.chat_text import ChatTokenizer
 from probe.workloads.marked_text import MarkedText, encode
 
 SPARE_TOKENS: Final = 16
@@ -44,7 +45,7 @@ def asked(
         spans=made.spans,
         answer_tokens=tokens,
         answer=answer,
-        text=text.text,
+        text=tokenizer.rendered(text.text) if isinstance(tokenizer, ChatTokenizer) else text.text,
         success_rule=success_rule,
         answers=accepted if looked_for else (),
         max_new_tokens=max_new_tokens,
@@ -53,6 +54,7 @@ def asked(
             "num_tokens": len(made.tokens),
             "unknown_tokens": 0.0 if unknown is None else made.tokens.count(unknown) / len(made.tokens),
             "stripped_special_tokens": made.num_stripped,
+            **(tokenizer.facts() if isinstance(tokenizer, ChatTokenizer) else {}),
         },
     )
 

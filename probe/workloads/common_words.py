@@ -58,6 +58,9 @@ class common_words(Grid):
         if stated and (min(stated) < 1 or stated[1] <= stated[2]):
             raise self.error("a common word stands in the list more often than another, and each at least once")
 
+    def cue(self) -> str:
+        return "Answer:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         common, often, seldom = self._counts(cell, tokenizer)
         drawn = self._words(cell)

@@ -11,7 +11,7 @@ from probe.success import SuccessRule
 from probe.workloads.filling import filler
 from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
-from probe.workloads.marked_text import MarkedText, encode
+from probe.workloads.marked_text import MarkedText
 from probe.workloads.names import Drawn, people, places
 from probe.workloads.stretches import Stretch, stretch, written
 
@@ -91,6 +91,9 @@ class documents(Grid):
 
     def axes(self) -> dict[str, tuple[float | int | str, ...]]:
         return {"needle_depth": tuple(map(float, self.depths))}
+
+    def cue(self) -> str:
+        return "Answer:"
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         number = self.num_documents or max(2, cell.length // 100)
@@ -205,4 +208,5 @@ def _like(wanted: int, size: int, instead: list[Document], tokenizer: Any) -> tu
 
 
 def _tokens(document: Document, size: int, tokenizer: Any) -> int:
-    return len(encode(tokenizer, "".join(_plain(_shown(document, 0, size)))).tokens)
+    shown = "".join(_plain(_shown(document, 0, size)))
+    return len(tokenizer(shown, add_special_tokens=False, verbose=False)["input_ids"])

@@ -47,6 +47,9 @@ class frequent_words(Grid):
         if not 1 < self.alpha <= 10:
             raise self.error(f"alpha must lie above 1 and at most at 10, not {self.alpha}")
 
+    def cue(self) -> str:
+        return "Answer:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         rng = self.rng(cell, "words")
         ranks = max(20, cell.length // 50)

@@ -15,6 +15,7 @@ from probe.errors import UsageError
 from probe.sample import Sample
 from probe.success import SuccessRule
 from probe.workloads.asking import asked
+from probe.workloads.chat_text import Chat, in_chat
 from probe.workloads.marked_text import MarkedText, require_offsets
 
 
@@ -65,6 +66,10 @@ class Grid(ABC):
     """`exact`, `substring`, `all` or `none`: when an answer counts as right (probe.success)."""
     max_new_tokens: int | None = None
     """How many tokens are decoded. None: as many as the answer has, and 16 more where it is looked for in the text."""
+    chat: Chat = "never"
+    """Whether the prompt is put into the tokenizer's chat template: `never`, `always`, or `auto` (where it has one, and
+    the workload's question can be put to somebody). The last words begin the assistant's turn; lengths include the
+    template's tokens."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -76,6 +81,8 @@ class Grid(ABC):
             raise self.error(f"samples must be 1 or more, not {self.samples}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise self.error(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}")
+        if self.chat == "always" and not self.cue():
+            raise self.error("what it asks has no words that could begin an answer in a chat")
         self.check()
         cells = self.cells()
         if len({cell.name for cell in cells}) < len(cells):
@@ -103,6 +110,10 @@ class Grid(ABC):
     def axes(self) -> Mapping[str, tuple[float | int | str, ...]]:
         """Return the grid's axes besides the length, by the name of the fact that says where a sample stands."""
         return {}
+
+    def cue(self) -> str:
+        """Return what begins the assistant's turn in a chat, as its last place in a prompt; empty: no chat."""
+        return ""
 
     def num_samples(self) -> int:
         """Return how many samples each place of the grid has."""
@@ -139,6 +150,8 @@ class Grid(ABC):
         """
         require_offsets(tokenizer)
         self.prepare(tokenizer)
+        if cue := self.cue():
+            tokenizer = in_chat(tokenizer, self.chat, lambda text: text.rindex(cue))
         return (self.sample(cell, tokenizer) for cell in (self.cells() if cells is None else tuple(cells)))
 
     def rng(self, cell: Cell, purpose: str) -> random.Random:

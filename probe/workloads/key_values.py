@@ -47,6 +47,9 @@ class key_values(Grid):
     def axes(self) -> dict[str, tuple[float | int | str, ...]]:
         return {"needle_depth": tuple(map(float, self.depths))}
 
+    def cue(self) -> str:
+        return "Corresponding value:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         kind = kind_for(self.kind, cell.length)
         key, value = values(self.rng(cell, "asked"), kind).first(2)

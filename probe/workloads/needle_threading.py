@@ -52,6 +52,9 @@ class needle_threading(Grid):
     def axes(self) -> dict[str, tuple[float | int | str, ...]]:
         return {"steps": self.steps}
 
+    def cue(self) -> str:
+        return "Corresponding value:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         steps = int(cell.value("steps"))
         rng = self.rng(cell, "threads")

@@ -77,6 +77,9 @@ class needles(Grid):
         if self.haystack != "needles":
             check_filler(self.haystack)
 
+    def cue(self) -> str:
+        return "The special magic"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         rng = self.rng(cell, "needles")
         number = self.keys or max(self.queries, 2 if cell.length < 256 else 4)

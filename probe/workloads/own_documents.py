@@ -79,6 +79,9 @@ class own_documents(Grid):
             if line.value["document"] not in known:
                 raise line.error("document", f"there is no {line.value['document']!r} in {self.documents}")
 
+    def cue(self) -> str:
+        return "Answer:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         line = _questions(self.questions)[cell.seed]
         question, answer = str(line.value["question"]), str(line.value["answer"]).strip()

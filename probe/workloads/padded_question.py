@@ -79,6 +79,9 @@ class padded_question(Grid):
             if kind not in _KINDS:
                 check_filler(kind)
 
+    def cue(self) -> str:
+        return "Answer:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         # Neither the length nor the padding decides the question: that is what is held fixed.
         rng = random.Random(f"{self.seed}/{self.name}/s{cell.seed}/question")

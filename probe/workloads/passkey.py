@@ -50,6 +50,9 @@ class passkey(Grid):
     def axes(self) -> dict[str, tuple[float | int | str, ...]]:
         return {"needle_depth": tuple(map(float, self.depths))}
 
+    def cue(self) -> str:
+        return f"The {_WORD[self.form]} is"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         (key,) = values(self.rng(cell, "passkey"), "numbers", digits=self.digits).first(1)
 

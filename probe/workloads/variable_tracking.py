@@ -53,6 +53,9 @@ class variable_tracking(Grid):
     def prepare(self, tokenizer: Any) -> None:
         check_filler(self.haystack)
 
+    def cue(self) -> str:
+        return "Answer:"
+
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         rng = self.rng(cell, "chains")
         hops = (2 if cell.length < 256 else 4) if self.hops is None else self.hops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -189,6 +190,53 @@ def test_a_flip_flop_needs_five_words_alone(lexicon: PreTrainedTokenizerFast) ->
     (sample,) = built("flip_flop", lexicon, 512)
     assert len(sample.tokens) + 1 == 512
     assert set(sample.tokens) <= {1, 2, 3, 4, 5}
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatting(plain: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The byte-level tokenizer with a chat template."""
+    made = copy.deepcopy(plain)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = CHATML
+    return made
+
+
+NO_CHAT = {"flip_flop", "associative_recall", "plain_text"}
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - NO_CHAT))
+def test_in_a_chat_spans_and_answers_stay_what_they_are(name: str, chatting: PreTrainedTokenizerFast) -> None:
+    alone = built(name, chatting, 1500, samples=2)
+    for there, said in zip(alone, built(name, chatting, 1500, samples=2, chat="auto"), strict=True):
+        assert said.name == there.name
+        assert said.answer == there.answer
+        assert said.text.startswith("<|im_start|>user\n")
+        _, cue = said.text.split("<|im_end|>\n<|im_start|>assistant\n")
+        assert cue
+        assert not cue[0].isspace()
+        assert there.text.endswith(cue)
+        assert len(said.tokens) <= 1500
+        whole = chatting(said.text + said.answer, add_special_tokens=False)["input_ids"]
+        assert list(said.tokens + said.answer_tokens) == whole
+        for span in said.spans:
+            if span.name.startswith(("needle_value", "needle_key", "needle_fact", "instruction")):
+                other = there.span(span.name)
+                read = "".join(chatting.decode(said.tokens[span.start : span.stop]).split())
+                assert read == "".join(chatting.decode(there.tokens[other.start : other.stop]).split())
+        assert "chat_template_sha256" in said.facts
+
+
+@pytest.mark.parametrize("name", sorted(NO_CHAT))
+def test_what_is_no_question_is_no_chat(name: str, chatting: PreTrainedTokenizerFast) -> None:
+    assert built(name, chatting, 1000, chat="auto") == built(name, chatting, 1000)
+    with pytest.raises(UsageError, match=rf"{name}: what it asks has no words"):
+        built(name, chatting, 1000, chat="always")
 
 
 @pytest.fixture(scope="module")
