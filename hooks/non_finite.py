@@ -81,7 +81,7 @@ def _before(look: Any, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _after(look: Any, _module: nn.Module, _args: Any, output: Any) -> None:
-    look("after", output[0] if isinstance(output, tuple) and output else output)
+    look("after", output[0] if isinstance(output, tuple | list) and output else output)
 
 
 def _look(found: list[str], place: _Place, chunk: Sequence[int], start: int, when: str, value: Any) -> None:

@@ -34,7 +34,7 @@ def watched_residuals(
         facts = current_forward(model)
         if facts is None:
             return
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple | list) else output
         if not isinstance(hidden, Tensor) or hidden.shape[:2] != (facts.num_samples, facts.num_queries):
             raise NotReproducible(f"{name_of(model)}, layer {index}: its output is not batch × token × channel")
         for sample in range(facts.num_samples):

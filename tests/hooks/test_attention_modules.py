@@ -239,6 +239,18 @@ def test_what_is_no_alibi_is_refused(random: Any, tokens: Any, dtype: torch.dtyp
         model.hf(input_ids=tokens(1, 129))
 
 
+@pytest.mark.parametrize("kind", ["openai-gpt", "bloom", "gptj"])
+def test_residuals_are_the_hidden_states_that_the_model_reports(random: Any, tokens: Any, kind: str) -> None:
+    # Blocks of the first GPT return a list.
+    model, prompt = load(random(kind)), tokens(1, 9)
+    found: dict[int, Tensor] = {}
+    with torch.no_grad(), model.calls(None, lambda layer, sample, hidden: found.update({layer: hidden})):
+        model.hf(input_ids=prompt)
+    with torch.no_grad():
+        expected = model.hf(input_ids=prompt, output_hidden_states=True).hidden_states
+    assert torch.equal(found[0], expected[1][0])
+
+
 def test_a_forward_that_accelerate_has_wrapped_is_watched(random: Any, tokens: Any, attention: Any) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
 
