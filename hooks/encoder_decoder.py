@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from probe.errors import DeviceTooSmall, NotReproducible, UsageError
 from probe.hooks.attention_interface import name_of
@@ -46,6 +47,13 @@ class EncoderDecoderModel(HuggingFaceModel):
     over the encoder (cross-attention). What the class inherits speaks of the decoder: its layers, heads and residual
     stream.
     """
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: Any = None, **options: Any) -> None:
+        """Wrap a model; raises `NotReproducible` where its encoder reads no tokens (Whisper's reads sound)."""
+        super().__init__(hf, tokenizer, **options)
+        encoder = hf.get_encoder()
+        if encoder is None or "input_ids" not in inspect.signature(encoder.forward).parameters:
+            raise NotReproducible(f"{name_of(hf)}: its encoder reads no tokens, so there is no text to follow")
 
     @cached_property
     def attention_parts(self) -> Parts:

@@ -57,9 +57,9 @@ class forward_facts:
     """For each sample the half-open range of real tokens, in the coordinates of the padded sequence."""
     layers_called: set[int] = field(default_factory=set)
     """Layers whose attention was reached in this forward."""
-    checked_masks: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    """Masks found to be as understood, with the documents that they keep apart. The tensor is kept alive, so that its
-    id stays its own."""
+    checked_masks: dict[tuple[Any, ...], tuple[Tensor, Tensor | None, int]] = field(default_factory=dict)
+    """Masks found to be as understood, with the documents that they keep apart, and by how much a window is wider than
+    was said. The tensor is kept alive, so that its id stays its own."""
 
     def __post_init__(self) -> None:
         total = self.num_past + self.num_queries

@@ -36,6 +36,9 @@ def as_masked(
         if facts.packed is not None and not chunked:
             document = facts.packed[sample if facts.packed.shape[0] > 1 else 0, columns[0] : columns[1]]
             candidates.append(dataclasses.replace(shown, document=document.to(call.key.device)))
+        if shown.window is not None and not shown.causal:
+            # transformers counts the far edge of a bidirectional window in; some models (T5Gemma) do not say so.
+            candidates.append(dataclasses.replace(shown, window=shown.window + 1))
         reasons = []
         for candidate in candidates:
             reason = mask_difference(
@@ -43,9 +46,10 @@ def as_masked(
                 hides=options.get("mask_hides", False), bias=options.get("mask_bias"),
             )  # fmt: skip
             if reason is None:
-                facts.checked_masks[seen] = mask, candidate.document
+                facts.checked_masks[seen] = mask, candidate.document, (candidate.window or 0) - (shown.window or 0)
                 break
             reasons.append(reason)
         else:
             return reasons[0]
-    return dataclasses.replace(call, document=facts.checked_masks[seen][1])
+    _, document, wider = facts.checked_masks[seen]
+    return dataclasses.replace(call, document=document, window=call.window and call.window + wider)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5EncoderModel, T5Model
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 import probe
 from probe.errors import MissingStatistic, NotReproducible, UsageError
@@ -33,6 +41,15 @@ BART_SIZES: dict[str, Any] = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
     "scale_embedding": False,
 }  # fmt: skip
+_GEMMA: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6, "attn_logit_softcapping": None,
+}  # fmt: skip
+T5GEMMA_SIZES = {
+    "encoder": {**_GEMMA, "num_hidden_layers": 2},
+    "decoder": {**_GEMMA, "num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    "vocab_size": 61, "decoder_start_token_id": 2,
+}  # fmt: skip
 KINDS = {
     "t5": ("t5", T5_SIZES),
     "t5, odd heads and gated": (
@@ -40,6 +57,7 @@ KINDS = {
     ),
     "mt5": ("mt5", T5_SIZES),
     "umt5": ("umt5", T5_SIZES),
+    "t5gemma": ("t5gemma", T5GEMMA_SIZES),
     "bart": ("bart", BART_SIZES),
     "marian": ("marian", BART_SIZES),
     "pegasus": ("pegasus", BART_SIZES),
@@ -52,6 +70,8 @@ EQUAL = {"num_decoder_layers": 2, "decoder_layers": 2}
 
 def make(kind: str, attention: str = "sdpa", **changes: Any) -> Any:
     model_type, sizes = KINDS[kind]
+    # T5Gemma takes no other.
+    attention = "eager" if kind == "t5gemma" else attention
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **{**sizes, **{k: v for k, v in changes.items() if k in sizes}})
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=attention)
@@ -333,6 +353,12 @@ def test_what_it_cannot_do_is_said() -> None:
     model.generation_config.decoder_start_token_id = model.generation_config.bos_token_id = None
     with pytest.raises(UsageError, match="names no decoder_start_token_id"):
         load(model).prefill([5])
+
+
+def test_an_encoder_that_reads_no_tokens_is_refused() -> None:
+    sizes = {**BART_SIZES, "max_source_positions": 30, "num_mel_bins": 8, "encoder_layers": 1, "decoder_layers": 1}
+    with pytest.raises(NotReproducible, match="WhisperForConditionalGeneration: its encoder reads no tokens"):
+        load(WhisperForConditionalGeneration(WhisperConfig(**sizes)))
 
 
 @pytest.mark.parametrize("kind", ["longt5", "led", "fsmt"])

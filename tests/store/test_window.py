@@ -31,6 +31,11 @@ FEATURES: dict[str, dict[str, Any]] = {
     "softcap": {"softcap": 3.0},
     "sink": {"sink_logit": torch.tensor([0.5, -1.0, 2.0, 0.0])},
     "alibi": {"alibi_slope": 2.0 ** -torch.arange(1.0, NUM_HEADS + 1)},
+    "relative bias": {
+        "distance_bias": torch.sin(torch.arange(NUM_HEADS * 30.0)).view(NUM_HEADS, 30),
+        "distance_bias_start": -9,
+        "causal": False,
+    },
     "documents": {"document": torch.arange(LENGTH) // 37},
     "hidden": {"key_visible": torch.arange(LENGTH) % 3 != 2},
     "both ways": {"causal": False},
@@ -64,6 +69,8 @@ def kept(call: Call, edges: tuple[int, ...], store: Any = None) -> Trace:
                 softcap=call.softcap,
                 sink_logit=call.sink_logit,
                 alibi_slope=call.alibi_slope,
+                distance_bias=call.distance_bias,
+                distance_bias_start=call.distance_bias_start,
                 document=None if call.document is None else call.document[:known],
                 key_visible=None if call.key_visible is None else call.key_visible[:known],
             )
@@ -87,6 +94,9 @@ def by_definition(call: Call, head: int) -> np.ndarray[Any, Any]:
     i, j = np.indices(logits.shape)
     if call.alibi_slope is not None:
         logits = logits - float(call.alibi_slope[head]) * np.abs(i - j)
+    if call.distance_bias is not None:
+        entry = np.clip(i - j - call.distance_bias_start, 0, call.distance_bias.shape[1] - 1)
+        logits = logits + call.distance_bias[head].double().numpy()[entry]
     visible = np.ones(logits.shape, bool)
     if call.causal:
         visible &= j <= i
