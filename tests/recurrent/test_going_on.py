@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
 
 from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks import continuation, decoding_state
@@ -49,7 +50,12 @@ FEW = pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_h1", "recurren
 
 @pytest.fixture(name="loaded")
 def _loaded(make: Any) -> Any:
-    return lambda kind, **changes: load(make(kind, **KINDS[kind][0], **changes))
+    def loaded(kind: str) -> HuggingFaceModel:
+        if kind not in CONFIG_MAPPING:
+            pytest.skip(f"this transformers has no {kind}")
+        return load(make(kind, **KINDS[kind][0]))
+
+    return loaded
 
 
 def whole(model: HuggingFaceModel, ids: Sequence[int]) -> Tensor:
@@ -96,7 +102,6 @@ def test_a_prompt_in_chunks_gives_the_logits_and_states_of_one_forward(
     [
         ("granitemoehybrid", {"layer_types": ["mamba", "mamba"]}),
         ("qwen3_next", {"layer_types": ["linear_attention", "linear_attention"]}),
-        ("recurrent_gemma", {"block_types": ["recurrent"]}),
         ("lfm2", {"layer_types": ["conv", "conv"]}),
         ("minimax", {"layer_types": ["linear_attention", "linear_attention"]}),
         ("minimax", {"layer_types": ["full_attention", "linear_attention"]}),
