@@ -22,6 +22,7 @@ from probe.hooks.convolution_from_state import convolution_from_state
 from probe.hooks.decoding_state import empty_state, put_through, recurs
 from probe.hooks.given_positions import given_positions
 from probe.hooks.placement import input_device
+from probe.hooks.quantisation import quantisation
 from probe.hooks.scan_from_state import scan_from_state
 
 _REPAIRS: tuple[continuation_repair, ...] = (scan_from_state(), convolution_from_state(), given_positions())
@@ -143,11 +144,13 @@ def _difference(
         whole = _outputs(model, [tokens], ())
         found = _outputs(model, list(tokens.split(list(pieces))), repairs)
         off_by = _largest(whole, found, pieces[0])
-        if not recurs(model):
+        is_quantised = quantisation(model) is not None
+        if not recurs(model) and not is_quantised:
             return off_by, max(_ALLOWED_EPS * eps, _ALLOWED)
-        with _perturbed(model, eps):
+        # Quantised products take half precision and round it to a few bits: a last bit may become a step.
+        with _perturbed(model, max(eps, torch.finfo(torch.float16).eps) if is_quantised else eps):
             noise = _largest(whole, _outputs(model, [tokens], ()), pieces[0])
-    return off_by, max(_ALLOWED_NOISE * noise, _ALLOWED)
+    return off_by, max(_ALLOWED_NOISE * noise, _ALLOWED_EPS * eps if is_quantised else 0.0, _ALLOWED)
 
 
 def _outputs(

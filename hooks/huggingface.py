@@ -29,7 +29,7 @@ from probe.hooks.device_and_dtype import found_device, found_dtype
 from probe.hooks.find_model import find_model
 from probe.hooks.given_model import transformers_model
 from probe.hooks.peft_adapters import adapters
-from probe.hooks.placement import check_loaded, chosen_map, input_device, move, placed
+from probe.hooks.placement import check_loaded, check_parts, chosen_map, input_device, move, placed
 from probe.hooks.positions import positions
 from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.quantisation import quantisation
@@ -345,6 +345,7 @@ def load(
     found.hf.requires_grad_(False)
     found.hf.eval()
     check_loaded(found.hf)
+    check_parts(found.hf, device_map)
     if device_map is None:
         move(found.hf, place or torch.device("cuda" if torch.cuda.is_available() else "cpu"), asked=place is not None)
     # It imports what derives from the class above.

@@ -61,6 +61,18 @@ def chosen_map(asked: Any, device: torch.device | None) -> Any:
     return dict(asked) if isinstance(asked, Mapping) else asked
 
 
+def check_parts(model: nn.Module, asked: Any) -> None:
+    """Raise `UsageError` for a device map that names a part which the model does not have."""
+    asked = json.loads(asked) if isinstance(asked, str) and asked.lstrip().startswith("{") else asked
+    if not isinstance(asked, Mapping):
+        return
+    there = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    unknown = sorted(part for part in asked if part not in there)
+    if unknown:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise UsageError(f"device_map names {unknown[0]!r}, which {type(model).__name__} does not have; it has {parts}")
+
+
 def _check_place(place: Any) -> None:
     try:
         torch.device(place)
