@@ -284,7 +284,7 @@ class HuggingFaceModel:
         return decoding.advance(self.hf, state, tokens, phase=phase, all_logits=True)
 
     def mark(self, state: decoding_state) -> decoding_mark:
-        """Remember where `state` stands, to go back there; copies recurrent states alone (`num_bytes` says how large)."""
+        """Remember where `state` stands, to go back there; copies recurrent states alone (of `num_bytes`)."""
         return decoding.mark(self.hf, state)
 
     def rollback(self, state: decoding_state, to: decoding_mark) -> None:
