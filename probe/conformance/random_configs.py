@@ -16,6 +16,7 @@ _DRAWN_FROM: Final = (
     "falcon", "falcon_new", "bloom", "mpt", "opt", "gptj", "deepseek_v3", "llama4_text", "qwen3_next", "falcon_h1",
 )  # fmt: skip
 """Architectures that configurations are drawn for."""
+_KINDS: Final = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _HEADS: Final = ((1, 1), (2, 1), (2, 2), (3, 1), (4, 1), (4, 2), (4, 4), (6, 2), (6, 3), (8, 2))
 _WIDTHS: Final = (4, 6, 8, 12, 16, 20, 32, 60, 64, 80)
 
@@ -56,12 +57,14 @@ def _fields(draw: random.Random, base: Recipe, sizes: Sizes) -> dict[str, Any]:
             share = draw.choice((0.25, 0.5, 1.0))
             rope = {**rope, "partial_rotary_factor": share if int(sizes.head_dim * share) % 2 == 0 else 1.0}
         width = int(sizes.head_dim * rope.get("partial_rotary_factor", 1.0))
-        fields["rope_parameters"] = {**rope, **_rotation(draw, width)}
+        # Phi-3's configuration takes no other.
+        kinds = ("default", "longrope") if base.model_type == "phi3" else _KINDS
+        fields["rope_parameters"] = {**rope, **_rotation(draw, width, kinds)}
     return fields
 
 
-def _rotation(draw: random.Random, width: int) -> dict[str, Any]:
-    kind = draw.choice(("default", "linear", "dynamic", "yarn", "llama3", "longrope"))
+def _rotation(draw: random.Random, width: int, kinds: Sequence[str]) -> dict[str, Any]:
+    kind = draw.choice(kinds)
     found: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.choice((100.0, 10_000.0, 1e6))}
     if kind != "default":
         found["factor"] = draw.choice((2.0, 4.0, 8.0))

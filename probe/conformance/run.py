@@ -80,7 +80,7 @@ def architecture(made: Recipe, backend: str = "huggingface", *, seed: int = 0) -
         name=made.name, names=made.names, family=_family(model, checked),
         model_class="" if model is None else type(model).__name__, backend=backend, has=tuple(checked.features),
         verdict=verdict, reason=reasons[0] if reasons else "", deviation=max(known, default=None), ways=ways,
-        how=checked.how, unchecked=tuple(sorted(checked.unchecked)),
+        how=checked.how, unchecked=tuple(sorted(checked.seen - checked.compared)),
     )  # fmt: skip
 
 
