@@ -39,6 +39,11 @@ def bridge_components(decoder: nn.Module) -> list[Any]:
     return [each for each in found.values() if type(each).forward is not AttentionBridge.forward]
 
 
+def layer_of(component: Any) -> int:
+    """The layer that a component is of, as the bridge's hook points count them."""
+    return int(str(component.hook_pattern.name).split(".")[1])
+
+
 @contextmanager
 def bridge_attention(decoder: nn.Module, switch: attention_switch) -> Iterator[None]:
     """Within the block the attention of a bridge's components goes through `switch`, and makes no pattern.

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import NotReproducible
-from probe.hooks.bridge_attention import bridge_components
+from probe.hooks.bridge_attention import bridge_components, layer_of
 from probe.hooks.calls_by_phase import by_phase
 from probe.hooks.forward_facts import forward_facts
 from probe.hooks.verification import recomputed
@@ -31,7 +31,7 @@ def fwd_hooks(bridge: Any, on_call: Callable[[int, Call], None]) -> list[FwdHook
     hooks: list[FwdHook] = []
     name = str(bridge.cfg.model_name)
     for component in bridge_components(bridge.original_model):
-        seen = _seen(component, f"{name}, layer {component.layer_idx}", on_call)
+        seen = _seen(component, f"{name}, layer {layer_of(component)}", on_call)
         rotates = hasattr(component, "hook_rot_q")
         points = {
             "query": component.hook_rot_q if rotates else component.q.hook_out,
@@ -69,7 +69,7 @@ class _seen:
         sink, window = getattr(of, "sinks", None), getattr(of, "sliding_window", None)
         for sample in range(query.shape[0]):
             call = Call(
-                layer=int(of.layer_idx),
+                layer=layer_of(of),
                 query=query[sample].transpose(0, 1),
                 key=key[sample].transpose(0, 1),
                 value=value[sample].transpose(0, 1),

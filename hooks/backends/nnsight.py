@@ -40,7 +40,7 @@ class nnsight(Backend):
         if self.recognises(model):
             tokenizer = options.pop("tokenizer", None) or getattr(model, "tokenizer", None)
             wrapped = huggingface.load(self.transformers_model(model), tokenizer=tokenizer, **options)
-            return NnsightModel(model, wrapped)
+            return _seen_by_nnsight(model, wrapped)
         name = named_only(
             "nnsight", model, "nnsight wraps every forward of the model that it is given, so do it yourself "
             "(nnsight.NNsight(model)) and give that",
@@ -49,8 +49,8 @@ class nnsight(Backend):
         from nnsight import NNsight, TransformersModel
 
         if found.tokenizer is None:
-            return NnsightModel(NNsight(found.hf), found)
-        return NnsightModel(TransformersModel(found.hf, task="text-generation", tokenizer=found.tokenizer), found)
+            return _seen_by_nnsight(NNsight(found.hf), found)
+        return _seen_by_nnsight(TransformersModel(found.hf, task="text-generation", tokenizer=found.tokenizer), found)
 
     def transformers_model(self, model: Any) -> PreTrainedModel:
         """Return the module that it wraps, loaded if it was not; `NotReproducible` for any but a transformers model."""
@@ -91,18 +91,20 @@ def _without_weights(name: str, tokenizer: Any, revision: dict[str, str]) -> Any
         ) from error
 
 
+def _seen_by_nnsight(envoy: Any, inside: HuggingFaceModel) -> HuggingFaceModel:
+    """Return what was loaded, which may be an encoder or have one, as a model that nnsight has."""
+    kind: Any = type("NnsightModel", (NnsightModel, type(inside)), {"__doc__": NnsightModel.__doc__})
+    model: HuggingFaceModel = kind.__new__(kind)
+    vars(model).update(vars(inside), envoy=envoy)
+    return model
+
+
 class NnsightModel(HuggingFaceModel):
     """A model that nnsight wraps, watched through the transformers model inside; nnsight's traces go on as ever."""
 
     backend = "nnsight"
-
-    def __init__(self, envoy: Any, inside: HuggingFaceModel) -> None:
-        super().__init__(
-            inside.hf, inside.tokenizer, name=inside.name, tokenizer_error=inside.tokenizer_error,
-            compiled=inside.compiled,
-        )  # fmt: skip
-        self.envoy = envoy
-        """nnsight's model."""
+    envoy: Any
+    """nnsight's model."""
 
     def provenance(self) -> dict[str, Any]:
         """What the model is and what runs it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ from probe.hooks import huggingface
 from probe.hooks.attention_interface import named
 from probe.hooks.backend import Backend, named_only
 from probe.hooks.bridge_attention import bridge_components
+from probe.hooks.bridge_check import compared_with_pattern
 from probe.hooks.fwd_hooks import FwdHook, fwd_hooks
 from probe.hooks.huggingface import HuggingFaceModel, OnCall
 
@@ -79,12 +82,28 @@ class TransformerLensModel(HuggingFaceModel):
     backend = "transformer_lens"
 
     def __init__(self, bridge: Any, inside: HuggingFaceModel) -> None:
-        super().__init__(
-            inside.hf, inside.tokenizer, name=inside.name, tokenizer_error=inside.tokenizer_error,
-            compiled=inside.compiled,
-        )  # fmt: skip
+        if type(inside) is not HuggingFaceModel:
+            raise NotReproducible(
+                f"{inside.name}: encoders are not read through TransformerLens; load it with backend='huggingface'"
+            )
+        vars(self).update(vars(inside))
         self.bridge = bridge
         """The bridge."""
+        self._refusal: NotReproducible | None = None
+        self._compared = ""
+        # Now, so that hooks that are added later do not see the short prompts that this takes.
+        try:
+            self._compared = compared_with_pattern(self.hf)
+        except NotReproducible as error:
+            self._refusal = error
+
+    @contextmanager
+    def calls(self, *readers: Any, **named_readers: Any) -> Iterator[None]:
+        """As elsewhere; a bridge whose calls do not give the pattern that it computes by itself is refused."""
+        if self._refusal is not None:
+            raise self._refusal
+        with super().calls(*readers, **named_readers):
+            yield
 
     @property
     def attention_implementation(self) -> str:
@@ -104,6 +123,7 @@ class TransformerLensModel(HuggingFaceModel):
         facts["versions"]["transformer_lens"] = version("transformer-lens")
         facts["bridge"] = {
             "attention": sorted({type(each).__name__ for each in bridge_components(self.hf)}),
+            "compared_with_pattern": self._compared,
             "compatibility_mode": bool(getattr(self.bridge, "compatibility_mode", False)),
         }
         return facts

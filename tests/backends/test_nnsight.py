@@ -68,13 +68,29 @@ def test_an_ablation_acts_within_a_trace_of_nnsights() -> None:
 def test_the_model_is_bit_identical_afterwards_and_not_copied() -> None:
     hf = made("llama")
     lm = seen_by_nnsight(hf)
-    before, names = hf(TOKENS).logits, {id(m): set(vars(m)) for m in hf.modules()}
+    # Asked once for its attention, a transformers model notes that it can hand it out.
+    before, own = hf(TOKENS, output_attentions=True).logits, {"_output_capturing_hooks_installed"}
+    names = {id(m): set(vars(m)) - own for m in hf.modules()}
     model: Any = probe.load(lm)
     probe.trace(model, TOKENS[0].tolist(), statistics=["entropy", "residual_norm", "loss"])
     assert model.hf is hf
     assert model.envoy is lm
     assert torch.equal(hf(TOKENS).logits, before)
-    assert {id(m): set(vars(m)) for m in hf.modules()} == names
+    assert {id(m): set(vars(m)) - own for m in hf.modules()} == names
+
+
+@pytest.mark.parametrize("name", ["bart", "bert"])
+def test_encoders_are_read_as_they_are_without_nnsight(name: str) -> None:
+    from probe.conformance.random_model import random_model, recipe
+
+    hf = random_model(recipe(name)).eval()
+    asked = {"statistics": ["entropy", "received_mass"], "max_new_tokens": 1}
+    tokens = [token % 50 + 3 for token in TOKENS[0].tolist()[:20]]
+    plain, seen = probe.load(hf), probe.load(nnsight.NNsight(hf))
+    expected, actual = probe.trace(plain, tokens, **asked), probe.trace(seen, tokens, **asked)
+    assert type(plain) in type(seen).__mro__
+    for statistic in asked["statistics"]:
+        np.testing.assert_allclose(actual[statistic].values, expected[statistic].values, atol=1e-6)
 
 
 def test_a_transformers_object_is_not_wrapped_behind_the_users_back() -> None:

@@ -129,7 +129,11 @@ def test_what_other_architectures_have_is_read_from_the_bridge(name: str) -> Non
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("glm_moe_dsa", "layer 0.*its TransformerLens bridge.*relu on its scores"), ("bloom", "layer 0.*did not attend")],
+    [
+        ("mpt", "a forward of 16 tokens with its bridge's attention watched failed"),
+        ("glm_moe_dsa", "layer 0.*its TransformerLens bridge.*relu on its scores"),
+        ("bloom", "layer 0.*did not attend"),
+    ],
 )
 def test_what_is_not_understood_is_refused_by_name(name: str, reason: str) -> None:
     with pytest.raises(NotReproducible, match=reason):
@@ -259,6 +263,27 @@ def test_split_inputs_and_head_results_are_watched_too() -> None:
         plain := probe.load(made("gpt2")), lambda: plain.hf(TOKENS)
     )
     same(calls(model, lambda: bridge(TOKENS)), expected)
+
+
+def test_an_encoder_is_refused_by_name() -> None:
+    for name in ("bert", "bart"):
+        with pytest.raises(NotReproducible, match="encoders are not read through TransformerLens"):
+            probe.load(bridged(from_recipe(name)))
+
+
+def test_a_bridge_whose_calls_are_not_its_pattern_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = bridged(made("llama"))
+    attention = type(bridge.blocks[0].attn)
+    own = attention._masked_softmax
+
+    def sharper(component: Any, scores: Any, **kwargs: Any) -> Any:
+        return own(component, scores * 1.01 if isinstance(scores, torch.Tensor) else scores, **kwargs)
+
+    assert "differ from hook_pattern" in probe.load(bridge).provenance()["bridge"]["compared_with_pattern"]
+    monkeypatch.setattr(attention, "_masked_softmax", sharper)
+    model = probe.load(bridge)
+    with pytest.raises(NotReproducible, match="layer 0: what is captured is not the pattern"), model.calls(None):
+        pass
 
 
 def test_a_transformers_object_is_not_made_into_a_bridge() -> None:
