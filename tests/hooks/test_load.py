@@ -251,6 +251,6 @@ def test_remote_code_is_not_run_without_a_flag(folder: Path) -> None:
     config |= {"model_type": "planted", "auto_map": {"AutoConfig": "planted.C", "AutoModelForCausalLM": "planted.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "planted.py").write_text("open(__file__ + '.ran', 'w').close()\n")
-    with pytest.raises(NotAvailable, match="code of its own, .* allow it with --trust-remote-code"):
+    with pytest.raises(NotAvailable, match=r"code of its own, .* allow it with --trust-remote-code"):
         load(str(folder))
     assert not list(folder.rglob("*.ran"))
