@@ -19,7 +19,7 @@ from probe.workloads.stretches import Stretch, stretch, written
 SYMBOLS: Final[tuple[str, ...]] = ("w", "r", "i", "0", "1")
 """Write, read, ignore, and the two bits, in the order of `flip_flop_symbols`."""
 _WRITE, _READ, _IGNORE, _ZERO = range(4)
-_MOST_MARKED = 16
+_MOST_MARKED = 512
 
 
 @dataclass(frozen=True)
