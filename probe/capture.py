@@ -74,8 +74,9 @@ def trace(
     that `trace.window` gives any window of their heads exactly; each takes the room of its KV cache and its queries.
     `max_new_tokens` answers are decoded greedily (by default as many tokens as the sample says or its answer has); rows
     are the queries that produced them. `pool_tokens` pools per-query and per-key arrays over blocks of as many
-    positions; "auto" does so with blocks of 64 from 16,384 tokens on, None never. With `out` the trace is written there as it is read, and need
-    not fit into memory. With `private` the trace holds neither token ids nor text, and analyses that need them refuse.
+    positions; "auto" does so with blocks of 64 from 16,384 tokens on, None never. With `out` the trace is written there
+    as it is read, and need not fit into memory. With `private` the trace holds neither token ids nor text, and analyses
+    that need them refuse.
     `engine` chooses what computes statistics of attention (Triton on CUDA and blocked torch elsewhere, by default; the
     float64 definitions with "reference"), `deterministic` has GPU sums equal bit for bit, `cache="offload"` keeps the
     KV cache in the host's memory. Before its first trace a model is held against its own eager attention on 16 tokens,
