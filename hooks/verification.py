@@ -144,7 +144,9 @@ def _allowance(norms: Tensor, value: Tensor, logits: Tensor, dtype: torch.dtype)
     largest = logits.masked_fill(~logits.isfinite(), 0).abs().amax()
     # A logit is a sum of products that may cancel, so its rounding follows the norms, not its own size.
     logit_error = 8 * single * norms + (own * largest if own > single else 0)
-    allowed: Tensor = (logit_error + max(2 * own, 32 * single)) * torch.stack(value.aminmax()).abs().amax()
+    # So does that of a sum over many keys, and where tokens repeat its roundings fall to the same side.
+    summed = max(32.0, logits.shape[-1] ** 0.5) * single
+    allowed: Tensor = (logit_error + max(2 * own, summed)) * torch.stack(value.aminmax()).abs().amax()
     return allowed.nan_to_num(nan=torch.inf)
 
 

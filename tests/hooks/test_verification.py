@@ -53,3 +53,23 @@ def test_what_is_not_finite_is_seen_wherever_it_stands(which: str, bad: float) -
     call, output = drawn(3000, 5, 1.0)
     getattr(call, which)[1, 3, 5] = bad
     assert not recomputed(call, output).finite
+
+
+@pytest.mark.parametrize("seed", [1, 4, 5])
+def test_the_rounding_of_a_sum_over_many_repeated_tokens_is_allowed(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    words = torch.randint(0, 61, (16_384,), generator=random)
+    key, value = (torch.randn(8, 61, 8, generator=random)[:, words] for _ in range(2))
+    query = torch.randn(8, 4, 8, generator=random) / 2
+    call = Call(0, query, key, value, scale=1.0, causal=False)
+    mask = torch.zeros(1, 1, 4, 16_384)
+    batch = query[None], key[None], value[None]
+    output = torch.nn.functional.scaled_dot_product_attention(*batch, mask, scale=1.0)[0].transpose(0, 1)
+    exact = (query.double() @ key.double().transpose(1, 2)).softmax(-1) @ value.double()
+    assert (output - exact.transpose(0, 1)).abs().max() < 1e-4
+    off = recomputed(call, output)
+    assert off.output <= off.output_allowed
+    # A hundredth of one value more than there should be still shows.
+    missed = (query @ key[:, 1:].transpose(1, 2)).softmax(-1) @ value[:, 1:] + value[:, :1] / 100
+    off = recomputed(call, missed.transpose(0, 1))
+    assert off.output > off.output_allowed
