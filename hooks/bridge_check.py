@@ -64,8 +64,8 @@ def compared_with_pattern(model: PreTrainedModel) -> str:
             )
         largest, at_most = max(largest, off), max(at_most, allowed)
     return (
-        f"{NUM_TOKENS} tokens, {len(patterns)} layers: probabilities differ from hook_pattern by at most "
-        f"{largest:.1e}, where {at_most:.1e} is allowed"
+        f"{NUM_TOKENS} tokens, {len(patterns)} layers: probabilities differ from the bridge's own hook_pattern by at "
+        f"most {largest:.1e}, where {at_most:.1e} is allowed"
     )
 
 

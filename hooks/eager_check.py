@@ -61,8 +61,8 @@ def compared_with_eager(model: HuggingFaceModel) -> str:
     if model.is_remote:
         return "not compared: the model is not on this machine; each call's output is recomputed"
     if model.backend == "transformer_lens":
-        # The bridge's components stand in for the model's attention, eager or not.
-        return "not compared: the model is had through a bridge; each call's output is recomputed"
+        # The bridge's components stand in for the model's attention, eager or not: see `bridge_check`.
+        return str(getattr(model, "compared_with_pattern", ""))
     path = cache_folder() / f"{_key(model)}.json"
     said = _remembered(path)
     if said is None:

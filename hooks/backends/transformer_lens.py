@@ -90,10 +90,11 @@ class TransformerLensModel(HuggingFaceModel):
         self.bridge = bridge
         """The bridge."""
         self._refusal: NotReproducible | None = None
-        self._compared = ""
+        self.compared_with_pattern = ""
+        """How the calls of a short prompt compared with the bridge's own pattern, in words."""
         # Now, so that hooks that are added later do not see the short prompts that this takes.
         try:
-            self._compared = compared_with_pattern(self.hf)
+            self.compared_with_pattern = compared_with_pattern(self.hf)
         except NotReproducible as error:
             self._refusal = error
 
@@ -123,7 +124,7 @@ class TransformerLensModel(HuggingFaceModel):
         facts["versions"]["transformer_lens"] = version("transformer-lens")
         facts["bridge"] = {
             "attention": sorted({type(each).__name__ for each in bridge_components(self.hf)}),
-            "compared_with_pattern": self._compared,
+            "compared_with_pattern": self.compared_with_pattern,
             "compatibility_mode": bool(getattr(self.bridge, "compatibility_mode", False)),
         }
         return facts
