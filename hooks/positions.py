@@ -199,9 +199,9 @@ def _table(module: nn.Module, kind: str | None, num_tokens: int) -> dict[str, An
         length = {} if kind is None else {"layer_type": kind}
         first = getattr(module, f"{prefix}original_inv_freq", frequencies)
         limit = parameters.get("original_max_position_embeddings") if rope_type == "longrope" else None
-        limit = limit or getattr(module, "original_max_seq_len", config.max_position_embeddings)  # type: ignore[union-attr]
+        limit = int(limit or getattr(module, "original_max_seq_len", 0) or 0)
         frequencies = first
-        if num_tokens > limit:
+        if limit and num_tokens > limit:
             make = ROPE_INIT_FUNCTIONS[rope_type]
             frequencies, scaling = make(config, frequencies.device, seq_len=num_tokens, **length)
     plain = {name: value for name, value in parameters.items() if isinstance(value, int | float | str | list | bool)}

@@ -152,9 +152,10 @@ class _Watch(TorchFunctionMode):
             return result
         result = func(*args, **kwargs)
         if func is torch.baddbmm or func is torch.Tensor.baddbmm:
-            self._multiplied(*(args[1:3] if len(args) > 2 else (kwargs["batch1"], kwargs["batch2"])), result)
+            left, right = args[1:3] if len(args) > 2 else (kwargs["batch1"], kwargs["batch2"])
+            self._multiplied(left, right, result)
         elif func in _PRODUCTS and len(args) == 2:
-            self._multiplied(*args, result)
+            self._multiplied(args[0], args[1], result)
         return result
 
     def _fused(
@@ -202,7 +203,7 @@ class _Watch(TorchFunctionMode):
         if tensor.ndim == 4 and tensor.shape[0] == self.num_samples:
             return tensor.detach()
         if tensor.ndim == 3 and tensor.shape[0] % self.num_samples == 0:
-            return tensor.detach().unflatten(0, (self.num_samples, -1))
+            return tensor.detach().reshape(self.num_samples, -1, *tensor.shape[1:])
         return None
 
 

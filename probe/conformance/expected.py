@@ -76,7 +76,7 @@ def expected_loss(logits: Array, tokens: Sequence[int]) -> Array:
 def expected_of_rows(p: Array, first_row: int, spans: Sequence[Span]) -> dict[str, Array]:
     """Return what needs no positions: also of cross-attention, whose queries and keys stand in two texts."""
     # A softmax in float64 leaves no visible key of such small models at 0.
-    seen = (p > 0).any(0)
+    seen: Array = np.asarray((p > 0).any(0))
     rows = p[:, first_row:]
     ranked = -np.sort(-np.pad(rows, ((0, 0), (0, 0), (0, 8))), -1)[..., :8]
     return {
@@ -151,4 +151,5 @@ def _shares(rows: Array, value: Array, spans: Sequence[Span]) -> Array:
 
 def _cosine(a: Array, b: Array) -> Array:
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.divide((a * b).sum(-1), norms, where=norms > 0, out=np.zeros_like(norms))
+    cosine: Array = np.divide((a * b).sum(-1), norms, where=norms > 0, out=np.zeros_like(norms))
+    return cosine

@@ -168,7 +168,8 @@ def _traced(model: HuggingFaceModel, tokens: list[int], *, chunk_tokens: int, ma
         pool_tokens=None,
         engine="blocked",
     )
-    whole = [*tokens, *traced.outcome.response_tokens[:-1]]
+    answered = () if traced.outcome is None else traced.outcome.response_tokens
+    whole = [*tokens, *answered[:-1]]
     loss = traced["loss"].values if "loss" in traced.dataset else np.full(len(whole), np.nan)
     return Captured(whole, len(tokens) - 1, _layers(traced, model), loss)
 
