@@ -13,6 +13,7 @@ from probe.hooks.compiled import compiled_parts, uncompiled_module
 
 # Adapters that do more than change modules of the model: their own forward is needed, which cannot be watched.
 _NEEDS_ITS_OWN_FORWARD = ("XLORA", "POLY")
+_SCALED_TOGETHER = "torch.ao.nn.quantized.dynamic"
 
 
 def transformers_model(model: Any) -> PreTrainedModel:
@@ -35,6 +36,11 @@ def transformers_model(model: Any) -> PreTrainedModel:
         raise NotReproducible(
             f"{type(inside).__name__}: it is compiled by torch.compile and attends by flex_attention; compiled code "
             "cannot be watched, and flex_attention needs it: give the model as it was before torch.compile"
+        )
+    if any(type(module).__module__.startswith(_SCALED_TOGETHER) for module in inside.modules()):
+        raise NotReproducible(
+            f"{type(inside).__name__}: torch's dynamic quantisation scales all tokens of a forward by their largest "
+            "value, so what is computed for a token depends on which others come in the same chunk"
         )
     return inside
 

@@ -35,7 +35,7 @@ from probe.hooks.prefill import OnLogits, prefill
 from probe.hooks.quantisation import quantisation
 from probe.hooks.recurrence_switch import OnRecurrence, watched_recurrences
 from probe.hooks.recurrent_layer import kinds_of_layers, recurrent_layer, recurrent_layers
-from probe.hooks.remote_code import remote_code
+from probe.hooks.remote_code import code_of, remote_code
 from probe.hooks.residual_stream import watched_residuals
 from probe.hooks.rotation_of_whole import rotated_as_whole
 from probe.hooks.tokenisation import check_tokenizer, tokenisation
@@ -73,6 +73,8 @@ class HuggingFaceModel:
         """The name that it was asked for by."""
         self.compiled = tuple(compiled_parts(hf)) if compiled is None else tuple(compiled)
         """What of it torch.compile had compiled; it runs uncompiled here."""
+        self.code: tuple[str, ...] = ()
+        """Modules of the checkpoint's own that were run to load it."""
         self._weights_sha256: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
@@ -181,7 +183,7 @@ class HuggingFaceModel:
             "quantisation": quantisation(self.hf),
             "adapters": adapters(self.hf),
             "compiled_and_run_uncompiled": list(self.compiled),
-            "trust_remote_code": remote_code(self.hf, self.hf.config, self.tokenizer),
+            "trust_remote_code": remote_code(self.hf, self.hf.config, self.tokenizer, ran=self.code),
             "attention_implementation": self.attention_implementation,
             "attention_in_chunks": self.attention_in_chunks,
             "recurrent_layers": kinds_of_layers(self.hf),
@@ -352,9 +354,10 @@ def load(
     from probe.hooks.model_class import model_class
 
     kind = model_class(found.hf)
-    if tokenizer is not None:
-        return kind(found.hf, tokenizer, name=name_or_model)
-    return kind(found.hf, found.tokenizer, name=name_or_model, tokenizer_error=found.tokenizer_error)
+    own, error = (found.tokenizer, found.tokenizer_error) if tokenizer is None else (tokenizer, None)
+    loaded = kind(found.hf, own, name=name_or_model, tokenizer_error=error)
+    loaded.code = code_of(name_or_model) if trust_remote_code else ()
+    return loaded
 
 
 def _wrapped(

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import probe
+from probe.errors import NotReproducible
 from probe.hooks.head_output_norm import head_output_norm
 from probe.hooks.huggingface import load
+from probe.hooks.quantisation import quantisation
 from probe.hooks.weights import weights_sha256
 
 TOKENS = list(range(3, 30))
@@ -78,4 +80,27 @@ def test_weights_packed_by_torch_have_a_hash(make: Any) -> None:
         other.model.layers[0].mlp.up_proj.weight[0] *= -1
     other = torch.ao.quantization.quantize_dynamic(other, {torch.nn.Linear}, dtype=torch.qint8)
     assert weights_sha256(hf) != weights_sha256(other)
-    assert load(hf).provenance()["quantisation"]["parameters"]
+    said = quantisation(hf)
+    assert said is not None
+    assert any("Linear" in kind for kind in said["parameters"])
+    with pytest.raises(NotReproducible, match="depends on which others come in the same chunk"):
+        load(hf)
+
+
+def test_eight_bit_activations_by_bitsandbytes(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Each token is rounded to eight bits by itself, which another number of tokens tips over now and then."""
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+    hf = make("llama-gqa", hidden_size=64, intermediate_size=64)
+    for layer in hf.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            plain = getattr(layer.self_attn, name)
+            packed = bitsandbytes.nn.Linear8bitLt(
+                plain.in_features, plain.out_features, bias=False, has_fp16_weights=False
+            )
+            packed.weight = bitsandbytes.nn.Int8Params(
+                plain.weight.data.clone(), requires_grad=False, has_fp16_weights=False
+            ).to("cpu")
+            setattr(layer.self_attn, name, packed)
+    trace = probe.trace(hf, TOKENS, statistics=["entropy"], chunk_tokens=8, max_new_tokens=2)
+    assert trace.provenance["quantisation"]["parameters"] == {"Int8Params": 8}
+    assert trace.provenance["weights_sha256"] == weights_sha256(hf)
