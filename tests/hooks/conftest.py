@@ -92,9 +92,10 @@ def probabilities(call: Call) -> Tensor:
     for i in range(call.num_queries):
         for j in range(call.num_keys):
             distance = (call.query_start + i) - (call.key_start + j)
-            if (call.causal and distance < 0) or (call.window is not None and distance >= call.window):
-                logits[:, i, j] = -torch.inf
-            elif call.document is not None and call.document[call.query_start + i - call.key_start] != call.document[j]:
+            outside = call.window is not None and distance >= call.window
+            own = call.query_start + i - call.key_start
+            apart = call.document is not None and bool(call.document[own] != call.document[j])
+            if (call.causal and distance < 0) or outside or apart:
                 logits[:, i, j] = -torch.inf
     if call.sink_logit is not None:
         sink = call.sink_logit.double()[:, None, None].expand(-1, call.num_queries, 1)
