@@ -64,7 +64,8 @@ def _outcome(outcome: Outcome | None) -> str:
     verdict = {True: "right", False: "wrong", None: ""}[outcome.correct]
     rule = f"by the rule {outcome.success_rule}" if verdict and outcome.success_rule else ""
     loss = "" if outcome.answer_loss is None else f"{outcome.answer_loss:.3g} nats per token of the right answer"
-    return " · ".join(filter(None, [f"“{outcome.response}”", f"{verdict} {rule}".strip(), loss]))
+    share = "" if outcome.score in (None, 0.0, 1.0) else f"{outcome.score:.0%} of the answers"
+    return " · ".join(filter(None, [f"“{outcome.response}”", f"{verdict} {rule}".strip(), share, loss]))
 
 
 def _pairs(values: Any) -> str:

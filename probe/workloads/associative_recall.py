@@ -30,7 +30,8 @@ class associative_recall(Grid):
     lengths: tuple[int, ...] = (64, 128, 256)
     """Prompt lengths in tokens, special tokens included; never exceeded, and met to within one token."""
     pairs: int | None = None
-    """How many pairs there are; each takes four tokens. None: one for each 16 tokens of the length."""
+    """How many pairs there are; each takes four tokens. None: one for each 16 tokens of the length, and no more than
+    one for each 8 tokens of the vocabulary."""
     vocabulary: int = 8192
     """Number of different tokens that keys, values and filler are drawn from; fewer where the tokenizer has fewer."""
     power: float = 0.01
@@ -47,7 +48,11 @@ class associative_recall(Grid):
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         leading = encode(tokenizer, "a")
         before = leading.tokens[: leading.num_leading]
-        num_pairs = self.pairs or max(1, cell.length // 16)
+        rng = self.rng(cell, "tokens")
+        words = self._words(rng, tokenizer)
+        num_pairs = self.pairs or max(1, min(cell.length // 16, len(words) // 8))
+        if len(words) < 2 * num_pairs + 2:
+            raise self.error(f"{num_pairs} pairs need {2 * num_pairs + 2} different tokens, and there are {len(words)}")
         # The last query's value is the answer, and no part of the prompt.
         slots = (cell.length - len(before) + 1) // 2 - num_pairs
         if slots < num_pairs:
@@ -55,8 +60,6 @@ class associative_recall(Grid):
                 f"{num_pairs} pairs, each asked for again, take {4 * num_pairs - 1 + len(before)} tokens and do not "
                 f"fit into {cell.length}"
             )
-        rng = self.rng(cell, "tokens")
-        words = self._words(rng, tokenizer, num_pairs)
         half = len(words) // 2
         keys, values = words[:half][:num_pairs], words[half:][:num_pairs]
         filler = [*words[num_pairs:half], *words[half:]]
@@ -75,13 +78,10 @@ class associative_recall(Grid):
         queries.sort()
         return self._made(cell, tokenizer, before, body, queries, (keys, values))
 
-    def _words(self, rng: random.Random, tokenizer: Any, num_pairs: int) -> list[int]:
+    def _words(self, rng: random.Random, tokenizer: Any) -> list[int]:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         known = sorted({int(token) for token in tokenizer.get_vocab().values()} - special)
-        words = rng.sample(known, min(self.vocabulary, len(known)))
-        if len(words) < 2 * num_pairs + 2:
-            raise self.error(f"{num_pairs} pairs need {2 * num_pairs + 2} different tokens, and there are {len(words)}")
-        return words
+        return rng.sample(known, min(self.vocabulary, len(known)))
 
     def _made(
         self,

@@ -73,7 +73,7 @@ class documents(Grid):
     """Place of the gold document: its index is this share of the last index, rounded."""
     num_documents: int | None = None
     """How many documents there are (the paper: 10, 20, 30), each filled up with sentences to share the length. None:
-    one for each 100 tokens of the length, at least 2."""
+    one for each 100 tokens of the length, at least 2 and at most 100."""
     distractors: Literal["related", "random"] = "related"
     """`related`: about another place of the same kind and what somebody did to it; `random`: about other kinds."""
     prompt: Literal["plain", "query_aware", "random_order"] = "plain"
@@ -96,7 +96,7 @@ class documents(Grid):
         return "Answer:"
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
-        number = self.num_documents or max(2, cell.length // 100)
+        number = self.num_documents or min(max(2, cell.length // 100), 100)
         index = round(cell.value("needle_depth") * (number - 1))
         rng = self.rng(cell, "question")
         kind, did = rng.choice(_SUBJECTS)

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from probe.errors import UsageError
 from probe.sample import Sample
-from probe.workloads.asking import answer_tokens
+from probe.success import SuccessRule
+from probe.workloads.asking import SPARE_TOKENS, answer_tokens
 from probe.workloads.chat_text import Chat, ChatTokenizer, in_chat
 from probe.workloads.haystack import file_sentences, haystack_sentences
 from probe.workloads.lexicon import CITIES, NEEDLE, NUMBERS, QUESTION
@@ -68,6 +69,11 @@ class needle:
     """Whether the prompt is put into the tokenizer's chat template: `never`, `always`, or `auto` (where it has one).
     The user's turn ends with the question, and its last words begin the assistant's; the span `question` then holds
     what the template writes between the two. Lengths include the template's tokens."""
+
+    success_rule: SuccessRule = "exact"
+    """`exact`, or `substring`: when an answer counts as right (probe.success)."""
+    max_new_tokens: int | None = None
+    """How many tokens are decoded. None: as many as the answer has, and 16 more where it is looked for in the text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(self.lengths))
@@ -146,6 +152,8 @@ def _check(workload: needle) -> None:
         raise UsageError(f"needle: lengths must be positive numbers of tokens, not {list(workload.lengths)}")
     if not workload.depths or not all(0 <= depth <= 1 for depth in workload.depths):
         raise UsageError(f"needle: depths must lie between 0 and 1, not {list(workload.depths)}")
+    if workload.max_new_tokens is not None and workload.max_new_tokens < 1:
+        raise UsageError(f"needle: max_new_tokens must be 1 or more, not {workload.max_new_tokens}")
     if workload.samples < 1:
         raise UsageError(f"needle: samples must be 1 or more, not {workload.samples}")
     if workload.distractors is not None and not 0 <= workload.distractors <= _MOST_DISTRACTORS:
@@ -206,8 +214,12 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
     made = filled.text.tokenised(tokenizer)
     answer = f" {plan.value}"
     added = answer_tokens(tokenizer, filled.text.text, made.tokens, answer)
+    looked_for = workload.success_rule != "exact" and workload.max_new_tokens is None
     return Sample(
         name=cell.name,
+        success_rule=workload.success_rule,
+        answers=() if workload.success_rule == "exact" else (plan.value,),
+        max_new_tokens=len(added) + SPARE_TOKENS if looked_for else workload.max_new_tokens,
         tokens=made.tokens,
         spans=made.spans,
         answer_tokens=added,

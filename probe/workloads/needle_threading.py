@@ -75,7 +75,7 @@ class needle_threading(Grid):
             context = stretch("context", "{", *among(others.first(count), hidden, ",\n "), "}")
             return written(context, "\n", stretch("question", _QUESTION.format(key=asked[0])))
 
-        what = f"{self.name}: the question with {self.threads} threads of {steps}"
+        what = f"{self.name}: the question with {len(hidden)} pairs of its threads"
         if self.given == "gold_only":
             count, text = 0, within(compose(0), cell.length, tokenizer, what=what)
         else:

@@ -18,6 +18,7 @@ from probe.workloads.marked_text import MarkedText
 from probe.workloads.stretches import Stretch, stretch, written
 
 _ENDINGS: Final = (".txt", ".md")
+_MOST_MARKED: Final = 200
 
 
 class OwnDocument(NamedTuple):
@@ -38,7 +39,7 @@ class own_documents(Grid):
     `documents` is a folder of .txt and .md files, or JSON Lines with `title` and `text`; `questions` JSON Lines with
     `question`, `answer`, `document` (the file's name, or the title) and where you like `answers`. The prompt is that of
     Liu et al. 2023 (Lost in the Middle, arXiv 2307.03172). The document that answers is whole, and others, in an order
-    drawn for each prompt, fill up the length. Nothing checks that no other document answers.
+    drawn for each prompt, fill up the length; of more than 200 only that one is marked. Nothing checks that no other document answers.
     """
 
     samples: int = 1000
@@ -98,11 +99,12 @@ class own_documents(Grid):
             shown: list[OwnDocument | Stretch] = [*others[: index(count)]]
             shown += [] if self.given == "gold_absent" else [_gold(gold, answer)]
             shown += others[index(count) : count]
-            pieces = [
-                part
-                for at, each in enumerate(shown)
-                for part in ("\n", stretch(f"document_{at}", f"Document [{at + 1}](", *_inside(each)))
-            ]
+            pieces: list[str | Stretch] = []
+            for at, each in enumerate(shown):
+                inside = [f"Document [{at + 1}](", *_inside(each)]
+                # Every span costs room in a trace, for each head.
+                marked = isinstance(each, Stretch) or len(shown) <= _MOST_MARKED
+                pieces += ["\n", stretch(f"document_{at}", *inside)] if marked else ["\n", *inside]
             return written(stretch("instruction", self.instruction), "\n", *pieces, "\n\n", asked)
 
         what = f"{self.name}: {line.file}:{line.number}: the question and {gold.name}"

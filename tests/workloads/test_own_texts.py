@@ -206,6 +206,16 @@ def test_documents_may_be_json_lines(library: Path, plain: PreTrainedTokenizerFa
     assert "(Title: T4) Mayor 4 is called Ada4." in sample.text
 
 
+def test_of_many_documents_only_the_one_that_answers_is_marked(library: Path, plain: PreTrainedTokenizerFast) -> None:
+    lines = [{"title": f"T{n}", "text": f"{n} is {n}."} for n in range(400)]
+    (library / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (library / "questions.jsonl").write_text(json.dumps({"question": "4?", "answer": "4 is 4", "document": "T4"}))
+    (sample,) = own(library, plain, depths=[0.5], lengths=[6000], documents=str(library / "all.jsonl"))
+    marked = [span.name for span in sample.spans if span.name.startswith("document")]
+    assert marked == [f"document_{sample.facts['gold_index']}"]
+    assert sample.facts["num_documents"] > 200
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

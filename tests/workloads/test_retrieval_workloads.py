@@ -199,3 +199,19 @@ def test_dummies_are_about_as_long_and_say_nothing(tokenizer: PreTrainedTokenize
         texts = {re.sub(r"^Document \[\d\]", "", read(every, f"document_{at}", tokenizer)) for at in range(5)}
         assert len(texts) == 1
     assert 0 <= sum(differences) / len(differences) < 0.05
+
+
+def test_a_long_prompt_has_no_more_than_a_hundred_documents(plain: PreTrainedTokenizerFast) -> None:
+    (sample,) = samples("documents", plain, lengths=[12_000], depths=[1.0], samples=1)
+    assert sample.facts["num_documents"] == 100
+    assert sample.facts["gold_index"] == 99
+
+
+@pytest.mark.parametrize(("rule", "decoded"), [("exact", None), ("substring", 16)])
+def test_a_needle_may_be_looked_for_in_the_response(
+    plain: PreTrainedTokenizerFast, rule: str, decoded: int | None
+) -> None:
+    (sample,) = samples("needle", plain, lengths=[256], depths=[0.5], samples=1, success_rule=rule)
+    assert sample.success_rule == rule
+    assert sample.answers == (() if rule == "exact" else (sample.answer.strip(),))
+    assert sample.max_new_tokens == (None if decoded is None else len(sample.answer_tokens) + decoded)
