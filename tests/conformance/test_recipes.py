@@ -105,7 +105,8 @@ def test_a_window_that_is_one_too_wide_is_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(attention_switch, "attention_switch", _off_by_one)
     found = check(random_model(recipe("mistral")))
     verdicts = {way: outcome.verdict for way, outcome in found.outcomes.items()}
-    assert verdicts["prefill"] == verdicts["padded"] == "wrong"
+    # On a cache the toolkit itself sees that a key is missing.
+    assert verdicts["padded"] == "wrong"
     assert "exact" not in verdicts.values()
 
 
