@@ -39,7 +39,8 @@ class own_documents(Grid):
     `documents` is a folder of .txt and .md files, or JSON Lines with `title` and `text`; `questions` JSON Lines with
     `question`, `answer`, `document` (the file's name, or the title) and where you like `answers`. The prompt is that of
     Liu et al. 2023 (Lost in the Middle, arXiv 2307.03172). The document that answers is whole, and others, in an order
-    drawn for each prompt, fill up the length; of more than 200 only that one is marked. Nothing checks that no other document answers.
+    drawn for each prompt, fill up the length; of more than 200 only that one is marked. Nothing checks that no other
+    document answers.
     """
 
     samples: int = 1000
