@@ -56,7 +56,8 @@ def _opened(module: nn.Module) -> nn.Module:
         base: nn.Module = module.get_base_model()
         return base
     if peft is not None and isinstance(module, peft.PeftMixedModel):
-        return module.base_model.model  # type: ignore[return-value,union-attr]
+        mixed: nn.Module = module.base_model.model
+        return mixed
     opened: nn.Module = uncompiled_module(module)
     return opened
 

@@ -26,7 +26,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
         for hook in _hooks(module):
             if (device := getattr(hook, "execution_device", None)) is not None:
                 return torch.device(device)
-    first: Tensor = next(words.parameters(), None) if words is not None else None
+    first: Tensor | None = next(words.parameters(), None) if words is not None else None
     device = model.device if first is None else first.device
     if device.type == "meta":
         raise _never_loaded(model, "its weights were")

@@ -32,7 +32,7 @@ def _add(digest: Any, name: str, value: Any) -> None:
         digest.update(json.dumps([name, str(value)]).encode())
         return
     digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-    flat = value.detach()
+    flat: Any = value.detach()
     if hasattr(flat, "__tensor_flatten__"):
         parts, _ = flat.__tensor_flatten__()
         digest.update(json.dumps([type(flat).__name__, sorted(parts)]).encode())

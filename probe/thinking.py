@@ -35,7 +35,7 @@ def thinking_spans(tokenizer: Any, tokens: Sequence[int]) -> tuple[Span, ...]:
     if tokenizer is None:
         return ()
     template = str(getattr(tokenizer, "chat_template", None) or "")
-    added = getattr(tokenizer, "get_added_vocab", dict)()
+    added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     # The first of the tokens that make an opening marker: `<|channel|>` of three.
     known = [(o, c) for o, c in MARKERS if o in template or o in added or f"{o.split('>')[0]}>" in added]
     if not known:
