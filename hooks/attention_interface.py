@@ -122,12 +122,12 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
 
     Of an encoder-decoder it is the whole.
     """
+    whole: nn.Module = model
     if getattr(model.config, "is_encoder_decoder", False):
-        return model
+        return whole
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     # Some models call the projection onto the vocabulary their decoder.
-    reads: nn.Module = decoder if isinstance(decoder, nn.Module) and any(decoder.children()) else model
-    return reads
+    return decoder if isinstance(decoder, nn.Module) and any(decoder.children()) else whole
 
 
 def named(model: PreTrainedModel, name: str) -> None:

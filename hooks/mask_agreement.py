@@ -51,5 +51,5 @@ def as_masked(
             reasons.append(reason)
         else:
             return reasons[0]
-    _, document, wider = facts.checked_masks[seen]
-    return dataclasses.replace(call, document=document, window=call.window and call.window + wider)
+    _, kept_apart, wider = facts.checked_masks[seen]
+    return dataclasses.replace(call, document=kept_apart, window=call.window and call.window + wider)
