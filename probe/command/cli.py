@@ -63,7 +63,7 @@ def program(
 def run_casebook(
     context: typer.Context,
     casebook: Annotated[str, typer.Argument(help="Name of a casebook (see `probe list casebooks`), or a YAML file.")],
-    model: Annotated[str | None, typer.Option(help="Specimen, hub id or folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Specimen, hub id or folder; also of a peft adapter.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 64,128,256.")] = None,
     depths: Annotated[str | None, typer.Option(help="Where the needle stands, from 0 to 1, e.g. 0,0.5,1.")] = None,
