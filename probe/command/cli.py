@@ -130,7 +130,8 @@ def run_casebook(
         options["lengths"] = whole_numbers("--lengths", lengths)
         options["depths"] = fractions("--depths", depths)
         # What is not given is for `probe.run` to choose.
-        left = [name for name in ("engine", "deterministic", "cache") if not options[name]]
+        usual = ("backend", "remote", "device_map", "engine", "deterministic", "cache")
+        left = [name for name in usual if not options[name]]
         options = {name: value for name, value in options.items() if name not in (*left, "no_check")}
         if no_check:
             options["check"] = False

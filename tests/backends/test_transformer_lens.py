@@ -279,7 +279,8 @@ def test_a_bridge_whose_calls_are_not_its_pattern_is_refused(monkeypatch: pytest
     def sharper(component: Any, scores: Any, **kwargs: Any) -> Any:
         return own(component, scores * 1.01 if isinstance(scores, torch.Tensor) else scores, **kwargs)
 
-    assert "differ from the bridge's own hook_pattern" in probe.load(bridge).provenance()["bridge"]["compared_with_pattern"]
+    said = probe.load(bridge).provenance()["bridge"]["compared_with_pattern"]
+    assert "differ from the bridge's own hook_pattern" in said
     trace = probe.trace(probe.load(bridge), TOKENS[0].tolist(), statistics=["entropy"])
     assert "hook_pattern" in trace.provenance["compared_with_eager"]
     monkeypatch.setattr(attention, "_masked_softmax", sharper)
