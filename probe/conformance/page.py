@@ -18,8 +18,9 @@ two prompts of which one is padded on the left. Every statistic is compared with
 own eager attention in float64, which knows nothing of the capture; recurrent states with the model's own cache, token
 by token. What its attention has is read from its calls, its modules and its positions.
 
-- **exact**: every array is within {tolerance:g} · max(1, |x|) of float64, or within four times the deviation of the
-  model's own eager attention in float32 where that is more. The figure is the largest deviation.
+- **exact**: every array is within {tolerance:g} · max(1, |x|) of float64 (four times that where a recurrent state is
+  carried on in float32), or within four times the deviation of the model's own eager attention in float32 where that is
+  more. The figure is the largest deviation.
 - **refused**: the toolkit says that it cannot, and why.
 - **wrong**: it gave other numbers.
 - **failed**: an error that is no refusal.
