@@ -21,6 +21,7 @@ from probe.errors import CasebookError, UsageError
 from probe.private import withheld_sample
 from probe.sample import Sample
 from probe.success import judge
+from probe.workloads.marked_text import MarkedText
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -62,6 +63,30 @@ def test_a_length_is_met_and_never_exceeded(
     (sample,) = built(name, tokenizer, length, seed=seed)
     assert length - CASES[name][1] <= len(sample.tokens) == sample.facts["num_tokens"] <= length
     assert sample.facts["length"] == length
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"plain_text", "associative_recall", "flip_flop"}))
+def test_a_span_s_tokens_are_those_of_its_text(
+    name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[MarkedText] = []
+    tokenised = MarkedText.tokenised
+    monkeypatch.setattr(MarkedText, "tokenised", lambda text, by: (written.append(text), tokenised(text, by))[1])
+    made = built(name, tokenizer, 1300, samples=3, seed=11)
+    for sample, text in zip(made, written, strict=True):
+        encoded = tokenizer(text.text, return_offsets_mapping=True)
+        edges = encoded["offset_mapping"]
+        assert tuple(encoded["input_ids"][: len(sample.tokens)]) == sample.tokens
+        assert [span.name for span in sample.spans] == list(text.ranges)
+        for span in sample.spans:
+            start, stop = text.ranges[span.name]
+            assert not {text.text[start], text.text[stop - 1]} & {" ", "\n"}
+            # Each of its tokens has a character of it, and the tokens beside it have none.
+            assert all(first < stop and last > start for first, last in edges[span.start : span.stop])
+            assert span.start == 0 or edges[span.start - 1][1] <= start
+            assert span.stop == len(edges) or edges[span.stop][0] >= stop or edges[span.stop] == (0, 0)
+            read = "".join(tokenizer.decode(sample.tokens[span.start : span.stop]).split())
+            assert "".join(text.text[start:stop].split()) in read
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -252,7 +277,9 @@ def test_128_tokens_hold_every_workload_as_it_is(name: str, well_fed: PreTrained
         assert 64 < len(sample.tokens) <= 128
 
 
-@pytest.mark.parametrize("name", sorted({"passkey", "needles", "documents", "variable_tracking", "ancestral_trace"}))
-def test_131072_tokens_are_made(name: str, plain: PreTrainedTokenizerFast) -> None:
-    (sample,) = built(name, plain, 131_072)
-    assert 131_072 - 400 < len(sample.tokens) <= 131_072
+@pytest.mark.parametrize(
+    ("name", "length"), [("needles", 131_072), *((name, 20_000) for name in sorted(set(CASES) - {"needles"}))]
+)
+def test_long_prompts_are_made(name: str, length: int, plain: PreTrainedTokenizerFast) -> None:
+    (sample,) = built(name, plain, length)
+    assert length - 600 < len(sample.tokens) <= length

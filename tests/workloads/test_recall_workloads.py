@@ -108,7 +108,7 @@ def test_every_key_is_asked_for_once(tokenizer: PreTrainedTokenizerFast, answers
 
 @pytest.mark.parametrize("power", [0.01, 1.0])
 def test_slots_are_drawn_by_the_power_law(plain: PreTrainedTokenizerFast, power: float) -> None:
-    number = 1500
+    number = 800
     made = samples("associative_recall", plain, lengths=[23], pairs=2, samples=number, power=power)
     # 24 tokens with the answer's: two pairs, ten slots, of which the last is the other query.
     drawn = Counter((sample.facts["query_positions"][0] - 4) // 2 for sample in made)
