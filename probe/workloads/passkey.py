@@ -28,9 +28,9 @@ class passkey(Grid):
     """A passkey of five digits in a text that repeats itself, asked for at its end.
 
     The prompts of Mohtashami and Jaggi 2023 (arXiv 2305.16300; `form: landmark`) and of Chen et al. 2024 (arXiv
-    2410.07145; `form: state`). What differs: the text is whole sentences up to the length in tokens, where the papers
-    count characters or blocks; every number of five digits from 10000 on is drawn alike. The text is the same at every
-    length, so it asks less of a model than a needle in prose does.
+    2410.07145; `form: state`, five sentences a line). What differs: the text is whole sentences, or lines, up to the
+    length in tokens, where the first paper counts characters; every number of five digits from 10000 on is drawn alike.
+    The text is the same at every length, so it asks less of a model than a needle in prose does.
     """
 
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -58,19 +58,25 @@ class passkey(Grid):
 
         def compose(count: int) -> MarkedText:
             before = round(cell.value("needle_depth") * count)
-            noise = list(islice(cycle(NOISE), count))
+            noise = list(islice(cycle(NOISE if self.form == "landmark" else [" ".join(NOISE)]), count))
             hidden = [] if self.given == "gold_absent" else [self._needle(key)]
+            between = " " if self.form == "landmark" else "\n"
+            lines: list[str | Stretch] = [stretch("instruction", _BEFORE[self.form]), between.join(noise[:before])]
+            lines += [*hidden, between.join(noise[before:])]
+            # An empty line before the question, as the prompt of `state` has it.
+            gap = [] if self.form == "landmark" else ["\n"]
             asked = stretch("question", _QUESTION.format(word=_WORD[self.form]))
-            lines: list[str | Stretch] = [stretch("instruction", _BEFORE[self.form]), " ".join(noise[:before])]
-            lines += [*hidden, " ".join(noise[before:]), asked]
-            return written(*_lines([line for line in lines if line]))
+            return written(*_lines([line for line in lines if line]), "\n", *gap, asked)
 
+        per_item = 1 if self.form == "landmark" else len(NOISE)
         what = f"{self.name}: the passkey and its question"
         if self.given == "gold_only":
             count, text = 0, within(compose(0), cell.length, tokenizer, what=what)
         else:
             count, text = fit(compose, cell.length, tokenizer, what=what)
-        return self.made(cell, text, tokenizer, answer=f" {key}", facts={"given": self.given, "noise_sentences": count})
+        return self.made(
+            cell, text, tokenizer, answer=f" {key}", facts={"given": self.given, "noise_sentences": count * per_item}
+        )
 
     def _needle(self, key: str) -> Stretch:
         word, again = _WORD[self.form], stretch("needle_value_again", key)

@@ -37,9 +37,12 @@ def test_a_passkey_reads_as_published(plain: PreTrainedTokenizerFast, form: str,
         before, after = (" ".join(noise)).split(needle)
         cycle = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
         assert (cycle * 99).startswith(" ".join(before.split() + after.split()) + " ")
+        unit = 1 if form == "landmark" else 5
         sentences = [before.count("."), after.count(".")]
         assert sum(sentences) == sample.facts["noise_sentences"]
-        assert sentences[0] == round(sample.facts["needle_depth"] * sum(sentences))
+        assert sentences[0] == unit * round(sample.facts["needle_depth"] * sum(sentences) / unit)
+        assert sample.text.count("\n") == (sum(sentences) / 5 + 3 if form == "state" else len(noise) + 1)
+        assert ("\n\nWhat is" in sample.text) == (form == "state")
 
 
 def test_key_values_read_as_published(plain: PreTrainedTokenizerFast) -> None:
