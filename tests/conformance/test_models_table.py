@@ -102,7 +102,7 @@ def test_the_page_says_what_was_found() -> None:
 
 def test_the_command_writes_both_and_ends_with_1_where_a_number_is_wrong(tmp_path: Path) -> None:
     out, written = tmp_path / "models.json", tmp_path / "models.md"
-    command = [sys.executable, "-m", "probe", "conformance", "gpt2", "--out", str(out), "--page", str(written), "-q"]
+    command = [sys.executable, "-m", "probe", "conformance", "opt", "--out", str(out), "--page", str(written), "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = Conformance.model_validate(json.loads(out.read_text(encoding="utf-8")))
