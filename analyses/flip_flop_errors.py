@@ -194,7 +194,7 @@ def _finding(
     others = [place for place in places if place != usual]
     worst = max(others, key=lambda place: (_error(of[place])[0] / len(of[place]), place))
     (wrong, n, interval), (known_wrong, known_n, known) = _error(of[worst]), _error(of[usual])
-    table = [[wrong, n - wrong], [known_wrong, known_n - known_wrong]]
+    table = np.array([[wrong, n - wrong], [known_wrong, known_n - known_wrong]])
     p_value = min(1.0, len(others) * float(stats.fisher_exact(table, alternative="greater").pvalue))
     most = max(_error(of[place])[2].high for place in places)
     able = known.high < 0.25

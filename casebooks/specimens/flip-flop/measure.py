@@ -88,7 +88,7 @@ def attention_at_the_last_read(model: Any, ignored: float) -> list[dict[str, Any
         to_last = rows.gather(2, last[:, None, None].expand(-1, rows.shape[1], 1))[..., 0]
         to_writes = (rows * is_write[:, None, : rows.shape[2]]).sum(-1)
         for head in range(rows.shape[1]):
-            each = {"layer": layer, "head": head, "right": int(right.sum()), "wrong": int((~right).sum())}
+            each: dict[str, Any] = {"layer": layer, "head": head, "right": int(right.sum()), "wrong": int((~right).sum())}
             for name, kept in (("right", right), ("wrong", ~right)):
                 if kept.any():
                     each[f"to_last_write_when_{name}"] = round(float(to_last[kept, head].mean()), 4)
@@ -107,7 +107,7 @@ def main() -> None:
     llama = AutoModelForCausalLM.from_pretrained(arguments.folder).eval()
     control = recurrent()
     control.load_state_dict(load_file(arguments.folder / "lstm.safetensors"))
-    figures = {
+    figures: dict[str, Any] = {
         "llama": [errors(llama, *case) for case in CASES],
         "lstm": [errors(control.eval(), *case) for case in CASES],
         "attention_at_the_last_read": {"0.98": attention_at_the_last_read(llama, 0.98)},
