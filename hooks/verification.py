@@ -24,7 +24,7 @@ def visible(
     *,
     causal: bool,
     window: int | None,
-    document: Int[Tensor, "all_keys"] | None = None,
+    document: Int[Tensor, "key"] | None = None,
     key_start: int = 0,
 ) -> Bool[Tensor, "query key"]:
     """True where the query at the one position sees the key at the other, as `Call` defines it.

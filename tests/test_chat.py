@@ -38,7 +38,10 @@ def tokenizer(template: str | None = CHATML, *, adds_bos: bool = True) -> PreTra
     made.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=700,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     made.train_from_iterator([NEEDLE, QUESTION, *TEMPLATES, *CITIES, *NUMBERS], trainer)
     if adds_bos:

@@ -1,4 +1,4 @@
-"""The command `probe conformance`: hold architectures against their own eager attention, and write the table of models."""
+"""The command `probe conformance`: architectures against their own eager attention, and the table of models."""
 
 from __future__ import annotations
 

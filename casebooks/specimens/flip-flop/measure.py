@@ -88,7 +88,8 @@ def attention_at_the_last_read(model: Any, ignored: float) -> list[dict[str, Any
         to_last = rows.gather(2, last[:, None, None].expand(-1, rows.shape[1], 1))[..., 0]
         to_writes = (rows * is_write[:, None, : rows.shape[2]]).sum(-1)
         for head in range(rows.shape[1]):
-            each: dict[str, Any] = {"layer": layer, "head": head, "right": int(right.sum()), "wrong": int((~right).sum())}
+            num_right = int(right.sum())
+            each: dict[str, Any] = {"layer": layer, "head": head, "right": num_right, "wrong": len(right) - num_right}
             for name, kept in (("right", right), ("wrong", ~right)):
                 if kept.any():
                     each[f"to_last_write_when_{name}"] = round(float(to_last[kept, head].mean()), 4)
