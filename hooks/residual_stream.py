@@ -35,7 +35,8 @@ def watched_residuals(
         if facts is None:
             return
         hidden = output[0] if isinstance(output, tuple | list) else output
-        if not isinstance(hidden, Tensor) or hidden.shape[:2] != (facts.num_samples, facts.num_queries):
+        # Hyper-connections carry several streams side by side: batch × token × stream × channel.
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != (facts.num_samples, facts.num_queries):
             raise NotReproducible(f"{name_of(model)}, layer {index}: its output is not batch × token × channel")
         for sample in range(facts.num_samples):
             first, last = facts.queries_of(sample)

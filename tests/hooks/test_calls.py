@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from probe.errors import NotReproducible
 from probe.hooks.huggingface import load
 
 VOCABULARY = 61
@@ -265,3 +266,22 @@ def test_facts_of_a_model_are_its_own(make: Any) -> None:
     assert (llama.max_length, llama.hard_limit) == (512, False)
     assert (gpt2.max_length, gpt2.hard_limit) == (512, True)
     assert (llama.vocab_size, llama.attention_implementation) == (61, "sdpa")
+
+
+def test_a_residual_stream_of_several_streams_side_by_side_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "q_lora_rank": 16,
+        "n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("hy_v4", **sizes)).eval()
+    found: list[Any] = []
+    watched = load(model).calls(None, lambda layer, sample, hidden: found.append(hidden))
+    refused = pytest.raises(NotReproducible, match="layer 0: its output is not batch × token × channel")
+    with torch.no_grad(), refused, watched:
+        model(input_ids=torch.arange(3, 12)[None])
+    assert not found
