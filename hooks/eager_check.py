@@ -30,7 +30,7 @@ from probe.hooks.placement import input_device
 from probe.kernels.call import Call
 from probe.kernels.dense import Dense
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the cached form."""
 NUM_TOKENS: Final = 16
 """Tokens of the prompt."""
@@ -120,7 +120,10 @@ def _compare(model: HuggingFaceModel) -> str:
                     output = hf(**inputs, use_cache=False, output_attentions=True)
                 with attached(hf, eager, alone=True):
                     hf(**inputs, use_cache=False)
-        except (NotReproducible, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        except NotReproducible as error:
+            # It ran: what cannot be reproduced of it is no agreement with what was loaded, which can.
+            raise NotReproducible(f"its eager attention is not what it has as loaded: {error}") from error
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
             said = " ".join(str(error).split())[:200]
             raise _NotComparable(f"its eager attention does not run here ({type(error).__name__}: {said})") from error
     largest, at_most = 0.0, 0.0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 import probe
 from probe.errors import NotReproducible
@@ -122,7 +122,7 @@ def test_a_revision_is_compared_once(monkeypatch: pytest.MonkeyPatch, forgets: P
     assert len(list(forgets.glob("*.json"))) == 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0, "said": "yes"}', '{"format": 1, "said": 5}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0, "said": "yes"}', '{"format": 2, "said": 5}', "\x00"])
 def test_a_damaged_record_is_ignored_and_said(text: str, forgets: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = compared_with_eager(load(made()))
     (record,) = forgets.glob("*.json")
@@ -157,3 +157,16 @@ def test_a_trace_without_attention_needs_no_comparison(monkeypatch: pytest.Monke
     monkeypatch.setattr(eager_check, "_compare", never)
     trace = probe.trace(made(), list(range(3, 20)), statistics=["loss"])
     assert "compared_with_eager" not in trace.provenance
+
+
+def test_a_model_whose_sdpa_attention_sees_what_its_eager_attention_does_not_is_refused() -> None:
+    # Without token types its text layers call themselves bidirectional, and only eager attention has a causal mask.
+    text = {**SIZES, "model_type": "gemma", "head_dim": 8}
+    sight = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(
+        "paligemma", text_config=text, vision_config={**sight, "model_type": "siglip_vision_model"}, projection_dim=32
+    )
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
+    with pytest.raises(NotReproducible, match="its eager attention is not what it has as loaded.*layer 0"):
+        probe.trace(model, list(range(3, 20)), statistics=["entropy"])
