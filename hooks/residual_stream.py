@@ -36,7 +36,8 @@ def watched_residuals(
             return
         hidden = output[0] if isinstance(output, tuple | list) else output
         # Hyper-connections carry several streams side by side: batch × token × stream × channel.
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != (facts.num_samples, facts.num_queries):
+        shape = facts.num_samples, facts.num_queries
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != shape:
             raise NotReproducible(f"{name_of(model)}, layer {index}: its output is not batch × token × channel")
         for sample in range(facts.num_samples):
             first, last = facts.queries_of(sample)

@@ -168,5 +168,5 @@ def test_a_model_whose_sdpa_attention_sees_what_its_eager_attention_does_not_is_
     )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
-    with pytest.raises(NotReproducible, match="its eager attention is not what it has as loaded.*layer 0"):
+    with pytest.raises(NotReproducible, match=r"its eager attention is not what it has as loaded: .*layer 0"):
         probe.trace(model, list(range(3, 20)), statistics=["entropy"])
