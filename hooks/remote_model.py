@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -219,7 +220,9 @@ class RemoteModel(HuggingFaceModel):
             if not self.remote:
                 raise
             # What is raised in between may quote the request: neither the prompt nor the key is passed on.
-            raise NotAvailable(f"{self.name}: the request to NDIF failed with {type(error).__name__}") from None
+            raise NotAvailable(
+                f"{self.name}: the request to NDIF failed with {type(error).__name__}{_likely_cause(self.name)}"
+            ) from None
         for layer, given in inputs.items():
             self._hand_out(state, layer, given, whole, phase)
         state.tokens = whole
@@ -269,3 +272,12 @@ class RemoteModel(HuggingFaceModel):
             self._on_call(0, call)
         if self._on_residual is not None and given.residual is not None:
             self._on_residual(layer, 0, given.residual)
+
+
+def _likely_cause(name: str) -> str:
+    """What a user can mend, told from this machine alone: an error of nnsight's may not be quoted."""
+    import nnsight
+
+    if Path(name).is_dir():
+        return "; NDIF knows a model by its hub id, and this is a folder"
+    return "" if nnsight.CONFIG.API.APIKEY else "; no key is set: put yours into NDIF_API_KEY"

@@ -149,6 +149,19 @@ def test_neither_prompt_nor_key_is_logged_when_a_request_fails(
     assert "41 tokens go to NDIF" in caplog.text
 
 
+def test_a_request_that_fails_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lm = seen_by_nnsight(made("llama"))
+    monkeypatch.setattr(type(lm), "trace", lambda *_, **__: (_ for _ in ()).throw(ConnectionError()))
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", None)
+    model = RemoteModel(lm, name="some/model", remote=True)
+    with pytest.raises(NotAvailable, match="ConnectionError; no key is set: put yours into NDIF_API_KEY"):
+        model.step(model.prefill([]), TOKENS[0].tolist())
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "a-key")
+    of_folder = RemoteModel(lm, name=str(tmp_path), remote=True)
+    with pytest.raises(NotAvailable, match="ConnectionError; NDIF knows a model by its hub id, and this is a folder"):
+        of_folder.step(of_folder.prefill([]), TOKENS[0].tolist())
+
+
 def test_nothing_is_remote_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = seen_by_nnsight(made("llama"))
     monkeypatch.setattr(type(lm), "_remote_backend", lambda *_: pytest.fail("a request was made"))
