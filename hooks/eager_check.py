@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 import probe
 from probe.errors import NotReproducible
 from probe.hooks.attention_interface import text_decoder
-from probe.hooks.attention_switch import attached, resting
+from probe.hooks.attention_switch import attached, resting, watchers
 from probe.hooks.attention_tap import tap
 from probe.hooks.compiled import uncompiled
 from probe.hooks.huggingface import HuggingFaceModel
@@ -63,6 +63,9 @@ def compared_with_eager(model: HuggingFaceModel) -> str:
     if model.backend == "transformer_lens":
         # The bridge's components stand in for the model's attention, eager or not: see `bridge_check`.
         return str(getattr(model, "compared_with_pattern", ""))
+    if watchers(hf):
+        # The attention's name is taken, so eager attention would go unseen; without the block it is compared.
+        return "not compared: it is read within an intervention; each call's output is recomputed"
     path = cache_folder() / f"{_key(model)}.json"
     said = _remembered(path)
     if said is None:

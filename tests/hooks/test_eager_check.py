@@ -170,3 +170,12 @@ def test_a_model_whose_sdpa_attention_sees_what_its_eager_attention_does_not_is_
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
     with pytest.raises(NotReproducible, match=r"its eager attention is not what it has as loaded: .*layer 0"):
         probe.trace(model, list(range(3, 20)), statistics=["entropy"])
+
+
+def test_within_an_intervention_nothing_is_compared_and_nothing_remembered() -> None:
+    model = load(made())
+    with probe.ablate_heads([(0, 1)])(model):
+        trace = probe.trace(model, list(range(3, 20)), statistics=["entropy"])
+    assert trace.provenance["compared_with_eager"].startswith("not compared: it is read within an intervention")
+    trace = probe.trace(model, list(range(3, 20)), statistics=["entropy"])
+    assert trace.provenance["compared_with_eager"].startswith("16 tokens, 2 layers")
