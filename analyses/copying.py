@@ -53,6 +53,10 @@ def read(trace: Trace, outcome: Outcome, span: str, counting: Counting, left_out
     if span not in {s.name for s in sample.spans}:
         left_out.add(f"the sample has no span `{span}`")
         return None
+    if "cross" in trace.parts:
+        # Keys of the decoder's own attention count its own tokens; the sample's spans count the encoder's.
+        left_out.add('the text stands in the encoder: its trace to read is trace.part("cross")')
+        return None
     place = sample.span(span)
     probability, keys = largest_key(trace)
     steps = min(keys.shape[-1], len(outcome.response_tokens))

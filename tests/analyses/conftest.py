@@ -27,6 +27,7 @@ class StandIn:
     condition: str = "baseline"
     stage: str = "read"
     unit: str = ""
+    parts: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> xr.DataArray:
         return self.dataset[name]

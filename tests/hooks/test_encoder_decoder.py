@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -293,6 +294,17 @@ def test_analyses_take_a_part_as_any_trace(traced: Any, tmp_path: Any) -> None:
     found = probe.attention_sinks(trace.part("encoder"))
     assert found.claim
     assert probe.open(trace.save(tmp_path / "saved")).part("cross")["entropy"].equals(trace.part("cross")["entropy"])
+
+
+def test_a_head_of_the_decoders_own_attention_is_not_asked_where_the_text_has_the_answer() -> None:
+    model = load(make("t5"))
+    spans = (Span("needle", 5, 9), Span("needle_value", 5, 9))
+    given = Sample("asked", tuple(range(3, 43)), spans, answer_tokens=(7, 8, 9))
+    said = probe.trace(model, given, statistics=[]).outcome.response_tokens
+    trace = probe.trace(model, dataclasses.replace(given, answer_tokens=said), statistics=[probe.retrieval_heads])
+    own, cross = probe.retrieval_heads(trace), probe.retrieval_heads(trace.part("cross"))
+    assert (own.measured.n, cross.measured.n) == (0, 1)
+    assert any('trace.part("cross")' in note for note in own.notes)
 
 
 def test_layers_are_asked_for_in_every_part_that_has_them() -> None:
