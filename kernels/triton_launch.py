@@ -192,10 +192,11 @@ class Launch:
             call.alibi_slope is not None, call.distance_bias is not None, call.key_visible is not None, leading,
             interpreted() and call.query.dtype == torch.bfloat16,
         )  # fmt: skip
+        bias = call.distance_bias
         return {
             "FEATURES": Features(*(tl.constexpr(int(value)) for value in values)),
             "SHAPE": self.shape,
-            "num_warps": 8 if int(self.shape.HEADS) * int(self.shape.QUERIES) >= 128 else 4,
+            "num_warps": 8 if int(self.shape.HEADS) * int(self.shape.QUERIES) >= (128 if bias is None else 64) else 4,
             "num_stages": 2,
             # Said aloud, since Triton 3.10 changes what is taken for granted.
             "enable_fp_fusion": True,
@@ -223,8 +224,9 @@ def choose_shape(
         rows, keys = 128, 64
     else:
         rows, keys = 128, 32
-    # Where each score's bias is looked up takes registers too.
-    keys = 16 if call.distance_bias is not None else keys
+    if call.distance_bias is not None:
+        # Where each score's bias is looked up takes registers too.
+        rows, keys = min(rows, 64 if channels <= 128 else 32), 16
     # The largest power of two that divides the group: no row is wasted on a head that is not there.
     group = call.num_heads // call.num_kv_heads
     heads = min(group & -group, MAX_HEADS)
