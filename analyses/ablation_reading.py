@@ -83,9 +83,7 @@ def read(
     )
 
 
-def controls_of(
-    treatment: str, controls: list[tuple[Trace, Outcome]]
-) -> tuple[list[tuple[Trace, Outcome]], list[str]]:
+def controls_of(treatment: str, controls: list[tuple[Trace, Outcome]]) -> tuple[list[tuple[Trace, Outcome]], list[str]]:
     """Return the control that belongs to a treatment, and the names of the controls that belong to others.
 
     Raises UsageError where there are several and they do not say which treatment they are matched to.

@@ -15,7 +15,7 @@ from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
 from probe.intervals import FEWEST_PROMPTS, by_cluster, cluster_bootstrap, mean_ends
-from probe.selection import LeftOut, holding, selected
+from probe.selection import LeftOut, holding, reads_the_text, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -111,6 +111,8 @@ def _readings(traces: list[Trace], horizon: int, left_out: LeftOut) -> Iterator[
     for trace in traces:
         if trace.outcome is not None and trace.outcome.failed:
             left_out.add("the unit failed")
+        elif not reads_the_text(trace):
+            left_out.add('the text stands in the encoder: its trace to read is trace.part("encoder")')
         elif len(trace.sample) < horizon:
             left_out.add(f"the prompt is shorter than the horizon of {horizon} tokens")
         else:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probe.errors import UsageError
-from probe.selection import LeftOut, largest_key
+from probe.selection import LeftOut, largest_key, reads_the_text
 from probe.withheld import Withheld
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read(trace: Trace, outcome: Outcome, span: str, counting: Counting, left_out
     if span not in {s.name for s in sample.spans}:
         left_out.add(f"the sample has no span `{span}`")
         return None
-    if "cross" in trace.parts:
+    if not reads_the_text(trace):
         # Keys of the decoder's own attention count its own tokens; the sample's spans count the encoder's.
         left_out.add('the text stands in the encoder: its trace to read is trace.part("cross")')
         return None

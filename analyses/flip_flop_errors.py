@@ -14,7 +14,7 @@ from probe import chart
 from probe.analysis import analysis
 from probe.finding import Comparison, Figure, Finding, Interval, Measurement, Verdict
 from probe.intervals import clopper_pearson, cluster_bootstrap, p_text
-from probe.selection import LeftOut, answered, fact, length, selected
+from probe.selection import LeftOut, answered, fact, length, reads_the_text, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -44,7 +44,7 @@ class _Read:
     """For each head, layer by layer: its attention to the last write's bit, and to earlier writes."""
 
 
-@analysis(question=QUESTION, source=SOURCE, needs={"span_mass": {}})
+@analysis(question=QUESTION, source=SOURCE, needs={"span_mass": {}}, does_without_attention=True)
 def flip_flop_errors(
     run: Run | Trace | Iterable[Trace],
     *,
@@ -112,7 +112,7 @@ def _reads(traces: list[Trace], left_out: LeftOut) -> Iterator[_Read]:
 
 
 def _attention(trace: Trace) -> tuple[tuple[float, float], ...] | None:
-    if "span_mass" not in trace:
+    if "span_mass" not in trace or not reads_the_text(trace):
         return None
     array = trace["span_mass"]
     names = array["span"].to_numpy().tolist()

@@ -89,6 +89,8 @@ def head_ablation(
 
 
 _MEASURED = "right answers with the found heads removed"
+
+
 def _difference(reading: AblationReading, key: str, seed: int) -> tuple[float, Interval | None, Floats]:
     """Return treatment less control, its interval over prompts and draws, and the difference of each prompt."""
     treatment, control = reading.treatment[key], reading.control[key]

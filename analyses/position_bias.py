@@ -17,7 +17,7 @@ from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
 from probe.intervals import by_cluster, clopper_pearson, cluster_bootstrap, p_text
-from probe.selection import LeftOut, answered, depth, finite, length, selected
+from probe.selection import LeftOut, answered, depth, finite, length, reads_the_text, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -47,7 +47,7 @@ class _Case:
     """The same of the head that gave it most."""
 
 
-@analysis(question=QUESTION, source=SOURCE, needs={"span_mass": {}})
+@analysis(question=QUESTION, source=SOURCE, needs={"span_mass": {}}, does_without_attention=True)
 def position_bias(
     run: Run | Trace | Iterable[Trace],
     *,
@@ -151,7 +151,7 @@ def _cases(traces: list[Trace], heads: Sequence[Sequence[int]] | None, left_out:
 
 def _attention(trace: Trace, heads: Sequence[Sequence[int]] | None) -> tuple[float, float] | None:
     """Return the attention that all heads, or some, give the needle in row 0: their mean and the largest."""
-    if "span_mass" not in trace:
+    if "span_mass" not in trace or not reads_the_text(trace):
         return None
     array = trace["span_mass"]
     if "needle" not in array["span"].to_numpy().tolist() or array.sizes["row"] == 0:

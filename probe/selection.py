@@ -83,6 +83,11 @@ def selected(
     return [*once.values()][::-1]
 
 
+def reads_the_text(trace: Trace) -> bool:
+    """Return whether a trace's own attention is over the sample's text; a decoder's beside an encoder is not."""
+    return "cross" not in trace.parts
+
+
 def answered(traces: Iterable[Trace], left_out: LeftOut) -> list[tuple[Trace, Outcome]]:
     """Return traces whose answer can be judged; the others are counted. NaN in the logits disqualifies an answer."""
     kept = []

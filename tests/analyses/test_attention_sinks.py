@@ -255,3 +255,13 @@ def test_where_nothing_is_measured_the_claim_says_why(sample, trace, make, reaso
     finding = attention_sinks(traces)
     assert reason in finding.claim
     assert ("horizon" in finding.claim) == (make is not None and "length" in make)
+
+
+def test_a_decoder_beside_an_encoder_says_nothing_of_the_texts_first_token(sample, trace):
+    made = trace(
+        sample(0, length=64), arrays={"received_mass_horizon_64": (("layer", "head", "key"), np.ones((1, 1, 64)))}
+    )
+    made.parts = ("encoder", "cross")
+    finding = attention_sinks([made])
+    assert finding.verdict == "inconclusive"
+    assert any('trace.part("encoder")' in note for note in finding.notes)
