@@ -65,7 +65,9 @@ def test_every_variant_compiles_and_the_core_tables_spill_next_to_nothing(varian
     for kernel in compile_alone(variant.statistics, dict(variant.features), architecture):
         if variant.statistics == core_table():
             # Of 456 kernels 18 keep 8 to 24 bytes: passes over near distances and rare combinations, none for an H100.
+            # A bias by distance keeps up to 24 in float32, on an H100 too.
             usual = architecture == 90 or (kernel["kernel"] == "scan" and variant.features["dtype"] != "float32")
+            usual = usual and not (variant.features["bias"] and variant.features["dtype"] == "float32")
             assert kernel["spilled_bytes"] <= (0 if usual else 24), kernel
 
 
