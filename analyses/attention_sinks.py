@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from probe.analyses.sink_figures import sink_figures, uniform_importance
+from probe.analyses.figures.sinks import sink_figures, uniform_importance
 from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict

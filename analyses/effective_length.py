@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import JsonValue
 
-from probe.analyses.length_claims import GUESSING, LengthAnswer
-from probe.analyses.length_figures import NAMES, Rate, length_figure
-from probe.analyses.source_looks import SourceHits, follow_heads
+from probe.analyses.figures.lengths import NAMES, Rate, length_figure
+from probe.analyses.measures.length_claims import GUESSING, LengthAnswer
+from probe.analyses.measures.source_looks import SourceHits, follow_heads
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import JsonValue
 
-from probe.analyses.ablation_figures import Condition, ablation_figures
-from probe.analyses.ablation_reading import QUANTITIES, AblationReading, Floats, controls_of, read
+from probe.analyses.figures.ablation import Condition, ablation_figures
+from probe.analyses.measures.ablation_reading import QUANTITIES, AblationReading, Floats, controls_of, read
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict

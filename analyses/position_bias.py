@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from probe.analyses.depth_indices import position_indices
-from probe.analyses.position_figures import Cell, listed, position_figures
-from probe.analyses.shuffled_depths import DRAWS, LOSS_DRAWS, DepthProfile, loss_p_value, shuffled_depths
+from probe.analyses.figures.positions import Cell, listed, position_figures
+from probe.analyses.measures.depth_indices import position_indices
+from probe.analyses.measures.shuffled_depths import DRAWS, LOSS_DRAWS, DepthProfile, loss_p_value, shuffled_depths
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from probe import chart
-from probe.analyses.copying import Counting, Floats, Reading, SuccessRule, read, success
+from probe.analyses.measures.copying import Counting, Floats, Reading, SuccessRule, read, success
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Figure, Finding, Interval, Measurement, Suggestion, Verdict

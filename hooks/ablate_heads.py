@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.errors import UsageError
-from probe.hooks.attention_interface import name_of
-from probe.hooks.attention_layers import attention_parts, layers_with_bias
-from probe.hooks.attention_switch import attached
-from probe.hooks.attention_tap import site, tap
-from probe.hooks.backend import transformers_model_of
-from probe.hooks.forward_facts import Part
+from probe.hooks.attention.interface import name_of
+from probe.hooks.attention.layers import attention_parts, layers_with_bias
+from probe.hooks.attention.switch import attached
+from probe.hooks.attention.tap import site, tap
 from probe.hooks.intervention import Intervention
+from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.mean_head_output import mean_head_output
+from probe.hooks.sequence.forward_facts import Part
 
 Form = Literal["zero", "mean", "uniform"]
 AblatedPhase = Literal["both", "prefill", "decode"]

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import NotReproducible
-from probe.hooks.bridge_attention import bridge_components, layer_of
-from probe.hooks.calls_by_phase import by_phase
-from probe.hooks.forward_facts import forward_facts
-from probe.hooks.verification import recomputed
+from probe.hooks.attention.bridge import bridge_components, layer_of
+from probe.hooks.attention.calls_by_phase import by_phase
+from probe.hooks.attention.verification import recomputed
+from probe.hooks.sequence.forward_facts import forward_facts
 from probe.kernels.call import Call
 
 FwdHook = tuple[str, Callable[..., None]]

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.errors import UsageError
-from probe.hooks.attention_interface import name_of
-from probe.hooks.attention_switch import attached
-from probe.hooks.attention_tap import site, tap
-from probe.hooks.forward_facts import Part
-from probe.hooks.placement import input_device
+from probe.hooks.attention.interface import name_of
+from probe.hooks.attention.switch import attached
+from probe.hooks.attention.tap import site, tap
+from probe.hooks.loading.placement import input_device
+from probe.hooks.sequence.forward_facts import Part
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from probe import discovery
 from probe.chat import chat_sample, is_chat
 from probe.errors import UsageError
 from probe.fits import check_fits, check_room
-from probe.hooks.backend import load
-from probe.hooks.eager_check import UNCHECKED, compared_with_eager
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.loading.backend import load
+from probe.hooks.models.eager_check import UNCHECKED, compared_with_eager
+from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
 from probe.outcome import Outcome

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probe.errors import UsageError
-from probe.hooks.encoder_decoder import EncoderDecoderModel
+from probe.hooks.models.encoder_decoder import EncoderDecoderModel
 from probe.kernels.call import Call
 from probe.outcome import Outcome
 from probe.reader import Reader, Reading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from probe.hooks.encoder import EncoderModel
+from probe.hooks.models.encoder import EncoderModel
 from probe.outcome import Outcome
 from probe.reader import Reader
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from probe import capture, plan
 from probe.casebook import Casebook, Condition, MatchedControl, Stage
 from probe.errors import UsageError
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.sample import Sample
 from probe.storage.store import RunStore
 

@@ -33,7 +33,7 @@ from probe.storage.trace_store import Run
 from probe.success import RULES
 
 if TYPE_CHECKING:
-    from probe.hooks.huggingface import HuggingFaceModel
+    from probe.hooks.models.huggingface import HuggingFaceModel
 
 FORMAT = 1
 """Version of run.json's form."""
@@ -296,7 +296,7 @@ class Player:
         return samples
 
     def _matched(self, heads: plan.Heads, draws: int) -> list[tuple[plan.Heads, float]]:
-        from probe.hooks.head_output_norm import head_output_norm
+        from probe.hooks.attention.head_output_norm import head_output_norm
         from probe.hooks.matched_heads import matched_heads
 
         if self._norms is None:

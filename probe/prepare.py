@@ -14,7 +14,7 @@ from probe.fits import check_fits
 from probe.sample import Sample
 
 if TYPE_CHECKING:
-    from probe.hooks.huggingface import HuggingFaceModel
+    from probe.hooks.models.huggingface import HuggingFaceModel
 
 
 def default_folder(book: Casebook, model: HuggingFaceModel) -> Path:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from probe.errors import UsageError
-from probe.hooks.decoding import Cache
-from probe.hooks.huggingface import HuggingFaceModel
-from probe.hooks.non_finite import first_non_finite
+from probe.hooks.models.huggingface import HuggingFaceModel
+from probe.hooks.sequence.decoding import Cache
+from probe.hooks.sequence.non_finite import first_non_finite
 from probe.kept_vectors import KeptVectors
 from probe.kernels.call import Call
 from probe.kernels.engine import EngineName

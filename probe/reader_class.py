@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from probe.encoder_decoder_reader import EncoderDecoderReader
 from probe.encoder_reader import EncoderReader
-from probe.hooks.encoder import EncoderModel
-from probe.hooks.encoder_decoder import EncoderDecoderModel
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.models.encoder import EncoderModel
+from probe.hooks.models.encoder_decoder import EncoderDecoderModel
+from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.reader import Reader
 
 

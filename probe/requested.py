@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from probe.errors import UsageError
-from probe.hooks.recurrent_layer import without_known_recurrence
+from probe.hooks.recurrence.layer import without_known_recurrence
 from probe.kernels.queries_and_keys import queries_and_keys
 from probe.kernels.recurrence_scan import reading_interval
 from probe.kernels.statistic import Statistic, parse
 
 if TYPE_CHECKING:
-    from probe.hooks.huggingface import HuggingFaceModel
+    from probe.hooks.models.huggingface import HuggingFaceModel
 
 _KINDS: Final = {"residual": "", "token": "", "recurrence": "recurrent "}
 """What the layers that a kind of statistic is computed from are called, where it is not attention layers."""

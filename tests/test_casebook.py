@@ -85,9 +85,7 @@ def test_every_casebook_that_ships_is_valid(name: str) -> None:
         ("question: Does it?", "question: &q Does it?", "3:11", "aliases"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(
-    tmp_path: Path, before: str, after: str, place: str, what: str
-) -> None:
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, before: str, after: str, place: str, what: str) -> None:
     assert GOOD.count(before) >= 1
     path = written(tmp_path, GOOD.replace(before, after, 1))
     with pytest.raises(CasebookError) as error:

@@ -123,7 +123,8 @@ def test_every_room_is_in_the_packaging() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     with_code = {f"probe.{folder}" for folder in MAPPED if list((ROOT / folder).glob("*.*"))}
     inside = {f"probe.{path.parent.name}" for path in (ROOT / "probe").glob("*/__init__.py")}
-    inside |= {f"probe.{path.parent.parent.name}.{path.parent.name}" for path in (ROOT / "hooks").glob("*/*.py")}
+    for room in MAPPED:
+        inside |= {f"probe.{room}.{path.parent.name}" for path in (ROOT / room).glob("*/*.py")}
     assert set(setuptools["packages"]) == {"probe"} | inside | with_code
     assert {name for name in setuptools["package-dir"] if name != "probe"} == with_code
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from probe.errors import NotReproducible
-from probe.hooks.attention_module import AttentionModule, own_attention_facts
+from probe.hooks.attention.module import AttentionModule, own_attention_facts
 
 
 class bert_family(AttentionModule):

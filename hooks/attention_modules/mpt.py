@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probe.hooks.attention_module import AttentionModule, own_attention_facts
+from probe.hooks.attention.module import AttentionModule, own_attention_facts
 
 
 class mpt(AttentionModule):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from probe.hooks.attention_module import AttentionModule, own_attention_facts
+from probe.hooks.attention.module import AttentionModule, own_attention_facts
 
 
 class openai_gpt(AttentionModule):

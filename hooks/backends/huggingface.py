@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from probe.hooks.backend import Backend
-from probe.hooks.given_model import transformers_model
-from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.loading.backend import Backend
+from probe.hooks.loading.given_model import transformers_model
+from probe.hooks.models.huggingface import HuggingFaceModel, load
 
 
 class huggingface(Backend):
@@ -21,7 +21,7 @@ class huggingface(Backend):
         return isinstance(model, str | PreTrainedModel)
 
     def load(self, model: Any, **options: Any) -> HuggingFaceModel:
-        """Open or wrap it; see `probe.hooks.huggingface.load`."""
+        """Open or wrap it; see `probe.hooks.models.huggingface.load`."""
         return load(model, **options)
 
     def transformers_model(self, model: Any) -> PreTrainedModel:

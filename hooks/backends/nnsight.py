@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from transformers import AutoTokenizer, PreTrainedModel
 
 from probe.errors import NotAvailable, NotReproducible, UsageError
-from probe.hooks import huggingface
-from probe.hooks.backend import Backend, named_only
-from probe.hooks.huggingface import HuggingFaceModel
-from probe.hooks.remote_model import RemoteModel
+from probe.hooks.loading.backend import Backend, named_only
+from probe.hooks.models import huggingface
+from probe.hooks.models.huggingface import HuggingFaceModel
+from probe.hooks.models.remote_model import RemoteModel
 
 
 class nnsight(Backend):

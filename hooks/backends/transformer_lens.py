@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from probe.errors import NotReproducible, UsageError
-from probe.hooks import huggingface
-from probe.hooks.attention_interface import named
-from probe.hooks.backend import Backend, named_only
-from probe.hooks.bridge_attention import bridge_components
-from probe.hooks.bridge_check import compared_with_pattern
+from probe.hooks.attention.bridge import bridge_components
+from probe.hooks.attention.interface import named
 from probe.hooks.fwd_hooks import FwdHook, fwd_hooks
-from probe.hooks.huggingface import HuggingFaceModel, OnCall
+from probe.hooks.loading.backend import Backend, named_only
+from probe.hooks.models import huggingface
+from probe.hooks.models.bridge_check import compared_with_pattern
+from probe.hooks.models.huggingface import HuggingFaceModel, OnCall
 
 
 class transformer_lens(Backend):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from probe.hooks.recurrent_layer import RecurrentFamily, function_call, mixer_forward, scanned
+from probe.hooks.recurrence.layer import RecurrentFamily, function_call, mixer_forward, scanned
 
 
 class gated_delta(RecurrentFamily):

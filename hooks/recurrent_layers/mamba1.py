@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from probe.hooks.recurrent_layer import RecurrentFamily, function_call, mixer_forward, scanned
+from probe.hooks.recurrence.layer import RecurrentFamily, function_call, mixer_forward, scanned
 from probe.hooks.recurrent_layers.mamba2 import step_size
 
 

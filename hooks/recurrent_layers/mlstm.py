@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from probe.hooks.recurrent_layer import RecurrentFamily, mixer_forward, scanned
+from probe.hooks.recurrence.layer import RecurrentFamily, mixer_forward, scanned
 
 _PARTS = ("chunkwise_kernel_fn", "sequence_kernel_fn", "step_kernel_fn")
 

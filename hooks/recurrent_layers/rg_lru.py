@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.hooks.recurrent_layer import RecurrentFamily, mixer_forward, scanned
+from probe.hooks.recurrence.layer import RecurrentFamily, mixer_forward, scanned
 
 _PARAMETERS = (
     "recurrent_param",

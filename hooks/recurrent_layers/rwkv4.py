@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from probe.hooks.recurrent_layer import RecurrentFamily, mixer_forward, scanned
+from probe.hooks.recurrence.layer import RecurrentFamily, mixer_forward, scanned
 
 
 class rwkv4(RecurrentFamily):

@@ -11,7 +11,7 @@ from probe.benchmark.result import Job, ModelShape, Plan
 from probe.benchmark.statistic_sets import ROWS
 
 if TYPE_CHECKING:
-    from probe.hooks.huggingface import HuggingFaceModel
+    from probe.hooks.models.huggingface import HuggingFaceModel
 
 MOST_POSITIONS = 1 << 20
 """Longest prompt of a model with random weights."""
@@ -117,7 +117,7 @@ def _model(plan: Plan) -> HuggingFaceModel:
 def _built(shape: ModelShape, device: str, dtype: str) -> HuggingFaceModel:
     import torch
 
-    from probe.hooks.huggingface import load
+    from probe.hooks.models.huggingface import load
 
     if shape.loaded:
         return load(shape.name, device=device, dtype=dtype)

@@ -23,9 +23,9 @@ from probe.conformance.recurrent import EVERY, of_states, states_by_step
 from probe.conformance.tiny_config import VOCABULARY
 from probe.conformance.ways import NUM_TOKENS, WAYS, Captured, spans, watched
 from probe.errors import ProbeError
-from probe.hooks.backend import load
-from probe.hooks.encoder import EncoderModel
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.loading.backend import load
+from probe.hooks.models.encoder import EncoderModel
+from probe.hooks.models.huggingface import HuggingFaceModel
 
 Array = np.ndarray[Any, Any]
 

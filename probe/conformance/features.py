@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.kernels.call import Call
 
 

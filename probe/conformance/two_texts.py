@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from probe.conformance.expected import expected_of_rows, expected_of_text
 from probe.conformance.features import Features
 from probe.conformance.ways import STATISTICS, spans
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.kernels.call import Call
 from probe.kernels.scan import Scan
 from probe.kernels.statistic import parse

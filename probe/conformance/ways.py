@@ -15,7 +15,7 @@ from torch import Tensor
 from probe.capture import trace
 from probe.conformance import recurrent
 from probe.conformance.features import Features
-from probe.hooks.huggingface import HuggingFaceModel
+from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.kernels.call import Call
 from probe.kernels.recurrence import Recurrence
 from probe.kernels.scan import Scan

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 import pytest
 
 from probe.analyses.attention_sinks import attention_sinks
-from probe.analyses.sink_figures import uniform_importance
+from probe.analyses.figures.sinks import uniform_importance
 from probe.errors import UsageError
 
 HORIZON = 64

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from probe.analyses.depth_indices import position_indices
+from probe.analyses.measures.depth_indices import position_indices
 from probe.analyses.position_bias import position_bias
 from probe.errors import UsageError
 

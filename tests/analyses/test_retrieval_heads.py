@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from probe.analyses.copying import read, source_hits
+from probe.analyses.measures.copying import read, source_hits
 from probe.analyses.retrieval_heads import retrieval_heads
 from probe.errors import UsageError
 from probe.finding import Finding

@@ -74,7 +74,7 @@ def seen_by_nnsight(model: PreTrainedModel) -> Any:
 
 def rehearsed_on_ndif(model: PreTrainedModel) -> Any:
     """What runs on NDIF, run here."""
-    from probe.hooks.remote_model import RemoteModel
+    from probe.hooks.models.remote_model import RemoteModel
 
     return RemoteModel(seen_by_nnsight(model), remote=False)
 

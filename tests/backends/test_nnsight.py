@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import probe
 from probe.command.cli import app
 from probe.errors import NotAvailable, NotReproducible, UsageError
-from probe.hooks.remote_model import RemoteModel
+from probe.hooks.models.remote_model import RemoteModel
 from tests.backends.conftest import made, rehearsed_on_ndif, seen_by_nnsight
 
 nnsight = pytest.importorskip("nnsight")
@@ -172,7 +172,7 @@ def test_nothing_is_remote_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_on_ndif_is_known_by_its_configuration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from probe.hooks.find_model import specimens
+    from probe.hooks.loading.find_model import specimens
 
     expected = probe.load("needle")
     model: Any = probe.load(str(specimens()["needle"]), backend="nnsight", remote=True)

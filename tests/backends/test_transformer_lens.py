@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter
 import probe
 from probe.conformance.random_model import random_model, recipe
 from probe.errors import NotReproducible, UsageError
-from probe.hooks.bridge_attention import bridge_components
+from probe.hooks.attention.bridge import bridge_components
 from probe.kernels.call import Call
 from tests.backends.conftest import bridged, made
 
@@ -300,7 +300,7 @@ def test_options_of_loading_are_refused_for_a_bridge_that_is_there() -> None:
 
 
 def test_head_output_norms_agree() -> None:
-    from probe.hooks.head_output_norm import head_output_norm
+    from probe.hooks.attention.head_output_norm import head_output_norm
 
     for family in ("llama", "gpt2", "gpt_neox"):
         expected = head_output_norm(probe.load(made(family)), [TOKENS[0].tolist()])

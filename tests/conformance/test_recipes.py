@@ -16,7 +16,7 @@ from probe.conformance.random_configs import random_recipes
 from probe.conformance.random_model import random_model, recipe, recipes
 from probe.conformance.recurrent import EVERY, states_by_step
 from probe.errors import UsageError
-from probe.hooks import attention_switch
+from probe.hooks.attention import switch as attention_switch
 from probe.kernels.statistic import names, parse
 
 MUST = {

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from probe.errors import UsageError
 from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.huggingface import load
 from probe.hooks.intervention import Intervention
+from probe.hooks.models.huggingface import load
 
 FORMS = ["zero", "mean", "uniform"]
 PHASES = ["both", "prefill", "decode"]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import NotReproducible
 from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 _WIDE = {"embedding_size": 32, "input_embedding_size": 32, "output_embedding_size": 32, "is_decoder": True}
 _DECODER = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probe.errors import NotReproducible
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 VOCABULARY = 61
 ARCHITECTURES = [

@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 from transformers.masking_utils import sdpa_mask
 
 from probe.errors import NotReproducible
-from probe.hooks import attention_interface, chunk_attention, prompt_chunk
-from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.attention import chunk as chunk_attention
+from probe.hooks.attention import interface as attention_interface
+from probe.hooks.attention import prompt_chunk
+from probe.hooks.models.huggingface import HuggingFaceModel, load
 from probe.kernels.call import Call
 from probe.kernels.scan import Scan
 

@@ -11,7 +11,7 @@ import torch
 
 import probe
 from probe.errors import NotReproducible
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 TOKENS = list(range(3, 30))
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from probe.errors import NotReproducible
-from probe.hooks import continuation
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
+from probe.hooks.sequence import continuation
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

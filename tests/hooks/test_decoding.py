@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from probe.errors import NotReproducible, UsageError
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 KINDS = ["llama", "llama-gqa", "qwen3-sliding-full", "mistral-window", "gemma3", "gpt2", "gpt-neox", "gpt-oss-sinks"]
 EVERY = pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 LLAMA4 = {
     "intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1,

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 import probe
 from probe.errors import NotReproducible
-from probe.hooks import attention_switch, eager_check
-from probe.hooks.eager_check import compared_with_eager
-from probe.hooks.huggingface import load
+from probe.hooks.attention import switch as attention_switch
+from probe.hooks.models import eager_check
+from probe.hooks.models.eager_check import compared_with_eager
+from probe.hooks.models.huggingface import load
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

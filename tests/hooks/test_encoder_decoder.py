@@ -22,12 +22,12 @@ from transformers import (
 
 import probe
 from probe.errors import MissingStatistic, NotReproducible, UsageError
-from probe.hooks import relative_bias
 from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.encoder import EncoderModel
-from probe.hooks.encoder_decoder import EncoderDecoderModel
-from probe.hooks.huggingface import load
+from probe.hooks.attention import relative_bias
 from probe.hooks.intervention import Intervention
+from probe.hooks.models.encoder import EncoderModel
+from probe.hooks.models.encoder_decoder import EncoderDecoderModel
+from probe.hooks.models.huggingface import load
 from probe.kernels.dense import Dense
 from probe.sample import Sample, Span
 

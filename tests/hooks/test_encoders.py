@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig
 
 import probe
 from probe.errors import NotReproducible, UsageError
-from probe.hooks.encoder import EncoderModel
-from probe.hooks.huggingface import load
+from probe.hooks.models.encoder import EncoderModel
+from probe.hooks.models.huggingface import load
 from probe.kernels.dense import Dense
 from probe.sample import Sample, Span
 

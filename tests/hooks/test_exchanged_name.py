@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from probe.errors import NotReproducible
-from probe.hooks.attention_interface import exchanged_name
-from probe.hooks.huggingface import load
+from probe.hooks.attention.interface import exchanged_name
+from probe.hooks.models.huggingface import load
 
 # DeepSeek V3.2 hides the keys that its indexer does not choose, by the mask where attention is eager or SDPA.
 INDEXED = {

@@ -10,8 +10,8 @@ import torch
 
 from probe.errors import NotReproducible, UsageError
 from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.head_output_norm import head_output_norm
-from probe.hooks.huggingface import load
+from probe.hooks.attention.head_output_norm import head_output_norm
+from probe.hooks.models.huggingface import load
 
 PROMPTS = [list(range(3, 20)), list(range(20, 31))]
 

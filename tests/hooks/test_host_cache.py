@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from probe.errors import UsageError
-from probe.hooks import decoding_state
-from probe.hooks.host_cache import host_hybrid_layer, host_layer
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
+from probe.hooks.sequence import decoding_state
+from probe.hooks.sequence.host_cache import host_hybrid_layer, host_layer
 
 KINDS = ["llama-gqa", "qwen3-sliding-full", "gpt2", "deepseek-v3-value-width", "gpt-oss-sinks", "falcon_h1"]
 FIELDS = {"falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "head_dim": 8}}

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from probe.errors import NotAvailable, NotReproducible, UsageError
-from probe.hooks import find_model
-from probe.hooks.huggingface import load
+from probe.hooks.loading import find_model
+from probe.hooks.models.huggingface import load
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_loading_says_nothing_on_stderr_and_leaves_transformers_as_talkative_as_
 ) -> None:
     make("llama-gqa", bos_token_id=99, eos_token_id=98).save_pretrained(tmp_path)
     code = (
-        "import sys; from transformers.utils import logging; from probe.hooks.huggingface import load\n"
+        "import sys; from transformers.utils import logging; from probe.hooks.models.huggingface import load\n"
         "before = logging.get_verbosity(), logging.is_progress_bar_enabled()\n"
         "load(sys.argv[1], device='cpu')\n"
         "assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled())"

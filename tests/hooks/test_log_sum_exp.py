@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from probe.hooks import chunk_attention
-from probe.hooks.fused_attention import fused_attention, fused_operators, log_sum_exp_of
-from probe.hooks.huggingface import load
+from probe.hooks.attention import chunk as chunk_attention
+from probe.hooks.attention.fused import fused_attention, fused_operators, log_sum_exp_of
+from probe.hooks.models.huggingface import load
 from probe.kernels.call import Call
 
 FUSED = ["llama", "llama-gqa", "llama-mqa", "qwen3-sliding-full", "mistral-window", "gemma3", "gpt2", "gpt-neox",

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from probe.errors import NotReproducible
-from probe.hooks import logit_slices as module
-from probe.hooks.huggingface import load
-from probe.hooks.logit_slices import can_slice_logits
+from probe.hooks.models.huggingface import load
+from probe.hooks.sequence import logit_slices as module
+from probe.hooks.sequence.logit_slices import can_slice_logits
 
 WIDTH = 509
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import probe
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 
 def measured(weights: Tensor) -> dict[str, np.ndarray]:

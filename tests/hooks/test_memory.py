@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from probe.hooks import decoding_state
 from probe.hooks.ablate_heads import ablate_heads
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
+from probe.hooks.sequence import decoding_state
 
 NUM_TOKENS = 4096
 

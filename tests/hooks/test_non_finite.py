@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from probe.hooks.huggingface import HuggingFaceModel, load
-from probe.hooks.non_finite import first_non_finite
+from probe.hooks.models.huggingface import HuggingFaceModel, load
+from probe.hooks.sequence.non_finite import first_non_finite
 
 PROMPT = [*range(3, 24), 41, *range(3, 12)]  # token 41 at position 21 alone
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from probe.hooks.host_cache import host_layer
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
+from probe.hooks.sequence.host_cache import host_layer
 from probe.kernels.call import Call
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import probe
 from probe.errors import NotAvailable, NotReproducible
-from probe.hooks.head_output_norm import head_output_norm
-from probe.hooks.huggingface import load
+from probe.hooks.attention.head_output_norm import head_output_norm
+from probe.hooks.models.huggingface import load
 
 peft: Any = pytest.importorskip("peft")
 # peft warns of itself, and of what transformers has deprecated.
@@ -149,7 +149,7 @@ def test_an_adapter_that_does_not_fit_is_refused(folders: tuple[Path, Path], bro
 def test_without_peft_an_adapter_says_what_to_install(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from probe.hooks import adapter_folder
+    from probe.hooks.loading import adapter_folder
 
     monkeypatch.setattr(adapter_folder, "_has_peft", lambda: False)
     with pytest.raises(NotAvailable, match="install peft"):

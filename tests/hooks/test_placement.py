@@ -11,9 +11,9 @@ import torch
 
 import probe
 from probe.errors import NotAvailable, UsageError
-from probe.hooks.head_output_norm import head_output_norm
-from probe.hooks.huggingface import load
-from probe.hooks.placement import chosen_map, input_device
+from probe.hooks.attention.head_output_norm import head_output_norm
+from probe.hooks.loading.placement import chosen_map, input_device
+from probe.hooks.models.huggingface import load
 
 accelerate = pytest.importorskip("accelerate")
 

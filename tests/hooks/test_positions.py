@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import probe
-from probe.hooks.huggingface import load
-from probe.hooks.positions import positions
+from probe.hooks.loading.positions import positions
+from probe.hooks.models.huggingface import load
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

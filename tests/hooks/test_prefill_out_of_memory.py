@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from probe.errors import DeviceTooSmall
-from probe.hooks.huggingface import HuggingFaceModel, load
-from probe.hooks.prefill import prefill
+from probe.hooks.models.huggingface import HuggingFaceModel, load
+from probe.hooks.sequence.prefill import prefill
 from probe.kernels.call import Call
 
 KINDS = ["llama-gqa", "qwen3-sliding-full", "mistral-window", "gpt2", "gemma3"]

@@ -10,10 +10,10 @@ import torch
 
 import probe
 from probe.errors import NotReproducible
-from probe.hooks.head_output_norm import head_output_norm
-from probe.hooks.huggingface import load
-from probe.hooks.quantisation import quantisation
-from probe.hooks.weights import weights_sha256
+from probe.hooks.attention.head_output_norm import head_output_norm
+from probe.hooks.loading.quantisation import quantisation
+from probe.hooks.loading.weights import weights_sha256
+from probe.hooks.models.huggingface import load
 
 TOKENS = list(range(3, 30))
 

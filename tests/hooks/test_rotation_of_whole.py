@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 
 LONGROPE = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}

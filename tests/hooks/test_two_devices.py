@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import probe
-from probe.hooks.head_output_norm import head_output_norm
+from probe.hooks.attention.head_output_norm import head_output_norm
 
 ELSEWHERE = torch.device("ipu:0")
 # What brings a tensor from one device to another, or asks it something.

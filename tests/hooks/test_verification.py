@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from probe.hooks import verification
-from probe.hooks.verification import recomputed
+from probe.hooks.attention import verification
+from probe.hooks.attention.verification import recomputed
 from probe.kernels.call import Call
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
 from probe.errors import DeviceTooSmall, NotReproducible
-from probe.hooks import continuation, decoding_state
-from probe.hooks.continuation import continuation_of
-from probe.hooks.huggingface import HuggingFaceModel, load
+from probe.hooks.models.huggingface import HuggingFaceModel, load
+from probe.hooks.sequence import continuation, decoding_state
+from probe.hooks.sequence.continuation import continuation_of
 
 _MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
 _CONVOLVED = {"layer_types": ["conv", "full_attention"]}

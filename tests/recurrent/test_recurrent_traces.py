@@ -12,7 +12,7 @@ import torch
 
 import probe
 from probe.errors import DeviceTooSmall, NotReproducible, UsageError
-from probe.hooks.huggingface import load
+from probe.hooks.models.huggingface import load
 from probe.kernels.recurrence import Recurrence
 from probe.kernels.recurrence_scan import RecurrenceScan
 
