@@ -78,7 +78,7 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 @functools.cache
 def _known() -> dict[str, AttentionModule]:
     found: dict[str, AttentionModule] = {}
-    for path in sorted(Path(__file__).with_name("attention_modules").glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].joinpath("attention_modules").glob("*.py")):
         if not path.stem.startswith("_"):
             module = importlib.import_module(f"probe.hooks.attention_modules.{path.stem}")
             family: AttentionModule = getattr(module, path.stem)()

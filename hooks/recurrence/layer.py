@@ -184,7 +184,7 @@ def recurs_everywhere(model: PreTrainedModel) -> bool:
 def families() -> tuple[RecurrentFamily, ...]:
     """Return the known kinds: a scan of the folder `recurrent_layers`."""
     found = []
-    for path in sorted(Path(__file__).with_name("recurrent_layers").glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].joinpath("recurrent_layers").glob("*.py")):
         if not path.stem.startswith("_"):
             module = importlib.import_module(f"probe.hooks.recurrent_layers.{path.stem}")
             found.append(getattr(module, path.stem)())
