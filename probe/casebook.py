@@ -30,6 +30,9 @@ from probe.strict_yaml import Document
 FORMAT = 1
 """Version of the casebook's form."""
 
+PUBLISHED = "published/"
+"""What stands before the name of a casebook that checks a published figure."""
+
 Role = Literal["baseline", "needle_absent", "gold_only", "treatment", "control", "other"]
 
 
@@ -199,14 +202,16 @@ def load(casebook: str | Path) -> Casebook:
 
 
 def find(casebook: str | Path) -> Path:
-    """Return the file of a casebook; raises UsageError naming those that ship where there is none."""
+    """Return the file of a casebook (`NAME`, `published/NAME` or a path); UsageError names those that ship."""
     path = Path(casebook)
     with contextlib.suppress(OSError):
         if path.is_file():
             return path
-    shipped = discovery.names("casebooks")
+    published = {f"{PUBLISHED}{name}": path for name, path in discovery.modules("published").items()}
+    shipped = discovery.modules("casebooks") | published
     if str(casebook) in shipped:
-        return Path(discovery.get("casebooks", str(casebook)))
+        room, name = ("published", path.name) if str(casebook) in published else ("casebooks", str(casebook))
+        return Path(discovery.get(room, name))
     close = difflib.get_close_matches(str(casebook), shipped, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {sorted(shipped)}, or give a file"
     raise UsageError(f"no casebook {str(casebook)!r}: {hint}")

@@ -22,6 +22,7 @@ ROOMS: Final[dict[str, str]] = {
     "analyses": "analysis",
     "workloads": "workload",
     "casebooks": "casebook",
+    "published": "published figure",
     "dashboard": "page",
 }
 """What one member of each room is called."""
@@ -31,8 +32,11 @@ _MARKS: Final = {
 }  # fmt: skip
 """Class that a member derives from, or decorator that it bears; other files of a room are what its members share."""
 
-_WITHIN: Final = {"backends": "hooks"}
+_WITHIN: Final = {"backends": "hooks", "published": "casebooks"}
 """The room whose folder a room's own lies in."""
+
+_YAML: Final = ("casebooks", "published")
+"""Rooms whose members are files to be read, not modules: a casebook in a folder of its own, a published figure not."""
 
 
 def modules(room: str) -> dict[str, str]:
@@ -69,7 +73,7 @@ def get(room: str, name: str) -> Any:
     whose it is.
     """
     address = _find(room, name)
-    if room == "casebooks" and ":" not in address:
+    if room in _YAML and ":" not in address:
         return Path(address)
     module, _, attribute = address.partition(":")
     try:
@@ -87,7 +91,7 @@ def get(room: str, name: str) -> Any:
 def describe(room: str, name: str) -> str:
     """Return the first sentence of a member's docstring (of a casebook, its title) without importing it."""
     address = _find(room, name)
-    if room == "casebooks":
+    if room in _YAML:
         return _casebook_title(Path(address)) if Path(address).is_file() else f"from {address}"
     module, _, attribute = address.partition(":")
     source = _source(module)
@@ -121,15 +125,17 @@ def _folders(room: str) -> Iterator[Path]:
 
 def _files(room: str) -> Iterator[Path]:
     for folder in _folders(room):
-        if room == "casebooks":
-            yield from sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("_"))
+        if room in _YAML:
+            found = folder.glob("*.yaml") if room == "published" else folder.glob("*/*.yaml")
+            own = (path for path in found if room == "published" or path.stem == path.parent.name)
+            yield from sorted(path for path in own if not path.name.startswith("_"))
         else:
             yield from sorted(path for path in folder.glob("*.py") if _is_member(room, path))
 
 
 def _address(room: str, path: Path) -> str:
     within = f"{_WITHIN[room]}.{room}" if room in _WITHIN else room
-    return str(path) if room == "casebooks" else f"probe.{within}.{path.stem}"
+    return str(path) if room in _YAML else f"probe.{within}.{path.stem}"
 
 
 def _is_member(room: str, path: Path) -> bool:

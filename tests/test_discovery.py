@@ -80,10 +80,17 @@ def test_a_file_that_holds_a_member_of_its_name_is_one(house: Path, room: str, t
     assert discovery.names(room) == ["x"]
 
 
-def test_a_casebook_is_its_yaml_file(house: Path) -> None:
-    path = house / "casebooks" / "first-look.yaml"
+def test_a_casebook_is_the_yaml_file_of_its_folder(house: Path) -> None:
+    path = house / "casebooks" / "first-look" / "first-look.yaml"
+    for folder in ("first-look", "_draft", "published"):
+        (house / "casebooks" / folder).mkdir()
     path.write_text('# probe\ntitle: "What is wrong?"\n')
-    (house / "casebooks" / "_draft.yaml").write_text("")
+    (house / "casebooks" / "_draft" / "_draft.yaml").write_text("")
+    (house / "casebooks" / "first-look" / "smaller.yaml").write_text("")
+    figure = house / "casebooks" / "published" / "a-figure.yaml"
+    figure.write_text("question: Is it so?\n")
+    assert discovery.modules("published") == {"a-figure": str(figure)}
+    assert discovery.describe("published", "a-figure") == "Is it so?"
     assert discovery.modules("casebooks") == {"first-look": str(path)}
     assert discovery.get("casebooks", "first-look") == path
     assert discovery.describe("casebooks", "first-look") == "What is wrong?"
@@ -143,7 +150,7 @@ def test_everything_shipped_is_described_and_listing_imports_nothing_heavy() -> 
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("room", [room for room in discovery.ROOMS if room != "casebooks"])
+@pytest.mark.parametrize("room", [room for room in discovery.ROOMS if room not in ("casebooks", "published")])
 def test_every_shipped_member_can_be_had(room: str) -> None:
     for name in discovery.names(room):
         assert discovery.get(room, name).__name__ == name

@@ -121,7 +121,8 @@ def test_no_file_grows_beyond_400_lines(path: Path) -> None:
 
 def test_every_room_is_in_the_packaging() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    with_code = {f"probe.{folder}" for folder in MAPPED if list((ROOT / folder).glob("*.*"))}
+    files = (path for folder in MAPPED for depth in ("*.*", "*/*.*") for path in (ROOT / folder).glob(depth))
+    with_code = {f"probe.{path.relative_to(ROOT).parts[0]}" for path in files}
     inside = {f"probe.{path.parent.name}" for path in (ROOT / "probe").glob("*/__init__.py")}
     for room in MAPPED:
         inside |= {f"probe.{room}.{path.parent.name}" for path in (ROOT / room).glob("*/*.py")}
@@ -247,7 +248,7 @@ def test_the_wheel_holds_every_source_and_what_they_read(unpacked: Path) -> None
     expected = {f"probe/{path.relative_to(ROOT / 'probe').as_posix()}" for path in (ROOT / "probe").rglob("*.py")}
     for folder in MAPPED:
         expected |= {f"probe/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / folder).rglob("*.py")}
-    expected |= {f"probe/casebooks/{path.name}" for path in (ROOT / "casebooks").glob("*.yaml")}
+    expected |= {f"probe/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "casebooks").glob("*/*.yaml")}
     for pattern in ("*.json", "*.safetensors", "*.md"):
         expected |= {f"probe/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "casebooks/specimens").rglob(pattern)}
     expected |= {f"probe/reporting/templates/{path.name}" for path in (ROOT / "probe/reporting/templates").iterdir()}

@@ -10,14 +10,16 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from probe import discovery
+
 CASEBOOKS = Path(__file__).resolve().parent.parent / "casebooks"
-NOTEBOOKS = sorted(CASEBOOKS.glob("*.ipynb"))
+NOTEBOOKS = sorted(CASEBOOKS.glob("*/*.ipynb"))
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_each_casebook_has_its_notebook() -> None:
-    assert {path.stem for path in CASEBOOKS.glob("*.yaml")} <= {path.stem for path in NOTEBOOKS}
+    assert set(discovery.modules("casebooks").values()) <= {str(path.with_suffix(".yaml")) for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

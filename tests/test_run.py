@@ -17,7 +17,7 @@ from probe import capture, discovery, player
 from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
 from probe.storage.trace_store import Run
 
-SPECIMEN = discovery.get("casebooks", "first-look").parent / "specimens" / "needle"
+SPECIMEN = discovery.get("casebooks", "first-look").parents[1] / "specimens" / "needle"
 SMALL: dict[str, Any] = {"lengths": (64, 1024), "depths": (0.0, 0.5), "limit": 2}
 
 

@@ -161,7 +161,8 @@ def run_casebook(
 def list_rooms(
     context: typer.Context,
     room: Annotated[
-        str | None, typer.Argument(help="models, casebooks, analyses, statistics, interventions or workloads.")
+        str | None,
+        typer.Argument(help="models, casebooks, published, analyses, statistics, interventions or workloads."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -12,6 +12,7 @@ from probe.errors import UsageError
 ROOMS = {
     "models": "",
     "casebooks": "casebooks",
+    "published": "published",
     "analyses": "analyses",
     "statistics": "kernels",
     "interventions": "hooks",

@@ -15,7 +15,7 @@ from probe import discovery
 from probe.errors import UsageError
 from probe.sample import Sample
 
-SPECIMEN = discovery.get("casebooks", "first-look").parent / "specimens" / "needle"
+SPECIMEN = discovery.get("casebooks", "first-look").parents[1] / "specimens" / "needle"
 ASKED = ["loss", "residual_norm", {"state_norm": {"every": 16}}, "decay"]
 CASEBOOK = """format: 1
 name: recurrent
