@@ -147,12 +147,13 @@ class attention(Page):
                 html.P(id="attention-notes", className="explorer-notes"),
             ]
         )
-        shown = html.Section([words, graph, dcc.Store(id="attention-labels")], className="explorer-main")
+        stores = [dcc.Store(id="attention-labels"), dcc.Store(id="attention-zoom")]
+        shown = html.Section([words, graph, *stores], className="explorer-main")
         place = dcc.Location(id="attention-place", refresh=False)
         return html.Div([place, side, shown], className="explorer-page")
 
     def register(self, app: Dash) -> None:
-        """Add one callback for the view, and one that runs in the browser for what is under the cursor."""
+        """Add one callback for the view; in the browser, one for what is under the cursor, one that lets zooms pass."""
         controls = [Input(f"attention-{name}", "checked" if name == "sink" else "value") for name in CONTROLS]
 
         @app.callback(  # type: ignore[untyped-decorator]
@@ -166,7 +167,7 @@ class attention(Page):
             *(Output(control.component_id, control.component_property) for control in controls),
             Input("attention-place", "search"),
             *controls,
-            Input("attention-map", "relayoutData"),
+            Input("attention-zoom", "data"),
             Input("attention-map", "clickData"),
             Input("attention-out", "n_clicks"),
             Input("attention-whole", "n_clicks"),
@@ -175,6 +176,12 @@ class attention(Page):
             names = (*CONTROLS, "zoom", "click", "out", "whole")
             return self._look(search, dict(zip(names, values, strict=True)), _changed())
 
+        app.clientside_callback(
+            ClientsideFunction("attention", "zoomed"),
+            Output("attention-zoom", "data"),
+            Input("attention-map", "relayoutData"),
+            prevent_initial_call=True,
+        )
         app.clientside_callback(
             ClientsideFunction("attention", "read"),
             Output("attention-reading", "children"),
@@ -250,10 +257,8 @@ def _changed() -> str | None:
     if len(where) != 1 or "attention-place.search" in where:
         return None
     (prop,) = where
-    component, _, what = prop.rpartition(".")
-    if component == "attention-map":
-        return "zoom" if what == "relayoutData" else "click"
-    return str(component.removeprefix("attention-"))
+    component = prop.rpartition(".")[0]
+    return "click" if component == "attention-map" else str(component.removeprefix("attention-"))
 
 
 def _choice(name: str, label: str, values: tuple[str, ...]) -> Any:

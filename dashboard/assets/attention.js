@@ -1,6 +1,11 @@
 // What is under the cursor, in words: positions, token text and the value. Text only: nothing here makes markup.
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
   attention: {
+    // A figure also says that it has fitted itself to the window: no view is asked for, and none may be overtaken by it.
+    zoomed: function (said) {
+      const asks = said && Object.keys(said).some((key) => /axis\.(range|autorange)/.test(key));
+      return asks ? said : window.dash_clientside.no_update;
+    },
     read: function (hover, labels, figure) {
       const meta = figure && figure.layout && figure.layout.meta;
       if (!meta) return "";

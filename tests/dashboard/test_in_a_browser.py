@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from probe.dashboard.attention import attention
 from probe.dashboard.token_labels import seen
 from tests.dashboard.conftest import HOSTILE
 
@@ -111,3 +113,28 @@ def test_hostile_tokens_are_shown_and_none_runs(browser: Any, small: Any, serve:
             shown = float(reading.rpartition("value  ")[2])
             assert shown == pytest.approx(small.p[0][299, key], rel=1e-4)
         assert browser.execute_script("return window.ran") is None
+
+
+def test_a_figure_that_fits_itself_to_the_window_does_not_undo_the_address(
+    browser: Any, long: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, go_on = attention._look, threading.Event()
+
+    def late(self: attention, search: str | None, values: Any, changed: str | None) -> Any:
+        if changed is None and search == "?layer=1&head=0":
+            assert go_on.wait(60)
+        return looks(self, search, values, changed)
+
+    monkeypatch.setattr(attention, "_look", late)
+    with serve(long.path) as address:
+        browser.get(f"{address}/attention?layer=1&head=1&queries=1000-3000&keys=0-2000")
+        drawn(browser, "One cell covers 2 × 2 tokens")
+        # What the figure says when it has fitted itself, while the answer for another address is on its way.
+        browser.execute_async_script(
+            "const done = arguments[arguments.length - 1];"
+            "history.pushState({}, '', '?layer=1&head=0'); window.dispatchEvent(new PopStateEvent('popstate'));"
+            "setTimeout(() => Plotly.relayout(document.querySelector('#attention-map .js-plotly-plot'), "
+            "{autosize: true, hovermode: 'x'}).then(() => fetch('/favicon.ico')).then(() => done()), 300);"
+        )
+        go_on.set()
+        drawn(browser, "One cell covers 512 × 512 tokens")
