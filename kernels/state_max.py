@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.errors import UsageError
-from probe.kernels.statistic import ArrayFacts, Statistic
-from probe.kernels.stepwise import Stepwise
+from probe.kernels.state_reading import StateReading
+from probe.kernels.statistic import Statistic
 
 
 @dataclass(frozen=True)
-class state_max(Statistic):
+class state_max(StateReading, Statistic):
     """The largest absolute entry of each head's recurrent state S_t, after every `every` tokens and after the last one.
 
     What a state is in each family is in docs/recurrent.md.
     """
 
-    every: int = 64
-    """Tokens from one reading of the state to the next; the state after the last token is read too."""
-
-    kind = "recurrence"
-    arrays: ClassVar = {"": ArrayFacts(("state_head", "position"), "")}
     source = "Chen et al. 2024 (2410.07145): a few channels explode"
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UsageError(f"state_max: every is at least 1, not {self.every}")
-
-    def reference(self, dense: Stepwise) -> dict[str, Tensor]:
-        return {"": dense.after_every(self.every, self.of_state)}
 
     def of_state(self, state: Float[Tensor, "state_head state channel"]) -> Float[Tensor, "state_head"]:
         return state.abs().amax((-2, -1))

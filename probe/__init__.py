@@ -52,4 +52,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_public()})
+    # Neither what this file imports nor the folders that happen to have been loaded.
+    return sorted({*_public(), *(name for name in globals() if name.startswith("__"))})

@@ -59,6 +59,8 @@ def find_model(name: str, *, trust_remote_code: bool = False, **options: Any) ->
     where: Mapping[str, Any] = {"pretrained_model_name_or_path": name if folder is None else str(folder)}
     local = folder is not None or not _hub_has_an_address()
     settings = {**where, "trust_remote_code": trust_remote_code, "local_files_only": local}
+    if folder is None and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise NotAvailable(f"model {name!r}: there is no such folder")
     adapter = adapter_config(where["pretrained_model_name_or_path"], local=local, revision=options.get("revision"))
     if adapter is not None:
         return _adapted(name, where["pretrained_model_name_or_path"], adapter, trust_remote_code, local, options)

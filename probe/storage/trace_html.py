@@ -69,7 +69,16 @@ def _outcome(outcome: Outcome | None) -> str:
 
 
 def _pairs(values: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, "", {}, []))
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items() if value not in (None, "", {}, []))
+
+
+def _plain(value: Any) -> str:
+    """Return a value as words: of what is nested no brackets of Python's own."""
+    if isinstance(value, dict):
+        return f"({_pairs(value)})"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) if len(value) < 2 else f"({', '.join(map(_plain, value))})"
+    return str(value)
 
 
 def _text(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +237,10 @@ class Trace:
 
     def __contains__(self, name: object) -> bool:
         return name in self.dataset
+
+    def __iter__(self) -> Iterator[str]:
+        """Go over the names of the statistics, those that `trace[name]` returns."""
+        return map(str, self.dataset.data_vars)
 
     def verify(self) -> list[Damage]:
         """Read every byte and return what is not as it was written; empty where all is well, or all is in memory."""

@@ -57,6 +57,12 @@ def test_a_specimen_is_found_by_its_name(folder: Path, monkeypatch: pytest.Monke
         load("magnit")
 
 
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "~/model", "a/b/c"])
+def test_a_path_that_leads_nowhere_is_no_name_on_the_hub(name: str) -> None:
+    with pytest.raises(NotAvailable, match=f"model '{name}': there is no such folder"):
+        load(name)
+
+
 def test_specimens_are_the_folders_with_a_config() -> None:
     for name, path in find_model.specimens().items():
         assert (path / "config.json").is_file()

@@ -195,8 +195,10 @@ class Tags(HTMLParser):
 
 def test_a_trace_shows_itself_and_runs_nothing_that_it_holds() -> None:
     sample = Sample(NASTY, tuple(range(5)), (Span(NASTY, 1, 2),), facts={NASTY: NASTY})
-    trace = trace_in_memory(sample=sample, condition=NASTY, stage=NASTY, facts={"role": NASTY}, provenance={"m": NASTY})
+    provenance = {"m": NASTY, "positions": {"kind": "rope", "layers": [0, 1], "scaling": None}}
+    trace = trace_in_memory(sample=sample, condition=NASTY, stage=NASTY, facts={"role": NASTY}, provenance=provenance)
     page = trace._repr_html_()
+    assert "positions (kind rope, layers (0, 1))" in page
     tags = Tags(page)
     assert tags.tags == {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}
     assert not tags.open
@@ -204,6 +206,12 @@ def test_a_trace_shows_itself_and_runs_nothing_that_it_holds() -> None:
     for said in ("in-memory", "entropy", "layer 2 × head 3 × query 4", "nats", "wrong", "5 tokens"):
         assert said in page
     assert repr(trace).startswith("Trace('in-memory', condition='")
+
+
+def test_going_over_a_trace_gives_the_names_of_its_statistics() -> None:
+    trace = trace_in_memory()
+    shapes = {name: trace[name].shape for name in trace}
+    assert shapes == {"entropy": (2, 3, 4), "span_mass": (2, 3, 2), "num_heads": (2,)}
 
 
 def test_a_run_shows_its_findings_and_runs_nothing_that_it_holds(written: Any) -> None:
