@@ -23,8 +23,9 @@ class associative_recall(Grid):
     values from the other, each key once more in a slot of the rest of the text, the slots drawn without replacement
     with probability ∝ slot^(power − 1). What differs: the tokens are drawn from the model's own vocabulary, the last
     slot is always one of the queries, which is the prompt's end, the other queries are followed by their values (in
-    the paper's data a random token follows; `answers: filler`), and no key fills a slot that asks nothing. Tokens, not
-    text: what is in `text` is how they read.
+    the paper's data a random token follows; `answers: filler`), and no key fills a slot that asks nothing. `ages` puts
+    filler before the pairs, so that what was just read can be told from what is long ago: this toolkit's own. Tokens,
+    not text: what is in `text` is how they read.
     """
 
     lengths: tuple[int, ...] = (64, 128, 256)
@@ -38,12 +39,21 @@ class associative_recall(Grid):
     """Exponent of the slots' distribution: 1 draws them alike, less prefers those near the pairs."""
     answers: Literal["given", "filler"] = "given"
     """What follows the queries before the last: their values, so that each one's loss can be read, or filler."""
+    ages: tuple[int, ...] = (0,)
+    """How many of the prompt's last tokens begin with the first pair; before them stands filler. 0: all of them."""
+    given: Literal["all", "gold_only"] = "all"
+    """`gold_only` leaves out what stands before the first pair, and changes nothing else."""
 
     def check(self) -> None:
         if self.pairs is not None and self.pairs < 1:
             raise self.error(f"pairs must be 1 or more, not {self.pairs}")
         if self.vocabulary < 8 or not 0 < self.power <= 1:
             raise self.error("vocabulary must be 8 or more, and power lie above 0 and at most at 1")
+        if not self.ages or not all(0 <= age <= min(self.lengths) for age in self.ages):
+            raise self.error(f"ages must lie between 0 and the shortest length, not {list(self.ages)}")
+
+    def axes(self) -> dict[str, tuple[float | int | str, ...]]:
+        return {} if self.ages == (0,) else {"pairs_age": self.ages}
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         leading = encode(tokenizer, "a")
@@ -53,12 +63,15 @@ class associative_recall(Grid):
         num_pairs = self.pairs or max(1, min(cell.length // 16, len(words) // 8))
         if len(words) < 2 * num_pairs + 2:
             raise self.error(f"{num_pairs} pairs need {2 * num_pairs + 2} different tokens, and there are {len(words)}")
+        whole = cell.length - len(before)
+        age = 0 if self.ages == (0,) else int(cell.value("pairs_age"))
+        within = min(age or whole, whole)
         # The last query's value is the answer, and no part of the prompt.
-        slots = (cell.length - len(before) + 1) // 2 - num_pairs
+        slots = (within + 1) // 2 - num_pairs
         if slots < num_pairs:
             raise self.error(
                 f"{num_pairs} pairs, each asked for again, take {4 * num_pairs - 1 + len(before)} tokens and do not "
-                f"fit into {cell.length}"
+                f"fit into {within + len(before)}"
             )
         half = len(words) // 2
         keys, values = words[:half][:num_pairs], words[half:][:num_pairs]
@@ -76,6 +89,9 @@ class associative_recall(Grid):
             if self.answers == "given" and at + 1 < len(body):
                 body[at + 1] = values[pair]
         queries.sort()
+        if self.given == "all":
+            earlier = self.rng(cell, "earlier")
+            before = (*before, *(earlier.choice(filler) for _ in range(whole - within)))
         return self._made(cell, tokenizer, before, body, queries, (keys, values))
 
     def _words(self, rng: random.Random, tokenizer: Any) -> list[int]:
@@ -114,6 +130,9 @@ class associative_recall(Grid):
             facts={
                 "workload": self.name,
                 "length": cell.length,
+                **dict(cell.at),
+                "given": self.given,
+                "age_tokens": len(body) - 1 - (2 * asked + 1),
                 "needle_depth": asked / (len(keys) - 1) if len(keys) > 1 else 0.0,
                 "seed": cell.seed,
                 "workload_seed": self.seed,

@@ -126,6 +126,32 @@ def test_pairs_that_do_not_fit_are_refused(plain: PreTrainedTokenizerFast) -> No
         samples("associative_recall", plain, lengths=[400], pairs=8, samples=1, vocabulary=12)
 
 
+def test_pairs_of_an_age_stand_after_filler_that_gold_only_leaves_out(plain: PreTrainedTokenizerFast) -> None:
+    asked = {"lengths": [64, 200], "ages": [32, 0], "pairs": 3, "samples": 4}
+    whole = samples("associative_recall", plain, **asked)
+    alone = samples("associative_recall", plain, **asked, given="gold_only")
+    assert [each.facts["pairs_age"] for each in whole] == [32] * 4 + [0] * 4 + [32] * 4 + [0] * 4
+    for text, short in zip(whole, alone, strict=True):
+        assert text.name == short.name
+        age = text.facts["pairs_age"] or text.facts["length"]
+        assert len(short.tokens) == age - 1
+        assert len(text.tokens) == text.facts["length"] - 1
+        assert text.tokens[-len(short.tokens) :] == short.tokens
+        keys = short.tokens[0:6:2]
+        assert not set(keys) & set(text.tokens[: -len(short.tokens)])
+        last = len(text.tokens) - 1
+        assert text.facts["age_tokens"] == last - text.span("needle_value").start
+        for key, value in (("query_positions", 0), ("source_positions", -1)):
+            for sample in (text, short):
+                assert all(sample.tokens[at + value] in keys for at in sample.facts[key])
+
+
+@pytest.mark.parametrize("ages", [[65], [-1], []])
+def test_an_age_beyond_the_shortest_text_is_refused(plain: PreTrainedTokenizerFast, ages: list[int]) -> None:
+    with pytest.raises(UsageError, match="ages must lie between 0 and the shortest length"):
+        samples("associative_recall", plain, lengths=[64, 200], ages=ages)
+
+
 def test_facts_are_json(plain: PreTrainedTokenizerFast) -> None:
     for name in ("flip_flop", "associative_recall"):
         (sample,) = samples(name, plain, lengths=[256], samples=1, **({"p": [0.5]} if name == "flip_flop" else {}))
