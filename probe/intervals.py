@@ -13,6 +13,7 @@ from probe.finding import Interval
 
 Floats = NDArray[np.float64]
 
+_AT_ONCE = 4096
 DRAWS = 2_000
 """Bootstrap resamples: enough for two digits of a 95 % interval's ends."""
 FEWEST_PROMPTS = 5
@@ -117,7 +118,7 @@ def cluster_bootstrap(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval | None:
-    """Return the interval of the mean of the clusters' means, by resampling clusters (prompts) with replacement.
+    """Return the BCa interval of the mean of the clusters' means, by resampling clusters (prompts) with replacement.
 
     None below two clusters. Where all clusters agree, a bootstrap has no width however few they are; with `bounds` of
     the quantity the exact bound stands in its place, which is Clopper-Pearson's where the value is 0 of [0, 1] or 1.
@@ -129,7 +130,7 @@ def cluster_bootstrap(
         return None
     low, high = mean_ends(means, bounds=bounds, level=level, draws=draws, seed=seed)
     agree = bounds is not None and np.ptp(means) == 0
-    method = "exact bound, as all prompts agree" if agree else "bootstrap over prompts"
+    method = "exact bound, as all prompts agree" if agree else "BCa bootstrap over prompts"
     return Interval(low=float(low), high=float(high), level=level, method=method)
 
 
@@ -146,12 +147,42 @@ def mean_ends(
     num_clusters = len(array)
     weights = resamples(num_clusters, draws=draws, seed=seed) / num_clusters
     flat = array.reshape(num_clusters, -1)
-    low, high = percentiles(weights @ flat, level)
+    # A few thousand quantities at a time: the resamples of a model's heads at every position need not fit at once.
+    parts = [flat[:, at : at + _AT_ONCE] for at in range(0, flat.shape[1], _AT_ONCE)]
+    low, high = np.concatenate([_bca(weights @ part, part, level) for part in parts], axis=1)
     if bounds is not None:
         agree = np.ptp(flat, axis=0) == 0
         exact_low, exact_high = all_agree(flat[0], num_clusters, bounds, level)
         low, high = np.where(agree, exact_low, low), np.where(agree, exact_high, high)
     return low.reshape(array.shape[1:]), high.reshape(array.shape[1:])
+
+
+def _bca(drawn: Floats, observed: Floats, level: float) -> tuple[Floats, Floats]:
+    """Return the ends of means resampled as `drawn [draw quantity]` from `observed [cluster quantity]`.
+
+    Bias-corrected and accelerated (Efron 1987, Better Bootstrap Confidence Intervals, JASA 82:171): the quantiles that
+    are read move with the median of the resamples and with the skewness of the jackknifed means. A resample that equals
+    the mean counts half.
+    """
+    mean = observed.mean(axis=0)
+    close = np.isclose(drawn, mean, rtol=1e-12, atol=0.0)
+    below = ((drawn < mean) & ~close).mean(axis=0) + close.mean(axis=0) / 2
+    bias = stats.norm.ppf(np.clip(below, 1 / (2 * len(drawn)), 1 - 1 / (2 * len(drawn))))
+    # A mean without one of its clusters moves by what that cluster lies from it.
+    moved = observed - mean
+    spread = (moved**2).sum(axis=0)
+    skew = (moved**3).sum(axis=0)
+    acceleration = np.divide(skew, 6 * spread**1.5, out=np.zeros_like(skew), where=spread > 0)
+    ordered = np.sort(drawn, axis=0)
+
+    def end(share: float) -> Floats:
+        reach = bias + stats.norm.ppf(share)
+        at = stats.norm.cdf(bias + reach / (1 - acceleration * reach)) * (len(drawn) - 1)
+        lower = np.floor(at).astype(np.int64)
+        values = np.take_along_axis(ordered, np.stack([lower, np.minimum(lower + 1, len(drawn) - 1)]), axis=0)
+        return np.asarray(values[0] + (at - lower) * (values[1] - values[0]), np.float64)
+
+    return end((1 - level) / 2), end((1 + level) / 2)
 
 
 def all_agree(value: ArrayLike, n: int, bounds: tuple[float, float], level: float = 0.95) -> tuple[Floats, Floats]:

@@ -54,8 +54,29 @@ def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
         values = generator.normal(3.0, 1.0, 40)
         interval = cluster_bootstrap(values, [str(j) for j in range(40)], seed=i, draws=500)
         covered += interval.low <= 3.0 <= interval.high
-    # The percentile bootstrap of 40 values covers a little less than 95 %; binomial noise of 300 adds ± 2.5.
+    # A bootstrap of 40 values covers a little less than 95 %; binomial noise of 300 adds ± 2.5.
     assert 0.89 <= covered / 300 <= 0.98
+
+
+@pytest.mark.parametrize("n", [6, 15, 60])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_the_bootstrap_is_scipys_bca(n, skewed):
+    values = np.random.default_rng(n).lognormal(0, 1.0 if skewed else 0.1, n)
+    interval = cluster_bootstrap(values, [f"{i:03d}" for i in range(n)], draws=40_000)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="BCa", n_resamples=40_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    spread = values.std() / n**0.5
+    # The quantiles of 40,000 resamples still move by as much from seed to seed, theirs as ours.
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high), abs=0.15 * spread)
+    assert interval.method == "BCa bootstrap over prompts"
+
+
+def test_a_quantity_that_does_not_vary_has_no_width_beside_one_that_does():
+    values = np.stack([np.full(9, 0.1), np.arange(9.0)], axis=1)
+    low, high = mean_ends(values)
+    assert low[0] == pytest.approx(0.1) == high[0]
+    assert low[1] < 4 < high[1]
 
 
 def test_repeats_of_a_prompt_add_no_certainty():
