@@ -21,7 +21,7 @@ INSTRUCTION: Final = (
 )
 """What stands before the documents."""
 _RANDOM_ORDER = " The search results are ordered randomly."
-_SUBJECTS = (
+SUBJECTS: Final = (
     ("Observatory", "designed"),
     ("Bridge", "built"),
     ("Museum", "founded"),
@@ -99,7 +99,7 @@ class documents(Grid):
         number = self.num_documents or min(max(2, cell.length // 100), 100)
         index = round(cell.value("needle_depth") * (number - 1))
         rng = self.rng(cell, "question")
-        kind, did = rng.choice(_SUBJECTS)
+        kind, did = rng.choice(SUBJECTS)
         who, where = people(rng), places(rng)
         gold = _document(where.first(1)[0], kind, did, who.first(1)[0], rng, self._sentences(cell, 0))
         others = [self._distractor(cell, kind, did, who, where, at) for at in range(1, number + 1)]
@@ -138,7 +138,7 @@ class documents(Grid):
     def _distractor(self, cell: Cell, kind: str, did: str, who: Drawn, where: Drawn, at: int) -> Document:
         rng = self.rng(cell, f"distractor {at}")
         if self.distractors == "random":
-            kind, did = rng.choice([subject for subject in _SUBJECTS if subject[0] != kind])
+            kind, did = rng.choice([subject for subject in SUBJECTS if subject[0] != kind])
         return _document(where.first(at + 1)[at], kind, did, who.first(at + 1)[at], rng, self._sentences(cell, at))
 
     def _sentences(self, cell: Cell, at: int) -> Drawn:
