@@ -9,22 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    JsonValue,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from probe import discovery, strict_yaml
 from probe.errors import CasebookError, UsageError
+from probe.expectation import Expectation
+from probe.stage import Condition, FromFinding, MatchedControl, Stage, Strict
 from probe.strict_yaml import Document
 
 FORMAT = 1
@@ -33,94 +25,8 @@ FORMAT = 1
 PUBLISHED = "published/"
 """What stands before the name of a casebook that checks a published figure."""
 
-Role = Literal["baseline", "needle_absent", "gold_only", "treatment", "control", "other"]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class FromFinding(_Strict):
-    """Play what an earlier stage's finding suggested."""
-
-    from_finding: str = Field(description="Name of the analysis whose suggestion is played.")
-    fields: dict[str, JsonValue] = Field(default_factory=dict, description="Fields that replace the suggestion's.")
-
-
-class MatchedControl(_Strict):
-    """Random heads matched to another condition's: as many, of the same layers, of like output norm, never those."""
-
-    matched_to: str = Field(description="Name of the condition (of this stage) whose heads are matched.")
-    draws: int = Field(default=20, ge=1, le=10_000, description="How many sets are drawn; each is played.")
-
-
-def _kind_of_intervention(value: Any) -> str:
-    """Tell the forms apart by the key that only one of them has, so that an error is about the form that was meant."""
-    if isinstance(value, FromFinding) or (isinstance(value, dict) and "from_finding" in value):
-        return "<finding>"
-    if isinstance(value, MatchedControl) or (isinstance(value, dict) and "matched_to" in value):
-        return "<matched>"
-    return "<named>"
-
-
-Intervention = Annotated[
-    Annotated[FromFinding, Tag("<finding>")]
-    | Annotated[MatchedControl, Tag("<matched>")]
-    | Annotated[dict[str, dict[str, JsonValue]], Tag("<named>")],
-    Discriminator(_kind_of_intervention),
-]
-
-
-class Condition(_Strict):
-    """What is done to the model or to the prompt, and what part it plays in the comparison."""
-
-    role: Role = Field(default="other", description="What part the condition plays in the analyses.")
-    workload: dict[str, JsonValue] = Field(default_factory=dict, description="Workload fields that it replaces.")
-    intervention: Intervention | None = Field(
-        default=None,
-        description="An intervention by name with its fields, one that a finding suggested (from_finding), or a "
-        "matched random control (matched_to).",
-    )
-    capture: bool = Field(default=False, description="Whether attention is captured, or behaviour alone is read.")
-
-
-def _or_a_mapping(schema: dict[str, Any]) -> None:
-    """Let the published schema take a mapping as well as the list that it stands for."""
-    listed = {key: schema.pop(key) for key in ("type", "items") if key in schema}
-    schema["anyOf"] = [listed, {"type": "object", "minProperties": 1}]
-
-
-class Stage(_Strict):
-    """Conditions that are read, then the analyses of everything read so far."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
-    half: Literal["find", "test", "both"] = Field(default="both", description="Which half of the samples is read.")
-    lengths: Literal["all", "solved"] = Field(
-        default="all", description="`solved`: only lengths up to the effective length that an earlier finding gave."
-    )
-    conditions: dict[str, Condition]
-    capture: tuple[JsonValue, ...] = Field(
-        default=(),
-        description="Statistics captured besides those that the analyses need: a list of names and "
-        "{name: {parameter: value}}, or one mapping of these. The parameter `layers` limits one to some layers, a list "
-        "in the parameters' place is those layers; queries_and_keys: [0, 3] keeps what any window of their heads is "
-        "computed from.",
-        json_schema_extra=_or_a_mapping,
-    )
-    analyses: tuple[JsonValue, ...] = Field(default=(), description="Analyses, by name or {name: {parameter: value}}.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if isinstance(value.get("capture"), dict):
-            value = {**value, "capture": tuple({name: given} for name, given in value["capture"].items())}
-        lists = {k: tuple(v) for k, v in value.items() if k in ("capture", "analyses") and isinstance(v, list)}
-        return {**value, **lists}
-
-
-class Casebook(_Strict):
+class Casebook(Strict):
     """One experiment: a model, a workload, and stages of conditions with their analyses."""
 
     format: Literal[1] = 1
@@ -132,13 +38,16 @@ class Casebook(_Strict):
         description="One workload by name, with its fields.", min_length=1, max_length=1
     )
     stages: tuple[Stage, ...] = Field(min_length=1)
+    expect: tuple[Expectation, ...] = Field(
+        default=(), description="What the casebook shows on its own model and workload; `probe run --check` holds it."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _stages_are_a_tuple(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("stages"), list):
-            return {**value, "stages": tuple(value["stages"])}
-        return value
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {**value, **{k: tuple(value[k]) for k in ("stages", "expect") if isinstance(value.get(k), list)}}
 
     @property
     def workload_name(self) -> str:
@@ -238,7 +147,31 @@ def check(document: Document) -> Casebook:
             _check_statistic(document, (*where, "capture", j) if listed else (*where, "capture"), request)
         for j, request in enumerate(stage.analyses):
             seen.add(_check_analysis(document, (*where, "analyses", j), request))
+    for i, expectation in enumerate(casebook.expect):
+        _check_expectation(document, ("expect", i), expectation, casebook)
     return casebook
+
+
+def _check_expectation(
+    document: Document, path: strict_yaml.Path, expectation: Expectation, casebook: Casebook
+) -> None:
+    """Raise where an expectation is of an analysis or a stage that the casebook has not, or could be of two."""
+    places = [(stage.name, named(each)[0]) for stage in casebook.stages for each in stage.analyses]
+    names, stages = {name for _, name in places}, [stage.name for stage in casebook.stages]
+    if expectation.analysis not in names:
+        raise document.error(
+            (*path, "analysis"), f"no stage runs the analysis {expectation.analysis!r}; those are {sorted(names)}"
+        )
+    if expectation.stage is not None and expectation.stage not in stages:
+        raise document.error((*path, "stage"), f"there is no stage {expectation.stage!r}; there are {stages}")
+    fit = [s for s, name in places if name == expectation.analysis and expectation.stage in (None, s)]
+    if not fit:
+        raise document.error(
+            (*path, "stage"), f"the stage {expectation.stage!r} does not run the analysis {expectation.analysis!r}"
+        )
+    if len(fit) > 1:
+        hint = f"stands in the stages {fit}; say which with `stage`" if len({*fit}) > 1 else f"runs twice in {fit[0]!r}"
+        raise document.error((*path, "analysis"), f"{expectation.analysis!r} {hint}")
 
 
 def _check_statistic(document: Document, path: strict_yaml.Path, request: JsonValue) -> None:
@@ -386,6 +319,8 @@ def _expected(path: strict_yaml.Path) -> str:
     kind: type[BaseModel] = Casebook
     if len(path) >= 3 and path[0] == "stages":
         kind = Condition if len(path) >= 5 and path[2] == "conditions" else Stage
+    elif len(path) >= 3 and path[0] == "expect":
+        kind = Expectation
     keys = list(kind.model_fields)
     close = difflib.get_close_matches(str(path[-1]), keys, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {keys}"

@@ -48,6 +48,12 @@ class SomeUnitsFailed(ProbeError):
     exit_code = 4
 
 
+class NotAsExpected(ProbeError):
+    """A run was held against what its casebook expects, and does not show it."""
+
+    exit_code = 1
+
+
 class StoreCorrupt(ProbeError):
     """A stored array, manifest or commit record is not what was written; the message names it."""
 

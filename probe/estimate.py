@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from probe import capture, plan
-from probe.casebook import Casebook, Condition, MatchedControl, Stage
+from probe.casebook import Casebook
 from probe.errors import UsageError
 from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.sample import Sample
+from probe.stage import Condition, MatchedControl, Stage
 from probe.storage.store import RunStore
 
 _SCAN_BYTES: Final = 96 << 20

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from probe import discovery
-from probe.casebook import Condition, FromFinding, MatchedControl, Stage, build, named
+from probe.casebook import build, named
 from probe.errors import UsageError
 from probe.finding import Finding
 from probe.sample import Sample
+from probe.stage import Condition, FromFinding, MatchedControl, Stage
 
 Heads = tuple[tuple[int, int], ...]
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from probe import capture, discovery, plan
-from probe.casebook import Casebook, Stage, named
+from probe.casebook import Casebook, load, named
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
+from probe.expectation import judged
 from probe.finding import Finding
 from probe.kernels.engine import EngineName
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
+from probe.matched_sets import MatchedSets
 from probe.plan import CannotPlay, Played
 from probe.prepare import check_samples, default_folder, prepare
 from probe.private import withheld_sample
@@ -26,6 +28,7 @@ from probe.reporting.report import write_report
 from probe.requested import all_requested, check_layers, check_private
 from probe.run_identity import run_identity
 from probe.sample import Sample
+from probe.stage import Stage
 from probe.storage import store
 from probe.storage.hold import LOCK_FILE
 from probe.storage.run_folder import read_record
@@ -74,8 +77,9 @@ def run(
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
+    given = casebook if isinstance(casebook, Casebook) else load(casebook)
     book, loaded = prepare(
-        casebook,
+        given,
         model=model,
         lengths=lengths,
         depths=depths,
@@ -91,7 +95,9 @@ def run(
     )
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(engine, deterministic, cache)
-    player = Player(book, loaded, folder, progress or Silent(), command=command, private=private, reading=reading)
+    player = Player(
+        book, loaded, folder, progress or Silent(), command=command, private=private, reading=reading, given=given
+    )
     player.compare(check=check)
     player.check()
     player.judge(force=force)
@@ -119,7 +125,9 @@ class Player:
     failed: list[dict[str, str]] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     compared: dict[str, str] = field(default_factory=dict)
-    _norms: Any = None
+    given: Casebook | None = None
+    """The casebook as it is written, before anything was set over it; its expectations are of that."""
+    found: list[tuple[str, Finding]] = field(default_factory=list)
     _workloads: dict[str, list[Sample]] = field(default_factory=dict)
 
     @cached_property
@@ -131,6 +139,10 @@ class Player:
     def identity(self) -> dict[str, str]:
         """What must be the same for two runs to be one."""
         return run_identity(self.book, self.provenance, self.reading, private=self.private)
+
+    @cached_property
+    def _matched(self) -> MatchedSets:
+        return MatchedSets(self.model, lambda: self._made({}), self.findings, self.book.seed)
 
     def compare(self, *, check: bool) -> None:
         """Hold the model's calls against its own eager attention; raises NotReproducible where they disagree."""
@@ -203,7 +215,7 @@ class Player:
 
     def _play_stage(self, stage: Stage) -> None:
         try:
-            played = plan.resolve(stage, self.findings, self._matched)
+            played = plan.resolve(stage, self.findings, self._matched.draw)
             work = {i: self._samples(stage, p) for i, p in enumerate(played)}
             if not any(work.values()):
                 which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
@@ -295,32 +307,6 @@ class Player:
         self._workloads[key] = samples
         return samples
 
-    def _matched(self, heads: plan.Heads, draws: int) -> list[tuple[plan.Heads, float]]:
-        from probe.hooks.attention.head_output_norm import head_output_norm
-        from probe.hooks.matched_heads import matched_heads
-
-        if self._norms is None:
-            found = [s for s in self._made({}) if s.facts["half"] == "find"]
-            shortest = min(int(s.facts["length"]) for s in found)
-            self._norms = head_output_norm(
-                self.model, [s.tokens for s in found if int(s.facts["length"]) == shortest][:8]
-            )
-        norms = self._norms
-        drawn = matched_heads(heads, norms, exclude=self._never_control(heads), draws=draws, seed=self.book.seed)
-
-        def mean(chosen: plan.Heads) -> float:
-            return float(sum(norms[layer, head] for layer, head in chosen) / len(chosen))
-
-        # Rounded, since it goes into what a unit is, and the last bits of a norm are the machine's own.
-        return [(each, round(mean(each) / mean(heads), 3)) for each in drawn]
-
-    def _never_control(self, heads: plan.Heads) -> plan.Heads:
-        """Return the heads that no control may hold: those removed, and every one that a finding suggests."""
-        suggestions = [suggestion for finding in self.findings.values() for suggestion in finding.suggests]
-        suggested: list[Any] = [s.fields["heads"] for s in suggestions if "heads" in s.fields]
-        pairs = {(int(layer), int(head)) for group in suggested for layer, head in group}
-        return tuple(sorted({*heads, *pairs}))
-
     def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
         # A private sample's own JSON says less of what it is, so that the casebook has to.
         run = self.identity if self.private else self.identity | {"casebook": ""}
@@ -345,7 +331,19 @@ class Player:
                 self.progress.message(f"stage {stage.name}: {why}")
                 continue
             self.findings[name] = discovery.get("analyses", name)(traces, **parameters)
-        store.write_json(self.folder / "findings.json", [f.to_json() for f in self.findings.values()])
+            self.found.append((stage.name, self.findings[name]))
+        store.write_json(self.folder / "findings.json", [finding.to_json() for _, finding in self.found])
+
+    def _expected(self) -> dict[str, Any]:
+        """Return what became of the casebook's expectations, and in what this run differs from what they are of."""
+        given, book = self.given or self.book, self.book
+        reasons = [f"stage {name} was not played: {s['skipped']}" for name, s in self.stages.items() if "skipped" in s]
+        reasons += [why for facts in self.stages.values() for why in facts.get("not_analysed", {}).values()]
+        return {
+            "of": given.model,
+            "differs_in": [key for key in ("model", "seed", "workload") if getattr(given, key) != getattr(book, key)],
+            "results": judged(book.expect, self.found, reasons),
+        }
 
     def _record(self, status: str) -> None:
         store.write_json(
@@ -361,6 +359,7 @@ class Player:
                 "success_rules": sorted({RULES[s.success_rule] for made in self._workloads.values() for s in made}),
                 "stages": self.stages,
                 "failed": self.failed,
+                **({"expected": self._expected()} if self.book.expect and status not in ("running", "stopped") else {}),
             },
         )
 

@@ -18,7 +18,7 @@ from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
 from probe.command.view import view
-from probe.errors import NotAvailable, UsageError
+from probe.errors import NotAsExpected, NotAvailable, UsageError
 
 # What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
 
@@ -32,7 +32,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 usage, 3 no model, 4 partial, 5 corrupt, 6 in use, 70 our error."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 not as expected, 2 usage, 3 no model, 4 partial, 5 corrupt, 6 in use, 70 our error.
+    """
     try:
         app()
     except BrokenPipeError:
@@ -97,6 +100,9 @@ def run_casebook(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not hold the model against its own eager attention first.")
     ] = False,
+    held: Annotated[
+        bool, typer.Option("--check", help="Exit 1 where the run does not show what the casebook expects.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many units, how much memory, disk and time; run nothing.")
     ] = False,
@@ -141,6 +147,11 @@ def run_casebook(
         from probe.command.terminal_summary import print_estimate, print_summary
 
         progress = terminal_progress(Console(stderr=True), quiet=quiet or dry_run)
+        if held:
+            from probe.casebook import load
+
+            if not load(casebook).expect:
+                raise UsageError(f"the casebook {casebook!r} expects nothing (`expect:`) that could be checked")
         with stops(progress, None if dry_run else again), starts_over(again):
             from probe.player import dry_run as estimate
             from probe.player import run as play
@@ -153,6 +164,8 @@ def run_casebook(
 
         brief = summary(finished)
         print_summary(brief, as_json=as_json)
+        if held and (unmet := [each for each in brief["expected"]["results"] if not each["met"]]):
+            raise NotAsExpected(f"{len(unmet)} of {len(brief['expected']['results'])} expectations are not met")
         if brief["failed"]:
             raise partial(len(brief["failed"]), again, sum(failure["kept"] for failure in brief["failed"]))
 

@@ -24,7 +24,7 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(brief, indent=2))
         return
-    from probe.reporting.summary import Failure, in_groups, unfinished
+    from probe.reporting.summary import Failure, expected_heading, in_groups, unfinished
 
     _line(f"{brief['casebook']} · {brief['model']}", style="bold")
     if unfinished(brief):
@@ -42,6 +42,11 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
         _line(f"  {finding['certainty']}", style="dim")
     for stage in brief["skipped"]:
         _line(f"stage {stage['stage']} was not played: {stage['reason']}", lead="– ", lead_style="yellow")
+    if expected := brief["expected"]:
+        _line(expected_heading(expected), style="bold")
+        for each in expected["results"]:
+            mark, style = ("✓", "green") if each["met"] else ("✗", "bold red")
+            _line(f"{each['expected']}; found {each['found']}", lead=f"  {mark} ", lead_style=style)
     failed = in_groups(Failure(**failure) for failure in brief["failed"])
     if failed:
         _line(f"! failed: {len(brief['failed'])}", style="bold red")

@@ -25,7 +25,7 @@ from probe.finding import Finding, Suggestion
 from probe.reporting.certainty import certainty
 from probe.reporting.drawing import drawing
 from probe.reporting.headline import headline
-from probe.reporting.summary import failures, in_groups, model_of, named, skipped, unfinished
+from probe.reporting.summary import expected_heading, failures, in_groups, model_of, named, skipped, unfinished
 from probe.visible import visible
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def report_html(run: Run) -> str:
         failures=in_groups(failed),
         unfinished=unfinished(record),
         skipped=skipped(record),
+        expected=record.get("expected"),
+        expected_heading=expected_heading,
         card=_card(record),
         specimen=bool((record.get("model_card") or {}).get("engineered")),
         provenance=list(_provenance(record)),

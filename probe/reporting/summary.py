@@ -50,6 +50,15 @@ def in_groups(failed: Iterable[Failure]) -> list[str]:
     ]
 
 
+def expected_heading(expected: Mapping[str, Any]) -> str:
+    """Return the sentence that stands over a run's expectations: whose they are, and what is different here."""
+    met = sum(bool(each["met"]) for each in expected["results"])
+    said = f"{met} of {len(expected['results'])} expectations of {expected['of']} met"
+    if expected["differs_in"]:
+        said += f"; this run differs in {', '.join(expected['differs_in'])} from what they were written for"
+    return said
+
+
 def unfinished(record: Mapping[str, Any]) -> bool:
     """Return whether a run has not ended: it was stopped or killed, or another process is at it."""
     return record.get("status") in ("running", "stopped")
@@ -85,6 +94,7 @@ def summary(run: Run) -> dict[str, Any]:
             }
             for finding in findings
         ],
+        "expected": run.record.get("expected"),
         "skipped": [{"stage": stage, "reason": reason} for stage, reason in skipped(run.record)],
         "failed": [dataclasses.asdict(failure) for failure in failures(run)],
         "files": {name: str(path) for name, path in files.items() if path.exists()},

@@ -1,0 +1,95 @@
+"""A casebook's stages: what is done to the model or to the prompt, what is captured, and which analyses follow."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+
+Role = Literal["baseline", "needle_absent", "gold_only", "treatment", "control", "other"]
+
+
+class Strict(BaseModel):
+    """A part of a casebook: an unknown key or a wrong type is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FromFinding(Strict):
+    """Play what an earlier stage's finding suggested."""
+
+    from_finding: str = Field(description="Name of the analysis whose suggestion is played.")
+    fields: dict[str, JsonValue] = Field(default_factory=dict, description="Fields that replace the suggestion's.")
+
+
+class MatchedControl(Strict):
+    """Random heads matched to another condition's: as many, of the same layers, of like output norm, never those."""
+
+    matched_to: str = Field(description="Name of the condition (of this stage) whose heads are matched.")
+    draws: int = Field(default=20, ge=1, le=10_000, description="How many sets are drawn; each is played.")
+
+
+def _kind_of_intervention(value: Any) -> str:
+    """Tell the forms apart by the key that only one of them has, so that an error is about the form that was meant."""
+    if isinstance(value, FromFinding) or (isinstance(value, dict) and "from_finding" in value):
+        return "<finding>"
+    if isinstance(value, MatchedControl) or (isinstance(value, dict) and "matched_to" in value):
+        return "<matched>"
+    return "<named>"
+
+
+Intervention = Annotated[
+    Annotated[FromFinding, Tag("<finding>")]
+    | Annotated[MatchedControl, Tag("<matched>")]
+    | Annotated[dict[str, dict[str, JsonValue]], Tag("<named>")],
+    Discriminator(_kind_of_intervention),
+]
+
+
+class Condition(Strict):
+    """What is done to the model or to the prompt, and what part it plays in the comparison."""
+
+    role: Role = Field(default="other", description="What part the condition plays in the analyses.")
+    workload: dict[str, JsonValue] = Field(default_factory=dict, description="Workload fields that it replaces.")
+    intervention: Intervention | None = Field(
+        default=None,
+        description="An intervention by name with its fields, one that a finding suggested (from_finding), or a "
+        "matched random control (matched_to).",
+    )
+    capture: bool = Field(default=False, description="Whether attention is captured, or behaviour alone is read.")
+
+
+def _or_a_mapping(schema: dict[str, Any]) -> None:
+    """Let the published schema take a mapping as well as the list that it stands for."""
+    listed = {key: schema.pop(key) for key in ("type", "items") if key in schema}
+    schema["anyOf"] = [listed, {"type": "object", "minProperties": 1}]
+
+
+class Stage(Strict):
+    """Conditions that are read, then the analyses of everything read so far."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
+    half: Literal["find", "test", "both"] = Field(default="both", description="Which half of the samples is read.")
+    lengths: Literal["all", "solved"] = Field(
+        default="all", description="`solved`: only lengths up to the effective length that an earlier finding gave."
+    )
+    conditions: dict[str, Condition]
+    capture: tuple[JsonValue, ...] = Field(
+        default=(),
+        description="Statistics captured besides those that the analyses need: a list of names and "
+        "{name: {parameter: value}}, or one mapping of these. The parameter `layers` limits one to some layers, a list "
+        "in the parameters' place is those layers; queries_and_keys: [0, 3] keeps what any window of their heads is "
+        "computed from.",
+        json_schema_extra=_or_a_mapping,
+    )
+    analyses: tuple[JsonValue, ...] = Field(default=(), description="Analyses, by name or {name: {parameter: value}}.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if isinstance(value.get("capture"), dict):
+            value = {**value, "capture": tuple({name: given} for name, given in value["capture"].items())}
+        lists = {k: tuple(v) for k, v in value.items() if k in ("capture", "analyses") and isinstance(v, list)}
+        return {**value, **lists}
