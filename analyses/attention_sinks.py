@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from probe.analyses.figures.sinks import sink_figures, uniform_importance
+from probe.analyses.measures.sink_reading import NUM_RECENT, NUM_SINK, SinkReading, sink_readings
 from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
 from probe.intervals import FEWEST_PROMPTS, by_cluster, cluster_bootstrap, mean_ends
-from probe.selection import LeftOut, holding, reads_the_text, selected
+from probe.selection import LeftOut, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -24,33 +24,10 @@ Floats = NDArray[np.float64]
 
 QUESTION = "Do heads park their attention on the first token?"
 SOURCE = "Gu et al. 2024, When Attention Sink Emerges in Language Models, arXiv 2410.10781, section 3.1"
-_NUM_SINK = 4
-_NUM_RECENT = 64
 
 
 def _needs(*, horizon: int = 64, **_: Any) -> Needs:
     return {"received_mass": {"horizon": horizon}, "sink_mass": {}, "recent_mass": {}, "value_norm": {}}
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """One prompt's numbers; those beside the metric are None where they were not captured for each token."""
-
-    prompt: str
-    unit: str
-    alpha: Floats
-    """Importance of each key, `[layer head key]`, keys up to half the horizon."""
-    windows: NDArray[np.int64]
-    """How many keys a query sees at most, `[layer]`; the horizon where it is as many or more."""
-    first: Floats | None
-    """Mass on the first four keys, mean over the queries after them, `[layer head]`."""
-    first_uniform: float
-    recent: Floats | None
-    """Mass on the last 64 keys, for queries whose last 64 do not reach the first four, `[layer head]`."""
-    first_there: Floats | None
-    """Mass on the first four keys for those same queries, `[layer head]`."""
-    drain: Floats | None
-    """Value norm of the first token over the median of the others, mean over key-value heads, `[layer]`."""
 
 
 @analysis(question=QUESTION, source=SOURCE, needs=_needs)
@@ -74,8 +51,8 @@ def attention_sinks(
     It depends on the horizon and on whether the tokenizer puts a special token first; it does not say that a sink harms
     or helps. Raises MissingStatistic where `received_mass` with this horizon was not captured.
     """
-    if horizon <= 2 * _NUM_SINK + 1:
-        raise UsageError(f"horizon {horizon}: expected more than {2 * _NUM_SINK + 1} queries")
+    if horizon <= 2 * NUM_SINK + 1:
+        raise UsageError(f"horizon {horizon}: expected more than {2 * NUM_SINK + 1} queries")
     bound = float(uniform_importance(horizon)[0])
     if not bound < epsilon < 1:
         raise UsageError(
@@ -83,7 +60,7 @@ def attention_sinks(
             f"{horizon} queries where attention is uniform"
         )
     left_out = LeftOut()
-    readings = list(_readings(selected(run), horizon, left_out))
+    readings = list(sink_readings(selected(run), horizon, left_out))
     parameters: dict[str, JsonValue] = {"epsilon": epsilon, "horizon": horizon, "margin": margin, "seed": seed}
     said: dict[str, Any] = {
         "analysis": "attention_sinks",
@@ -105,98 +82,9 @@ def attention_sinks(
     return _finding(said, readings, left_out, epsilon, horizon, margin, seed)
 
 
-def _readings(traces: list[Trace], horizon: int, left_out: LeftOut) -> Iterator[_Reading]:
-    name = f"received_mass_horizon_{horizon}"
-    usable = []
-    for trace in traces:
-        if trace.outcome is not None and trace.outcome.failed:
-            left_out.add("the unit failed")
-        elif not reads_the_text(trace):
-            left_out.add('the text stands in the encoder: its trace to read is trace.part("encoder")')
-        elif len(trace.sample) < horizon:
-            left_out.add(f"the prompt is shorter than the horizon of {horizon} tokens")
-        else:
-            usable.append(trace)
-    for trace in holding(usable, name, left_out):
-        array = trace[name]
-        if "key" not in array.dims:
-            left_out.add("received mass was pooled over blocks, so that the first key's own is lost")
-            continue
-        mass = array.isel(key=slice(0, horizon // 2)).transpose("layer", "head", "key").to_numpy().astype(np.float64)
-        if not np.isfinite(mass).all():
-            left_out.add("attention was not finite")
-            continue
-        windows = np.full(len(mass), horizon, np.int64)
-        if f"{name}_num_queries" in trace:
-            # The first key is seen by as many queries as the window is long.
-            seen = trace[f"{name}_num_queries"].isel(key=0).to_numpy()
-            windows = np.where(seen > 0, np.minimum(seen, horizon), horizon).astype(np.int64)
-        yield _beside(trace, mass / (horizon - np.arange(mass.shape[-1])), windows, horizon)
-
-
-def _beside(trace: Trace, alpha: Floats, windows: NDArray[np.int64], horizon: int) -> _Reading:
-    """Return a prompt's reading: the importance, and what stands beside it where it was captured.
-
-    Masses are means over the queries from the horizon on, so that a trace that is pooled over blocks that divide it
-    gives the same numbers.
-    """
-    first = recent = first_there = drain = None
-    first_uniform = float("nan")
-    if "sink_mass" in trace:
-        sink, start, weight = _over_queries(trace, "sink_mass")
-        after = start >= max(horizon, _NUM_SINK)
-        if after.any():
-            first = np.average(sink[..., after], axis=-1, weights=weight[after])
-            position = np.arange(start[after][0], start[-1] + weight[-1])
-            first_uniform = float(np.mean([_first_uniform(position, int(at), horizon) for at in windows]))
-        apart = start >= max(2 * horizon, _NUM_SINK + _NUM_RECENT)
-        if "recent_mass" in trace and apart.any():
-            near, _, _ = _over_queries(trace, "recent_mass")
-            if near.shape == sink.shape:
-                recent = np.average(near[..., apart], axis=-1, weights=weight[apart])
-                first_there = np.average(sink[..., apart], axis=-1, weights=weight[apart])
-    if "value_norm" in trace and "key" in trace["value_norm"].dims:
-        norm = trace["value_norm"].transpose("layer", "kv_head", "key").to_numpy().astype(np.float64)
-        if norm.shape[-1] > _NUM_SINK:
-            drain = (norm[..., 0] / np.median(norm[..., _NUM_SINK:], axis=-1)).mean(axis=-1)
-    kept = [None if value is None or not np.isfinite(value).all() else value for value in (first, recent, first_there)]
-    return _Reading(
-        trace.sample.name,
-        trace.unit,
-        alpha,
-        windows,
-        kept[0],
-        first_uniform,
-        kept[1] if kept[2] is not None else None,
-        kept[2] if kept[1] is not None else None,
-        None if drain is None or not np.isfinite(drain).all() else drain,
-    )
-
-
-def _first_uniform(position: NDArray[np.int64], window: int, horizon: int) -> float:
-    """Return the mean mass on the first four keys of queries at these positions, were attention uniform."""
-    # A window that reaches past the horizon cannot be told from none.
-    start = np.maximum(position - window + 1, 0) if window < horizon else np.zeros_like(position)
-    return float(np.mean(np.maximum(_NUM_SINK - start, 0) / (position + 1 - start)))
-
-
-def _over_queries(trace: Trace, name: str) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """Return a statistic `[layer head query]`, each entry's first position, and how many queries it stands for."""
-    array = trace[name]
-    pooled = "query_block" in array.dims
-    axis = "query_block" if pooled else "query"
-    values = array.transpose("layer", "head", axis).to_numpy().astype(np.float64)
-    start = array[axis].to_numpy() if axis in array.coords else np.arange(values.shape[-1])
-    weight = np.ones_like(start)
-    if pooled:
-        decoded = 0 if trace.outcome is None else max(0, len(trace.outcome.response_tokens) - 1)
-        weight = np.diff(start, append=len(trace.sample) + decoded)
-    return values, np.asarray(start, np.int64), np.asarray(weight, np.int64)
-
-
 def _finding(
     said: dict[str, Any],
-    readings: list[_Reading],
+    readings: list[SinkReading],
     left_out: LeftOut,
     epsilon: float,
     horizon: int,
@@ -229,10 +117,10 @@ def _finding(
             f"heads with a sink on token {k} (counted from 0)",
             [float((r.alpha[..., k] > epsilon).mean()) for r in readings],
         )
-        for k in range(1, _NUM_SINK)
+        for k in range(1, NUM_SINK)
     ]
-    elsewhere = [float((r.alpha[..., _NUM_SINK:].max(axis=-1) > epsilon).mean()) for r in readings]
-    details.append(share(f"heads with a sink among tokens {_NUM_SINK} to {horizon // 2 - 1}", elsewhere))
+    elsewhere = [float((r.alpha[..., NUM_SINK:].max(axis=-1) > epsilon).mean()) for r in readings]
+    details.append(share(f"heads with a sink among tokens {NUM_SINK} to {horizon // 2 - 1}", elsewhere))
     mean = alpha.mean(axis=0)[..., 0]
     low, high = mean_ends(alpha[..., 0], bounds=None, seed=seed)
     top = np.unravel_index(int(mean.argmax()), mean.shape)
@@ -244,6 +132,14 @@ def _finding(
             interval=Interval(low=float(low[top]), high=float(high[top]), method="bootstrap over prompts")
             if len(alpha) > 1
             else None,
+            n=len(alpha),
+        )
+    )
+    reached = np.flatnonzero((mean > epsilon).any(axis=1))
+    details.append(
+        Measurement(
+            name=f"first layer with a head whose mean importance is above {epsilon:g}",
+            value=float(reached[0]) if len(reached) else None,
             n=len(alpha),
         )
     )
@@ -299,7 +195,7 @@ def _finding(
     )
 
 
-def _masses(readings: list[_Reading], seed: int) -> Iterator[Measurement]:
+def _masses(readings: list[SinkReading], seed: int) -> Iterator[Measurement]:
     """Yield attention with and without the sink, and the first token's value norm, where they were captured."""
 
     def mean(name: str, values: list[tuple[str, float]], unit: str = "%") -> Measurement:
@@ -310,25 +206,28 @@ def _masses(readings: list[_Reading], seed: int) -> Iterator[Measurement]:
 
     first = [(r.prompt, 100 * float(r.first.mean())) for r in readings if r.first is not None]
     if first:
-        yield mean(f"attention on the first {_NUM_SINK} tokens, by queries past the horizon", first)
+        yield mean(f"attention on the first {NUM_SINK} tokens, by queries past the horizon", first)
         uniform = [(r.prompt, 100 * r.first_uniform) for r in readings if r.first is not None]
-        yield mean(f"attention on the first {_NUM_SINK} tokens, by those queries, were it uniform", uniform)
+        yield mean(f"attention on the first {NUM_SINK} tokens, by those queries, were it uniform", uniform)
     apart = [r for r in readings if r.recent is not None and r.first_there is not None]
     if apart:
         recent = [(r.prompt, 100 * float(r.recent.mean())) for r in apart if r.recent is not None]
-        yield mean(f"attention on the last {_NUM_RECENT} tokens, of all", recent)
+        yield mean(f"attention on the last {NUM_RECENT} tokens, of all", recent)
         without = [
             (r.prompt, 100 * float(np.mean(r.recent / np.maximum(1 - r.first_there, 1e-6))))
             for r in apart
             if r.recent is not None and r.first_there is not None
         ]
-        yield mean(f"attention on the last {_NUM_RECENT} tokens, of what the first {_NUM_SINK} leave", without)
+        yield mean(f"attention on the last {NUM_RECENT} tokens, of what the first {NUM_SINK} leave", without)
+    learned = [(r.prompt, 100 * float(r.learned.mean())) for r in readings if r.learned is not None]
+    if learned:
+        yield mean("share of the learned sink, which is no token, over all queries", learned)
     drain = [(r.prompt, float(r.drain.mean())) for r in readings if r.drain is not None]
     if drain:
         yield mean("value norm of the first token over the median of the others", drain, unit="")
 
 
-def _drains(readings: list[_Reading]) -> Floats | None:
+def _drains(readings: list[SinkReading]) -> Floats | None:
     """Return the value norms' ratio by prompt, `[prompt layer]`; None where no prompt has it."""
     drains = [(r.prompt, r.drain) for r in readings if r.drain is not None]
     return by_cluster([drain for _, drain in drains], [prompt for prompt, _ in drains]) if drains else None

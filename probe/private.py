@@ -12,7 +12,7 @@ from probe.sample import Sample, Span
 from probe.withheld import Withheld
 
 _SPAN_NAMES: Final = re.compile(
-    r"(instruction|context|haystack|question(_before)?|answer|dummy|distant|near|needle(_(key|value|value_again|fact))?"
+    r"(instruction|context|haystack|question(_before)?|answer|dummy|distant|near|first_token|needle(_(key|value|value_again|fact))?"
     r"|(needle|needle_value|needle_fact|distractor|document|step|query|write)_[0-9]{1,6}"
     r"|distractor_[0-9]{1,6}_[0-9]{1,6}|thinking(_[0-9]{1,6})?|(system|developer|user|assistant|tool)_[0-9]{1,6})"
 )
@@ -26,7 +26,7 @@ _FACTS: Final = frozenset(
         "num_needles", "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops",
         "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads",
         "direction", "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line",
-        "disturbed_tokens",
+        "disturbed_tokens", "first_token", "first_token_special",
     }
 )  # fmt: skip
 """Facts of a sample that say nothing of its words, where they are numbers or of the words below."""
@@ -34,7 +34,7 @@ _FACTS: Final = frozenset(
 _WORDS: Final = frozenset(
     {
         "present", "absent", "find", "test", "all", "gold_only", "gold_absent", "gold_dummy", "all_dummies",
-        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled",
+        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled", "kept", "dropped", "moved",
     }
 )  # fmt: skip
 """What a workload's own fields may be; a user's facts of the same name may be anything."""

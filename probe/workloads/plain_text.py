@@ -40,10 +40,17 @@ class plain_text(Grid):
     """What is done to the tokens of the prefix that are farther than `near`."""
     near: int = 128
     """Tokens right before the targets that stay as they are."""
+    first_token: Literal["kept", "dropped", "moved"] = "kept"
+    """What is done to the token that stands first, a special one where the tokenizer adds one: left out, so that the
+    prompt is one token shorter, or put at `moved_to`, after those that then come first."""
+    moved_to: int = 16
+    """Position that the first token is moved to."""
 
     def check(self) -> None:
         if self.targets < 1 or self.near < 0:
             raise self.error(f"targets must be 1 or more and near 0 or more, not {self.targets} and {self.near}")
+        if self.first_token == "moved" and not 0 < self.moved_to < min(self.lengths):
+            raise self.error(f"moved_to must lie between 1 and the shortest length, not {self.moved_to}")
         if not self.text:
             raise self.error("text must be templates or the path of a text file, not empty")
 
@@ -92,9 +99,13 @@ class plain_text(Grid):
             prefix[:disturbed] = rng.sample(prefix[:disturbed], disturbed)
         elif self.distant == "replaced":
             prefix[:disturbed] = rng.choices(tokens, k=disturbed)
-        prompt = (*before, *prefix)
-        far = len(prompt) - min(self.near, len(prefix))
-        spans = [Span("distant", len(before), far), Span("near", far, len(prompt))]
+        first, *others = (*before, *prefix)
+        at = {"kept": 0, "moved": self.moved_to, "dropped": None}[self.first_token]
+        prompt = tuple(others) if at is None else (*others[:at], first, *others[at:])
+        start_of_text = len(before) if at == 0 else 0
+        far = max(start_of_text, len(prompt) - min(self.near, len(prefix)))
+        spans = [Span("distant", start_of_text, far), Span("near", far, len(prompt))]
+        spans += [] if at is None else [Span("first_token", at, at + 1)]
         unknown = getattr(tokenizer, "unk_token_id", None)
         return Sample(
             name=cell.name,
@@ -114,6 +125,8 @@ class plain_text(Grid):
                 "target_start": start,
                 "distant": self.distant,
                 "disturbed_tokens": disturbed,
+                "first_token": self.first_token,
+                "first_token_special": bool(before),
                 "target_last_seen": _last_seen(prefix, due),
                 "num_tokens": len(prompt),
                 "unknown_tokens": 0.0 if unknown is None else prompt.count(unknown) / len(prompt),

@@ -331,6 +331,25 @@ def test_what_is_far_is_disturbed_and_what_is_near_is_not(
         assert (there.facts["disturbed_tokens"], other.facts["disturbed_tokens"]) == (0, 200)
 
 
+def test_what_stands_first_is_left_out_or_put_further_in(tokenizer: PreTrainedTokenizerFast, prose: str) -> None:
+    fields = {"text": prose, "lengths": [100], "samples": 2, "moved_to": 9}
+    made = {
+        how: list(build("workloads", "plain_text", {**fields, "first_token": how}).build(tokenizer))
+        for how in ("kept", "dropped", "moved")
+    }
+    special = tokenizer("a")["input_ids"][0] != tokenizer("a", add_special_tokens=False)["input_ids"][0]
+    for kept, dropped, moved in zip(*made.values(), strict=True):
+        assert kept.name == dropped.name == moved.name
+        assert dropped.tokens == kept.tokens[1:]
+        assert moved.tokens == (*kept.tokens[1:10], kept.tokens[0], *kept.tokens[10:])
+        assert (kept.span("first_token").start, moved.span("first_token").start) == (0, 9)
+        assert "first_token" not in {span.name for span in dropped.spans}
+        assert kept.facts["first_token_special"] is special
+        assert kept.answer_tokens == dropped.answer_tokens == moved.answer_tokens
+    with pytest.raises(UsageError, match="moved_to must lie between 1 and the shortest length, not 100"):
+        build("workloads", "plain_text", {**fields, "first_token": "moved", "moved_to": 100})
+
+
 def test_the_last_place_of_each_target_is_known(tmp_path: Path, plain: PreTrainedTokenizerFast) -> None:
     (tmp_path / "cycle.txt").write_text("a b c d e " * 200)
     fields = {"text": str(tmp_path / "cycle.txt"), "lengths": [64], "samples": 1, "targets": 8}
