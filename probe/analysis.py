@@ -30,6 +30,8 @@ class Analysis(Protocol[P]):
     """Whether it compares token ids, which a private trace does not have."""
     does_without_attention: bool
     """Whether it answers a part of its question for a model that has no attention to capture."""
+    about_recurrence: bool
+    """Whether its question is about recurrent layers."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Finding:
         """Return the finding."""
@@ -47,12 +49,14 @@ def analysis(
     needs: Needs | Callable[..., Needs] | None = None,
     reads_tokens: bool = False,
     does_without_attention: bool = False,
+    about_recurrence: bool = False,
 ) -> Callable[[Callable[P, Finding]], Analysis[P]]:
     """Mark a function as an analysis, and say what a casebook captures for it.
 
     `needs` is a mapping, or a function of the analysis' parameters (each with its default) where they decide what is
     captured. One that `reads_tokens` has nothing to say of private traces. For one that `does_without_attention`
-    nothing is captured of a model that has none. The decorated function stays itself: attributes are all that is added.
+    nothing is captured of a model that has none, as for one `about_recurrence` of a model in which no layer recurs. The
+    decorated function stays itself: attributes are all that is added.
     """
 
     def needed(**parameters: Any) -> Needs:
@@ -64,6 +68,7 @@ def analysis(
         marked = cast(Any, function)
         marked.question, marked.source, marked.needs = question, source, needed
         marked.reads_tokens, marked.does_without_attention = reads_tokens, does_without_attention
+        marked.about_recurrence = about_recurrence
         return cast(Analysis[P], marked)
 
     return mark

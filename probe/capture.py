@@ -152,7 +152,8 @@ def default_statistics(model: HuggingFaceModel | None = None) -> list[Request]:
     of those of attention.
     """
     core: list[Request] = ["log_sum_exp", "entropy", "max_probability", "received_mass", "mean_distance", "loss"]
-    attention = [*core, *(discovery.get("analyses", name) for name in discovery.names("analyses"))]
+    analyses = [discovery.get("analyses", name) for name in discovery.names("analyses")]
+    attention = [*core, *(each for each in analyses if not each.about_recurrence)]
     if not getattr(model, "recurrent_layers", None):
         return attention
     assert model is not None

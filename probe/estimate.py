@@ -61,7 +61,7 @@ def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
     samples = list(plan.halved(book.build_workload().build(model.tokenizer)))
     if not samples:
         raise UsageError("the workload makes no sample")
-    requests = [r for stage in book.stages for r in plan.requests_of(stage, attends=bool(model.attention_layers))]
+    requests = [r for stage in book.stages for r in plan.requests_of(stage, model)]
     lengths = sorted({len(sample) for sample in samples})
     short = next(s for s in samples if len(s) == lengths[0])
     longer = max((s for s in samples if len(s) <= max(_LONGEST_TRIAL, lengths[0])), key=len)

@@ -136,16 +136,19 @@ def _resolve(
     return [dataclasses.replace(plain, intervention=intervention)]
 
 
-def requests_of(stage: Stage, *, attends: bool = True) -> list[dict[str, Any]]:
+def requests_of(stage: Stage, model: Any = None) -> list[dict[str, Any]]:
     """Return the statistics that a stage captures: what its analyses need, and what it asks for besides.
 
-    Where no layer of the model attends, an analysis that can do without attention gets none.
+    Where no layer of the model attends, an analysis that can do without attention gets none; where no layer recurs, one
+    about recurrence gets none. Without a model, all are given.
     """
+    attends = model is None or bool(model.attention_layers)
+    recurs = model is None or bool(getattr(model, "recurrent_layers", None))
     requests: dict[str, dict[str, Any]] = {}
     for request in stage.analyses:
         name, parameters = named(request)
         asked = discovery.get("analyses", name)
-        if asked.does_without_attention and not attends:
+        if (asked.does_without_attention and not attends) or (asked.about_recurrence and not recurs):
             continue
         for statistic, needed in asked.needs(**parameters).items():
             requests[f"{statistic} {sorted(needed.items())}"] = {statistic: dict(needed)}

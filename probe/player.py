@@ -146,9 +146,8 @@ class Player:
 
     def compare(self, *, check: bool) -> None:
         """Hold the model's calls against its own eager attention; raises NotReproducible where they disagree."""
-        attends = bool(self.model.attention_layers)
         stages = self.book.stages
-        requests = all_requested([each for stage in stages for each in plan.requests_of(stage, attends=attends)])
+        requests = all_requested([each for stage in stages for each in plan.requests_of(stage, self.model)])
         self.compared = capture.comparison(self.model, requests, check=check)
 
     def check(self) -> None:
@@ -162,7 +161,7 @@ class Player:
         if not samples:
             raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
         for stage in self.book.stages:
-            requests = all_requested(plan.requests_of(stage, attends=bool(self.model.attention_layers)))
+            requests = all_requested(plan.requests_of(stage, self.model))
             check_layers(requests, self.model)
             if self.private:
                 check_private(requests)
@@ -226,7 +225,7 @@ class Player:
             return
         self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}
         self._record("running")
-        requests = plan.requests_of(stage, attends=bool(self.model.attention_layers))
+        requests = plan.requests_of(stage, self.model)
         committed = self.store.committed()
         self.progress.start(sum(len(samples) for samples in work.values()))
         for i, condition in enumerate(played):
