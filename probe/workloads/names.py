@@ -80,19 +80,15 @@ LAST_NAMES: Final[tuple[str, ...]] = _words(
 )
 """Family names of invented people; none is a first name or a word of the list."""
 
-PLACE_BEGINNINGS: Final[tuple[str, ...]] = _words(
+_PLACES_BEFORE = _words(
     """Al Ash Bal Bar Bel Bram Bren Cal Car Col Dar Dor Dun El Fal Fen Gar Glen Hal Har Holm Il Kel Kin Lan Lor Mal Mar
     Mor Nor Os Pel Quar Ros Sel Stan Tal Thorn Ul Var Ven Wal Wen Wil Wyn Yar"""
 )
-"""First half of an invented place's name."""
-
 _PLACES_BETWEEN = ("a", "en", "er", "i", "in", "o", "on", "ing", "ar", "el")
 _PLACES_AFTER = _words(
     """bridge burn by dale den field ford gate ham hurst ley mere mont more mouth port shaw stead stow ton vale well
     wick wood worth"""
 )
-PLACE_ENDINGS: Final[tuple[str, ...]] = tuple(between + after for between in _PLACES_BETWEEN for after in _PLACES_AFTER)
-"""Second half of an invented place's name."""
 
 
 class Drawn:
@@ -133,7 +129,8 @@ def people(rng: random.Random) -> Drawn:
 
 def places(rng: random.Random) -> Drawn:
     """Draw different invented names of places."""
-    return Drawn(_pairs(rng, PLACE_BEGINNINGS, PLACE_ENDINGS, "", "names of places"))
+    ends = [between + after for between in _PLACES_BETWEEN for after in _PLACES_AFTER]
+    return Drawn(_pairs(rng, _PLACES_BEFORE, ends, "", "names of places"))
 
 
 def _pairs(rng: random.Random, first: Sequence[str], second: Sequence[str], between: str, what: str) -> Iterator[str]:
