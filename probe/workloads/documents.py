@@ -124,8 +124,10 @@ class documents(Grid):
             instead = [others[-1]] if self.given == "gold_absent" else self._dummies(cell)
             whole = [*others[:index], gold, *others[index : number - 1]]
             tokens = [_tokens(each, size, tokenizer) for each, size in zip(whole, sizes(count), strict=True)]
-            wanted = min(tokens) if self.given == "all_dummies" else tokens[index]
-            there = _like(wanted, sizes(count)[index], instead, tokenizer)
+            every = self.given == "all_dummies"
+            # As long as a document is in the mean, so that with dummies everywhere places stay where they were.
+            wanted = sum(tokens) // number if every else tokens[index]
+            there = _like(wanted, max(sizes(count)) if every else sizes(count)[index], instead, tokenizer)
             whole[index] = there[0]
             made = [(each, there[1] if at == index else sizes(count)[at]) for at, each in enumerate(whole)]
             text = self._prompt(asked, [there] * number if self.given == "all_dummies" else made, index)
