@@ -25,7 +25,7 @@ def texts(errors: Mapping[float, float], seed: int) -> list[Any]:
 
 
 def null(seed: int) -> list[Any]:
-    """Synthetic: 60 last reads of each of FFL(0.8), FFL(0.98) and FFL(0.1), wrong with the same chance of 5 % in all."""
+    """Synthetic: 60 last reads of each of FFL(0.8), FFL(0.98) and FFL(0.1), each wrong with a chance of 5 %."""
     return texts(dict.fromkeys((0.8, 0.98, 0.1), 0.05), seed)
 
 
