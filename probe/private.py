@@ -26,7 +26,7 @@ _FACTS: Final = frozenset(
         "num_needles", "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops",
         "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads",
         "direction", "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line",
-        "disturbed_tokens", "first_token", "first_token_special",
+        "disturbed_tokens", "near", "first_token", "first_token_special",
     }
 )  # fmt: skip
 """Facts of a sample that say nothing of its words, where they are numbers or of the words below."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from probe.errors import NotAvailable
 from probe.sample import Sample, Span
@@ -15,6 +16,20 @@ from probe.success import SuccessRule
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.haystack import template_sentence
 from probe.workloads.marked_text import encode, require_offsets
+
+ENGLISH = Path(__file__).with_name("english.txt")
+"""Chapters of the King James Version (1611, public domain), none of which the specimen `prose` was trained on."""
+
+
+class _Text(NamedTuple):
+    """A text in a tokenizer's tokens."""
+
+    before: tuple[int, ...]
+    """Special tokens that stand before it."""
+    tokens: tuple[int, ...]
+    """Its own."""
+    begins_word: tuple[bool, ...]
+    """Whether white space, or nothing, stands before what each token writes, or at its beginning."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,8 @@ class plain_text(Grid):
     max_new_tokens: int | None = 1
     """How many tokens are decoded; nothing is made of them."""
     text: str = "templates"
-    """Path of a UTF-8 text file; `templates` (sentences of this toolkit's lexicon) has no long-range context to use."""
+    """Path of a UTF-8 text file; `english`, 77 KB of the King James Version that come with the toolkit (a large model
+    knows them by heart); `templates`, sentences of this toolkit's lexicon, has no long-range context to use."""
     targets: int = 64
     """Tokens whose loss is measured, right after the prefix."""
     distant: Literal["kept", "shuffled", "replaced"] = "kept"
@@ -52,42 +68,46 @@ class plain_text(Grid):
         if self.first_token == "moved" and not 0 < self.moved_to < min(self.lengths):
             raise self.error(f"moved_to must lie between 1 and the shortest length, not {self.moved_to}")
         if not self.text:
-            raise self.error("text must be templates or the path of a text file, not empty")
+            raise self.error("text must be templates, english or the path of a text file, not empty")
 
     def files(self) -> dict[str, str]:
-        return {} if self.text == "templates" else {"text": self.text}
+        return {} if self.text in ("templates", "english") else {"text": self.text}
 
     def build(self, tokenizer: Any, cells: Iterable[Cell] | None = None) -> Iterator[Sample]:
         """Yield a sample for each cell; raises UsageError where the text has too few tokens for the longest."""
         require_offsets(tokenizer)
-        before, tokens = self._tokens(tokenizer)
+        text = self._tokens(tokenizer)
         needed = max(self.lengths) + self.targets
-        if len(tokens) < needed:
+        if len(text.tokens) < needed:
             raise self.error(
-                f"{Path(self.text).name} has {len(tokens)} tokens, and {needed} are needed for a length of "
+                f"{Path(self.text).name} has {len(text.tokens)} tokens, and {needed} are needed for a length of "
                 f"{max(self.lengths)}"
             )
-        if min(self.lengths) <= len(before):
-            raise self.error(f"{min(self.lengths)} tokens leave no room beside {len(before)} special tokens")
+        if min(self.lengths) <= len(text.before):
+            raise self.error(f"{min(self.lengths)} tokens leave no room beside {len(text.before)} special tokens")
         chosen = self.cells() if cells is None else tuple(cells)
-        return (self._cut(cell, tokenizer, before, tokens) for cell in chosen)
+        frequent = _frequent(text.tokens)
+        return (self._cut(cell, tokenizer, text, frequent) for cell in chosen)
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
-        return self._cut(cell, tokenizer, *self._tokens(tokenizer))
+        text = self._tokens(tokenizer)
+        return self._cut(cell, tokenizer, text, _frequent(text.tokens))
 
-    def _tokens(self, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the special tokens that stand before a text, and the text's own."""
+    def _tokens(self, tokenizer: Any) -> _Text:
         if self.text == "templates":
             rng = random.Random(f"{self.seed}/{self.name}/templates")
             # A sentence takes three tokens and more in any tokenizer.
             wanted = max(self.lengths) + self.targets * (self.samples + 1)
             text = " ".join(template_sentence(rng) for _ in range(wanted // 3))
         else:
-            text = _read(self.text)
+            text = _read(str(ENGLISH) if self.text == "english" else self.text)
         encoded = encode(tokenizer, text)
-        return encoded.tokens[: encoded.num_leading], encoded.tokens[encoded.num_leading :]
+        starts = [start for start, _ in encoded.offsets[encoded.num_leading :]]
+        begins = tuple(at == 0 or text[at].isspace() or text[at - 1].isspace() for at in starts)
+        return _Text(encoded.tokens[: encoded.num_leading], encoded.tokens[encoded.num_leading :], begins)
 
-    def _cut(self, cell: Cell, tokenizer: Any, before: tuple[int, ...], tokens: tuple[int, ...]) -> Sample:
+    def _cut(self, cell: Cell, tokenizer: Any, text: _Text, frequent: frozenset[int]) -> Sample:
+        before, tokens, _ = text
         # Where the targets begin is the same at every length, and leaves room for the longest prefix.
         first, last = max(self.lengths), len(tokens) - self.targets
         start = first + round((last - first) * (cell.seed + 0.5) / self.samples) if last > first else first
@@ -127,7 +147,10 @@ class plain_text(Grid):
                 "disturbed_tokens": disturbed,
                 "first_token": self.first_token,
                 "first_token_special": bool(before),
+                "near": self.near,
                 "target_last_seen": _last_seen(prefix, due),
+                "target_frequent": [token in frequent for token in due],
+                "target_begins_word": list(text.begins_word[start : start + self.targets]),
                 "num_tokens": len(prompt),
                 "unknown_tokens": 0.0 if unknown is None else prompt.count(unknown) / len(prompt),
                 "stripped_special_tokens": 0,
@@ -143,6 +166,13 @@ def _last_seen(prefix: list[int], due: tuple[int, ...]) -> list[int | None]:
         found.append(at - places[token] if token in places else None)
         places[token] = at
     return found
+
+
+def _frequent(tokens: tuple[int, ...]) -> frozenset[int]:
+    """Return the tenth of a text's distinct tokens that stand in it most often, those of smaller id where they tie."""
+    counts = Counter(tokens)
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    return frozenset(ranked[: -(-len(ranked) // 10)])
 
 
 def _read(path: str) -> str:

@@ -18,6 +18,7 @@ from probe.errors import NotAvailable, UsageError
 from probe.private import withheld_sample
 from probe.sample import Sample
 from probe.strict_yaml import parse
+from probe.workloads.plain_text import ENGLISH
 from probe.workloads.sources import source_hashes
 
 Build = Callable[..., list[Sample]]
@@ -358,6 +359,25 @@ def test_the_last_place_of_each_target_is_known(tmp_path: Path, plain: PreTraine
     for at, back in enumerate(sample.facts["target_last_seen"], len(sample.tokens)):
         earlier = [before for before in range(at) if whole[before] == whole[at]]
         assert back == (at - earlier[-1] if earlier else None)
+
+
+def test_what_kind_of_token_each_target_is_is_known(tmp_path: Path, plain: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "kinds.txt").write_text("the the the cat, " * 100 + "unheardof ")
+    fields = {"text": str(tmp_path / "kinds.txt"), "lengths": [64], "samples": 1, "targets": 12}
+    (sample,) = build("workloads", "plain_text", fields).build(plain)
+    words = [plain.decode([token]) for token in sample.answer_tokens]
+    begins, frequent = sample.facts["target_begins_word"], sample.facts["target_frequent"]
+    assert [word.strip() == "the" for word in words] == frequent
+    assert [not begun for begun in begins] == [word == "," for word in words]
+    assert sample.facts["near"] == 128
+
+
+def test_english_comes_with_the_toolkit(plain: PreTrainedTokenizerFast) -> None:
+    workload = build("workloads", "plain_text", {"text": "english", "lengths": [1024], "samples": 2})
+    first, second = workload.build(plain)
+    assert workload.files() == {}
+    assert first.text != second.text
+    assert len(ENGLISH.read_bytes()) < 100_000
 
 
 def test_a_text_that_is_too_short_is_said(tmp_path: Path, plain: PreTrainedTokenizerFast) -> None:
