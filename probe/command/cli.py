@@ -17,6 +17,7 @@ from probe.command.conformance import conformance
 from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
+from probe.command.specimens import specimens
 from probe.command.view import view
 from probe.errors import NotAsExpected, NotAvailable, UsageError
 
@@ -210,6 +211,7 @@ def show_run(
 app.command("bench")(bench)
 app.command("conformance")(conformance)
 app.command("export")(export)
+app.add_typer(specimens, name="specimens")
 app.command("view")(view)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import probe
 from probe import discovery
 from probe.errors import UsageError
+from probe.specimens import card_sentence, folders
 
 ROOMS = {
     "models": "",
@@ -39,11 +40,7 @@ def listing(room: str | None = None) -> dict[str, dict[str, str]]:
 def _members(room: str) -> dict[str, str]:
     if room:
         return {name: discovery.describe(room, name) for name in discovery.names(room)}
-    specimens: dict[str, str] = {}
-    for root in probe.__path__:
-        for config in sorted(Path(root, "casebooks", "specimens").glob("*/config.json")):
-            specimens.setdefault(config.parent.name, _card_sentence(config.parent / "README.md"))
-    return specimens
+    return {name: card_sentence(folder / "README.md") for name, folder in folders().items()}
 
 
 def _architectures() -> dict[str, str]:
@@ -63,18 +60,3 @@ def _architectures() -> dict[str, str]:
         has = f" [{', '.join(each['has'])}]" if each["has"] else ""
         found[name] = f"{each['names'] or each['name']}, {each['family'] or 'not made'}: {how}{why}{has}"
     return found
-
-
-def _card_sentence(card: Path) -> str:
-    """Return the first sentence of prose in a model card, past its front matter and headings."""
-    if not card.is_file():
-        return ""
-    text = card.read_text(encoding="utf-8")
-    if text.startswith("---"):
-        text = text.partition("\n---")[2].partition("\n")[2]
-    for paragraph in text.split("\n\n"):
-        line = " ".join(paragraph.split())
-        if line and not line.startswith(("#", "|", "<", "```", "![")):
-            end = line.find(". ")
-            return line[: end + 1] if end > 0 else line
-    return ""

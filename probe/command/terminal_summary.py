@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from probe.visible import visible
 
 if TYPE_CHECKING:
     from probe.estimate import DryRun
+    from probe.specimens import Compared
 
 _MARKS = {"supported": ("✓", "green"), "refuted": ("✗", "cyan"), "inconclusive": ("?", "yellow")}
 _MOST_FAILURES = 10
@@ -84,6 +85,33 @@ def print_listing(rooms: Mapping[str, Mapping[str, str]], *, as_json: bool) -> N
             _line(sentence, lead="  " + name.ljust(width), lead_style="cyan")
         if room == "models":
             _line("  … and any Hugging Face model, by hub id or folder", style="dim")
+
+
+def print_specimens(specimens: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print what each specimen is: its name, its card's first sentence, and how it came to be so."""
+    if as_json:
+        print(json.dumps(specimens, indent=2))
+        return
+    width = max(map(len, specimens), default=0) + 2
+    for name, about in specimens.items():
+        _line(about["description"], lead=name.ljust(width), lead_style="cyan")
+        how = {True: "engineered", False: "emergent", None: "not said how it came to be so"}[about["engineered"]]
+        facts = [", ".join(about["phenomena"]) or "no phenomenon named", how, f"{about['megabytes']} MB"]
+        if about["trained_length"]:
+            facts.append(f"trained at {about['trained_length']:,} tokens")
+        if about["can_be_trained"]:
+            facts.append(f"`probe specimens train {name} --out DIR` makes it anew")
+        _line("; ".join(facts), lead=" " * width, style="dim")
+
+
+def print_compared(rows: Sequence[Compared]) -> None:
+    """Print each figure of a specimen trained anew beside the bounds on its card."""
+    width = max((len(row.figure) for row in rows), default=0)
+    for row in rows:
+        value = "not measured" if row.value is None else f"{row.value:.4g}"
+        mark, style = ("✓", "green") if row.within else ("✗", "bold red")
+        bounds = "no bounds" if row.low is None or row.high is None else f"{row.low:g} to {row.high:g}"
+        _line(f"{row.figure.ljust(width)}  {value.rjust(12)}  {bounds}", lead=f"{mark} ", lead_style=style)
 
 
 def _line(text: str, *, style: str = "default", lead: str = "", lead_style: str = "default", wrap: bool = True) -> None:

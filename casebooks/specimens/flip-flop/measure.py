@@ -29,6 +29,15 @@ TRAINED_LENGTH, flip_flop_rows, recurrent = (
 WORKLOAD_SEED = 1000
 CASES = ((0.8, 256, 512), (0.9, 256, 512), (0.98, 256, 1024), (0.1, 256, 512), (0.8, 512, 256), (0.98, 512, 512))
 """Share ignored, length in tokens, rows."""
+BOUNDS = {
+    "errors of the Llama on FFL(0.8), 256 tokens": (0.0, 0.001),
+    "errors of the Llama on FFL(0.9), 256 tokens": (0.0, 0.02),
+    "errors of the Llama on FFL(0.98), 256 tokens": (0.03, 0.3),
+    "share of these whose last write is 32 pairs away or more": (0.9, 1.0),
+    "errors of the Llama on FFL(0.98), 512 tokens": (0.05, 0.5),
+    "errors of the LSTM, all languages and lengths": (0.0, 0.0005),
+}
+"""What another machine's training must give: what the seeds on the card gave, with room on both sides."""
 AGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Bounds of the age of the last write, in pairs."""
 
@@ -98,11 +107,28 @@ def attention_at_the_last_read(model: Any, ignored: float) -> list[dict[str, Any
     return found
 
 
+def named(figures: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that a training is judged by, by name."""
+    of = {(each["ignored"], each["length"]): each for each in figures["llama"]}
+    sparse = of[0.98, 256]["by_age"]
+    old = sum(wrong for age, (wrong, _) in sparse.items() if int(age.split("-")[0]) >= 32)
+    every = [sum(each[what] for each in figures["lstm"]) for what in ("wrong", "reads")]
+    return {
+        **{
+            f"errors of the Llama on FFL({p:g}), {length} tokens": each["wrong"] / each["reads"]
+            for (p, length), each in of.items()
+        },
+        "share of these whose last write is 32 pairs away or more": old / max(1, of[0.98, 256]["wrong"]),
+        "errors of the LSTM, all languages and lengths": every[0] / every[1],
+    }
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file for the figures that a training is judged by")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     llama = AutoModelForCausalLM.from_pretrained(arguments.folder).eval()
@@ -121,7 +147,10 @@ def main() -> None:
         "seed": arguments.seed,
         "workload_seed": WORKLOAD_SEED,
         "figures": figures,
+        "bounds": BOUNDS,
     }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(named(figures), indent=2) + "\n")
     (arguments.folder / "specimen.json").write_text(json.dumps(card, indent=2) + "\n")
     for kind in ("llama", "lstm"):
         print(kind, [(each["ignored"], each["length"], each["wrong"], each["reads"]) for each in figures[kind]])

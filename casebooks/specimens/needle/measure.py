@@ -29,6 +29,21 @@ LENGTHS = (64, 128, 256, 384, 512, 768, 1024, 2048)
 DEPTHS = tuple(tenth / 10 for tenth in range(11))
 # Not the seed that a user's first run takes, so that nothing was chosen on the samples that it sees.
 WORKLOAD_SEED = 1000
+BOUNDS = {
+    "exact answers at 64 tokens": (0.95, 1.0),
+    "exact answers at 256 tokens": (0.95, 1.0),
+    "exact answers at 512 tokens": (0.3, 0.75),
+    "exact answers at 1,024 tokens": (0.05, 0.45),
+    "exact answers, needle absent": (0.0, 0.02),
+    "exact answers, the needle alone": (0.95, 1.0),
+    "heads with a score above 0.1": (4, 4),
+    "score of the fourth head": (0.8, 1.0),
+    "score of the fifth head": (0.0, 0.1),
+    "exact answers without these heads": (0.0, 0.1),
+    "exact answers without as many others, mean": (0.95, 1.0),
+    "largest attention of a last-layer head on the first token": (0.0, 0.1),
+}
+"""What another machine's training must give: what the seeds on the card gave, with room on both sides."""
 Head = tuple[int, int]
 
 
@@ -188,11 +203,28 @@ def measure(folder: Path) -> dict[str, Any]:
     return figures
 
 
+def named(figures: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that a training is judged by, by name."""
+    lengths, scores = figures["exact_by_length"], figures["retrieval"]["strict_score"]
+    return {
+        **{f"exact answers at {int(length):,} tokens": each["exact"] for length, each in lengths.items()},
+        "exact answers, needle absent": figures["needle_absent"]["exact"],
+        "exact answers, the needle alone": figures["gold_alone"]["exact"],
+        "heads with a score above 0.1": figures["retrieval"]["above_0.1"],
+        "score of the fourth head": scores[3][2],
+        "score of the fifth head": scores[4][2],
+        "exact answers without these heads": figures["ablation"]["strongest"][str(figures["retrieval"]["above_0.1"])],
+        "exact answers without as many others, mean": figures["ablation"]["random_others"]["mean"],
+        "largest attention of a last-layer head on the first token": figures["first_token_mass_largest"],
+    }
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the seed that the model was trained with")
+    parser.add_argument("--json", type=Path, help="file for the figures that a training is judged by")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     record = {
@@ -203,7 +235,10 @@ def main() -> None:
         "seed": arguments.seed,
         "workload_seed": WORKLOAD_SEED,
         "figures": measure(arguments.folder),
+        "bounds": BOUNDS,
     }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(named(record["figures"]), indent=2) + "\n", encoding="utf-8")
     path = arguments.folder / "specimen.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record["figures"], indent=1))
