@@ -1,9 +1,14 @@
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
 from probe.analyses.effective_length import effective_length as effective_length
+from probe.analyses.finding_and_answering import finding_and_answering as finding_and_answering
 from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
 from probe.analyses.head_ablation import head_ablation as head_ablation
+from probe.analyses.lost_in_the_middle import lost_in_the_middle as lost_in_the_middle
+from probe.analyses.massive_activations import massive_activations as massive_activations
 from probe.analyses.position_bias import position_bias as position_bias
 from probe.analyses.retrieval_heads import retrieval_heads as retrieval_heads
+from probe.analyses.sink_place import sink_place as sink_place
+from probe.analyses.state_collapse import state_collapse as state_collapse
 from probe.capture import load as load
 from probe.capture import trace as trace
 from probe.errors import ProbeError as ProbeError
