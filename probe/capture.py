@@ -39,6 +39,8 @@ POOL_FROM_TOKENS: Final = 16_384
 """Prompt length from which per-query and per-key arrays are pooled unless asked otherwise."""
 POOL_TOKENS: Final = 64
 """Positions in a pooled block."""
+FIRST_LOOK: Final = ("attention_sinks", "effective_length", "position_bias", "retrieval_heads")
+"""Analyses whose statistics are captured where nobody says which."""
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Tensor | Sample
 """What a model reads: text, token ids, messages of a chat, or a sample."""
@@ -69,7 +71,8 @@ def trace(
     reasoning model thinks is a span, `thinking`, of the sample and of the outcome.
 
     `statistics` are names, `{name: {parameter: value}}`, statistics, or analyses (which stand for what they need);
-    by default what every shipped analysis needs, and the states of recurrent layers. A parameter `layers` limits one to
+    by default the core statistics, what the analyses of a first look need (`FIRST_LOOK`), and the states of recurrent
+    layers; another analysis' are asked for with it: `statistics=[probe.head_roles]`. A parameter `layers` limits one to
     some layers, whose `trace.layer` then holds it. `queries_and_keys` are layers whose queries and keys are kept, so
     that `trace.window` gives any window of their heads exactly; each takes the room of its KV cache and its queries.
     `max_new_tokens` answers are decoded greedily (by default as many tokens as the sample says or its answer has); rows
@@ -146,14 +149,13 @@ def comparison(model: HuggingFaceModel, requests: Sequence[Requested], *, check:
 
 
 def default_statistics(model: HuggingFaceModel | None = None) -> list[Request]:
-    """Return what every shipped analysis needs, and the core statistics of a first look.
+    """Return the core statistics, and what the analyses of a first look need; others are asked for by name.
 
     For a model with recurrent layers the statistics of their states come on top; where no layer attends, in the place
     of those of attention.
     """
     core: list[Request] = ["log_sum_exp", "entropy", "max_probability", "received_mass", "mean_distance", "loss"]
-    analyses = [discovery.get("analyses", name) for name in discovery.names("analyses")]
-    attention = [*core, *(each for each in analyses if not each.about_recurrence)]
+    attention = [*core, *(discovery.get("analyses", name) for name in FIRST_LOOK)]
     if not getattr(model, "recurrent_layers", None):
         return attention
     assert model is not None
