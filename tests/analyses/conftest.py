@@ -28,6 +28,7 @@ class StandIn:
     stage: str = "read"
     unit: str = ""
     parts: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> xr.DataArray:
         return self.dataset[name]
