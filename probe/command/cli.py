@@ -17,6 +17,7 @@ from probe.command.conformance import conformance
 from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
+from probe.command.run_all import ALL, conclude, run_all
 from probe.command.specimens import specimens
 from probe.command.view import view
 from probe.errors import NotAsExpected, NotAvailable, UsageError
@@ -66,7 +67,7 @@ def program(
 @app.command("run")
 def run_casebook(
     context: typer.Context,
-    casebook: Annotated[str, typer.Argument(help="Name of a casebook (see `probe list casebooks`), or a YAML file.")],
+    casebook: Annotated[str, typer.Argument(help="Name of a casebook (see `probe list`), a YAML file, or all.")],
     model: Annotated[str | None, typer.Option(help="Specimen, hub id or folder; also of a peft adapter.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 64,128,256.")] = None,
@@ -148,6 +149,9 @@ def run_casebook(
         from probe.command.terminal_summary import print_estimate, print_summary
 
         progress = terminal_progress(Console(stderr=True), quiet=quiet or dry_run)
+        if casebook == ALL:
+            _run_all(options, held=held, dry_run=dry_run, force=force, progress=progress, again=again, as_json=as_json)
+            return
         if held:
             from probe.casebook import load
 
@@ -169,6 +173,28 @@ def run_casebook(
             raise NotAsExpected(f"{len(unmet)} of {len(brief['expected']['results'])} expectations are not met")
         if brief["failed"]:
             raise partial(len(brief["failed"]), again, sum(failure["kept"] for failure in brief["failed"]))
+
+
+def _run_all(
+    options: dict[str, Any], *, held: bool, dry_run: bool, force: bool, progress: Any, again: str, as_json: bool
+) -> None:
+    """Play every casebook that ships, print what came of each, and leave with the exit code that says so."""
+    from probe.command.terminal_summary import print_all, print_came
+
+    def alone(name: str, out: Path | None) -> str:
+        given = options | {"out": out, "no_check": options.get("check") is False}
+        return _command(name, {key: value for key, value in given.items() if key != "check"})
+
+    if dry_run:
+        raise UsageError("a dry run is one casebook's; `probe run NAME --dry-run` says what it would take")
+    came = []
+    with stops(progress, again), starts_over(again):
+        for each in run_all(options, command=alone, force=force, progress=progress):
+            came.append(each)
+            if not as_json:
+                print_came(each)
+    print_all(came, as_json=as_json)
+    conclude(came, check=held)
 
 
 @app.command("list")

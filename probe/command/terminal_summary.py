@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from probe.visible import visible
 
 if TYPE_CHECKING:
+    from probe.command.run_all import Came
     from probe.estimate import DryRun
     from probe.specimens import Compared
 
@@ -85,6 +87,38 @@ def print_listing(rooms: Mapping[str, Mapping[str, str]], *, as_json: bool) -> N
             _line(sentence, lead="  " + name.ljust(width), lead_style="cyan")
         if room == "models":
             _line("  … and any Hugging Face model, by hub id or folder", style="dim")
+
+
+def print_came(came: Came) -> None:
+    """Print one casebook of `probe run all` as soon as it has ended."""
+    mark, style = {"complete": ("✓", "green"), "does not concern the model": ("–", "yellow")}.get(
+        came.status, ("!", "bold red")
+    )
+    verdicts = ", ".join(f"{number} {verdict}" for verdict, number in came.verdicts.items())
+    said = [came.status, *([verdicts] if verdicts else []), _seconds(came.seconds)]
+    if came.expected is not None:
+        said.append(f"{came.expected - len(came.unmet)} of {came.expected} expectations met")
+    _line(f"{came.casebook}: {', '.join(said)}", lead=f"{mark} ", lead_style=style)
+    for line in (*([came.why] if came.why else []), *(f"not met: {each}" for each in came.unmet)):
+        _line(f"  {line}")
+    if came.folder is not None:
+        _line(f"  {came.folder}", style="dim", wrap=False)
+
+
+def print_all(came: Sequence[Came], *, as_json: bool) -> None:
+    """Print what came of all casebooks, in one line each, or as JSON."""
+    if as_json:
+        print(json.dumps([dataclasses.asdict(each) for each in came], indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("casebook", "status", "supported", "refuted", "inconclusive", "expectations met", "time"):
+        table.add_column(heading, justify="left" if heading in ("casebook", "status") else "right")
+    for each in came:
+        verdicts = [str(each.verdicts.get(verdict, "–")) for verdict in ("supported", "refuted", "inconclusive")]
+        met = "–" if each.expected is None else f"{each.expected - len(each.unmet)} of {each.expected}"
+        table.add_row(each.casebook, each.status, *verdicts, met, _seconds(each.seconds))
+    Console(highlight=False).print("", table)
+    _line(f"{len(came)} casebooks, {_seconds(sum(each.seconds for each in came))}", style="bold")
 
 
 def print_specimens(specimens: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
