@@ -118,8 +118,8 @@ def massive_activations(
     details, where = _details(readings, seed)
     largest = details[0]
     share = f"{count} of {n} prompts [{interval.low:.0%}, {interval.high:.0%}]"
-    ends = f" [{largest.interval.low:,.0f}, {largest.interval.high:,.0f}]" if largest.interval else ""
-    times = f"{largest.value:,.0f}{ends} times its token's median"
+    ends = f" [{_times(largest.interval.low)}, {_times(largest.interval.high)}]" if largest.interval else ""
+    times = f"{_times(largest.value or 0.0)}{ends} times its token's median"
     claims = {
         "supported": f"Massive activations stand in {share}: the largest channel is {times}, {where}.",
         "refuted": f"Massive activations stand in {share}: the largest channel is only {times}.",
@@ -144,6 +144,10 @@ def massive_activations(
         figures=(_figure(readings, times_median),),
         notes=(*left_out.notes(), *([few] if verdict == "inconclusive" else [])),
     )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _readings(traces: Sequence[Trace], left_out: LeftOut) -> Iterator[_Reading]:
