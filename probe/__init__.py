@@ -22,6 +22,7 @@ _PUBLIC = {
     "open": "probe.storage.trace_store",
     "merge": "probe.storage.merging",
     "run": "probe.player",
+    "compare_scores": "probe.score_agreement",
     "Finding": "probe.finding",
     "Interval": "probe.finding",
     "Sample": "probe.sample",

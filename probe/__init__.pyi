@@ -1,7 +1,6 @@
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
 from probe.analyses.effective_length import effective_length as effective_length
 from probe.analyses.finding_and_answering import finding_and_answering as finding_and_answering
-from probe.analyses.finding_and_answering import finding_and_answering as finding_and_answering
 from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
 from probe.analyses.head_ablation import head_ablation as head_ablation
 from probe.analyses.lost_in_the_middle import lost_in_the_middle as lost_in_the_middle
@@ -19,6 +18,7 @@ from probe.hooks.ablate_heads import ablate_heads as ablate_heads
 from probe.player import run as run
 from probe.sample import Sample as Sample
 from probe.sample import Span as Span
+from probe.score_agreement import compare_scores as compare_scores
 from probe.storage.merging import merge as merge
 from probe.storage.trace_store import Run as Run
 from probe.storage.trace_store import Trace as Trace

@@ -18,6 +18,7 @@ from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.numbers import fractions, whole_numbers
 from probe.command.run_all import ALL, conclude, run_all
+from probe.command.scores import scores
 from probe.command.specimens import specimens
 from probe.command.view import view
 from probe.errors import NotAsExpected, NotAvailable, UsageError
@@ -237,6 +238,7 @@ def show_run(
 app.command("bench")(bench)
 app.command("conformance")(conformance)
 app.command("export")(export)
+app.command("scores")(scores)
 app.add_typer(specimens, name="specimens")
 app.command("view")(view)
 

@@ -16,6 +16,7 @@ from probe.visible import visible
 if TYPE_CHECKING:
     from probe.command.run_all import Came
     from probe.estimate import DryRun
+    from probe.finding import Finding
     from probe.specimens import Compared
 
 _MARKS = {"supported": ("✓", "green"), "refuted": ("✗", "cyan"), "inconclusive": ("?", "yellow")}
@@ -59,6 +60,17 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
             _line(f"  and {len(failed) - _MOST_FAILURES} more reasons")
     if "report.html" in brief["files"]:
         _line(brief["files"]["report.html"], lead="report: ", lead_style="bold", wrap=False)
+
+
+def print_finding(finding: Finding) -> None:
+    """Print one finding: its claim, how sure it is, and the numbers beside it."""
+    mark, style = _MARKS[finding.verdict]
+    _line(finding.headline or finding.claim, style="bold", lead=f"{mark} ", lead_style=style)
+    _line(f"  {finding.claim}")
+    for measurement in finding.details:
+        _line(f"  {measurement.name}: {measurement}")
+    for note in finding.notes:
+        _line(f"  {note}", style="dim")
 
 
 def print_estimate(casebook: str, expected: DryRun, *, as_json: bool) -> None:
