@@ -83,11 +83,15 @@ class documents(Grid):
     """`gold_only` (the paper's oracle), `closed_book` (no document), `gold_absent` (another distractor in its place),
     `gold_dummy` (a document that says nothing, about as long, in its place), `all_dummies` (one and the same such
     document everywhere)."""
+    turned: float = 0.0
+    """Every document stands this share of their number further on, the last ones at the beginning: the same documents
+    at other places, to tell what a document says from where it stands."""
 
     def check(self) -> None:
         self.check_shares("depths", self.depths)
         if self.num_documents is not None and self.num_documents < 1:
             raise self.error(f"num_documents must be 1 or more, not {self.num_documents}")
+        self.check_shares("turned", (self.turned,))
 
     def axes(self) -> dict[str, tuple[float | int | str, ...]]:
         return {"needle_depth": tuple(map(float, self.depths))}
@@ -98,6 +102,7 @@ class documents(Grid):
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
         number = self.num_documents or min(max(2, cell.length // 100), 100)
         index = round(cell.value("needle_depth") * (number - 1))
+        turn = round(self.turned * number) % number
         rng = self.rng(cell, "question")
         kind, did = rng.choice(SUBJECTS)
         who, where = people(rng), places(rng)
@@ -110,9 +115,12 @@ class documents(Grid):
             shared = [count // number + (at < count % number) for at in range(number)]
             return [*shared[: number - 1][:index], shared[-1], *shared[: number - 1][index:]]
 
+        def prompt(made: list[tuple[Document, int]]) -> MarkedText:
+            return self._prompt(asked, [*made[number - turn :], *made[: number - turn]], (index + turn) % number)
+
         def compose(count: int) -> MarkedText:
             whole = [*others[:index], gold, *others[index : number - 1]]
-            return self._prompt(asked, list(zip(whole, sizes(count), strict=True)), index)
+            return prompt(list(zip(whole, sizes(count), strict=True)))
 
         what = f"{self.name}: the question with {number} documents"
         count, text = fit(compose, cell.length, tokenizer, what=what)
@@ -130,11 +138,14 @@ class documents(Grid):
             there = _like(wanted, max(sizes(count)) if every else sizes(count)[index], instead, tokenizer)
             whole[index] = there[0]
             made = [(each, there[1] if at == index else sizes(count)[at]) for at, each in enumerate(whole)]
-            text = self._prompt(asked, [there] * number if self.given == "all_dummies" else made, index)
+            text = prompt([there] * number if every else made)
             within(text, cell.length, tokenizer, what=what)
         assert gold.fact is not None
         answer = gold.fact[1]
-        facts = {"given": self.given, "num_documents": number, "gold_index": index, "filler_sentences": count}
+        stands = (index + turn) % number
+        facts = {"given": self.given, "num_documents": number, "gold_index": stands, "filler_sentences": count}
+        if turn:
+            facts |= {"turned_places": turn, "needle_depth": stands / (number - 1)}
         return self.made(cell, text, tokenizer, answer=f" {answer}", accepted=(answer,), facts=facts)
 
     def _distractor(self, cell: Cell, kind: str, did: str, who: Drawn, where: Drawn, at: int) -> Document:
