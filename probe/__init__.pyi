@@ -1,4 +1,5 @@
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
+from probe.analyses.context_use import context_use as context_use
 from probe.analyses.effective_length import effective_length as effective_length
 from probe.analyses.finding_and_answering import finding_and_answering as finding_and_answering
 from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
