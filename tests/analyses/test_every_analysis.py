@@ -41,6 +41,8 @@ def run(sample, trace, looking):
             made = sample(i, length=length, depth=(0.0, 0.5, 1.0)[i % 3], half=("find", "test")[i % 2])
             arrays = {
                 "received_mass_horizon_64": (("layer", "head", "key"), generator.random((3, 4, length))),
+                "entropy": (("layer", "head", "query"), generator.random((3, 4, length))),
+                "max_probability": (("layer", "head", "query"), generator.random((3, 4, length))),
                 "sink_mass": (("layer", "head", "query"), generator.random((3, 4, length))),
                 "recent_mass": (("layer", "head", "query"), generator.random((3, 4, length))),
                 "value_norm": (("layer", "kv_head", "key"), 1 + generator.random((3, 2, length))),
