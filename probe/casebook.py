@@ -26,6 +26,18 @@ PUBLISHED = "published/"
 """What stands before the name of a casebook that checks a published figure."""
 
 
+class PublishedFigure(Strict):
+    """A figure that somebody published and that a casebook checks, with what is known of it."""
+
+    figure: str = Field(description="The figure, in words.")
+    source: str = Field(description="Paper, and where in it or in its authors' repository.")
+    verified: str = Field(
+        description="Where the figure was read: authors' data, authors' code, the paper's text, or second hand."
+    )
+    differs: str = Field(description="In what the casebook differs from what the figure was measured on.")
+    state: str = Field(default="not run here", description="`not run here`, or who ran it, when, and what came out.")
+
+
 class Casebook(Strict):
     """One experiment: a model, a workload, and stages of conditions with their analyses."""
 
@@ -34,6 +46,9 @@ class Casebook(Strict):
     question: str = Field(description="What the casebook answers, in one sentence.")
     model: str = Field(default="needle", description="Specimen name, hub id or folder.")
     seed: int = Field(default=0, ge=0, description="Seed of everything drawn.")
+    published: PublishedFigure | None = Field(
+        default=None, description="The published figure that the casebook checks, where it checks one."
+    )
     workload: dict[str, dict[str, JsonValue]] = Field(
         description="One workload by name, with its fields.", min_length=1, max_length=1
     )
@@ -321,6 +336,8 @@ def _expected(path: strict_yaml.Path) -> str:
         kind = Condition if len(path) >= 5 and path[2] == "conditions" else Stage
     elif len(path) >= 3 and path[0] == "expect":
         kind = Expectation
+    elif len(path) == 2 and path[0] == "published":
+        kind = PublishedFigure
     keys = list(kind.model_fields)
     close = difflib.get_close_matches(str(path[-1]), keys, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {keys}"

@@ -92,7 +92,7 @@ def describe(room: str, name: str) -> str:
     """Return the first sentence of a member's docstring (of a casebook, its title) without importing it."""
     address = _find(room, name)
     if room in _YAML:
-        return _casebook_title(Path(address)) if Path(address).is_file() else f"from {address}"
+        return _casebook_title(Path(address), room) if Path(address).is_file() else f"from {address}"
     module, _, attribute = address.partition(":")
     source = _source(module)
     if source is None:
@@ -201,9 +201,10 @@ def _first_sentence(docstring: str) -> str:
     return paragraph[: end.end()] if end else paragraph
 
 
-def _casebook_title(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        found = re.match(r"(?:title|question|description):\s*(?![>|])(.+)$", line)
-        if found:
-            return found[1].strip().strip("\"'")
-    return ""
+def _casebook_title(path: Path, room: str) -> str:
+    """Return a casebook's question, and of a published figure whether it was run."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r"^(?:title|question|description):\s*(?![>|])(.+)$", text, re.MULTILINE)
+    title = found[1].strip().strip("\"'") if found else ""
+    state = re.search(r"^ +state:\s*(?![>|])(.+)$", text, re.MULTILINE)
+    return f"{title} [{state[1].strip()}]" if room == "published" and state else title

@@ -16,8 +16,8 @@ from probe.workloads.sources import source_hashes
 
 def run_identity(book: Casebook, provenance: Mapping[str, Any], reading: Reading, *, private: bool) -> dict[str, str]:
     """Return the casebook, the model, what reads it and what it reads, each as a name and a hash or a word."""
-    # What is expected of a run changes nothing in it.
-    content = json.dumps(book.model_dump(mode="json", exclude={"expect"}), sort_keys=True)
+    # What is expected of a run, or published beside it, changes nothing in it.
+    content = json.dumps(book.model_dump(mode="json", exclude={"expect", "published"}), sort_keys=True)
     identity = {"casebook": hashlib.sha256(content.encode()).hexdigest()}
     for key in ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
         identity[key] = str(provenance.get(key))

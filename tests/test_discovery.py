@@ -88,9 +88,9 @@ def test_a_casebook_is_the_yaml_file_of_its_folder(house: Path) -> None:
     (house / "casebooks" / "_draft" / "_draft.yaml").write_text("")
     (house / "casebooks" / "first-look" / "smaller.yaml").write_text("")
     figure = house / "casebooks" / "published" / "a-figure.yaml"
-    figure.write_text("question: Is it so?\n")
+    figure.write_text("question: Is it so?\npublished:\n  state: not run here\n")
     assert discovery.modules("published") == {"a-figure": str(figure)}
-    assert discovery.describe("published", "a-figure") == "Is it so?"
+    assert discovery.describe("published", "a-figure") == "Is it so? [not run here]"
     assert discovery.modules("casebooks") == {"first-look": str(path)}
     assert discovery.get("casebooks", "first-look") == path
     assert discovery.describe("casebooks", "first-look") == "What is wrong?"
