@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field, JsonValue, model_validator
 
 from probe.finding import Finding, Measurement, Verdict
 from probe.stage import Strict
+
+
+_THERE_ARE: Final = "; there are "
 
 
 class Expectation(Strict):
@@ -64,7 +67,15 @@ def judged(
     goes by another name is not met.
     """
     findings = [*found]
-    return [_judged(each, findings, reasons) for each in expectations]
+    results = [_judged(each, findings, reasons) for each in expectations]
+    # Many expectations of one finding that has none of them would tell its measurements as often.
+    told: set[str] = set()
+    for result in results:
+        what, listed, names = str(result["found"]).partition(_THERE_ARE)
+        if listed and names in told:
+            result["found"] = f"{what} (see above)"
+        told.add(names)
+    return results
 
 
 def _judged(expectation: Expectation, found: list[tuple[str, Finding]], reasons: Sequence[str]) -> dict[str, JsonValue]:
@@ -87,7 +98,7 @@ def _within(expectation: Expectation, finding: Finding) -> tuple[bool, str]:
     there = [finding.measured, *([finding.control] if finding.control else []), *finding.details]
     named: list[Measurement] = [m for m in there if expectation.measure in (None, m.name)]
     if not named:
-        return False, f"no measurement {expectation.measure!r}; there are {[m.name for m in there]}"
+        return False, f"no measurement {expectation.measure!r}{_THERE_ARE}{[m.name for m in there]}"
     first = named[0]
     if expectation.measure is not None and len(named) > 1:
         return False, f"{len(named)} measurements are named {expectation.measure!r}"

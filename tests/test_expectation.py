@@ -117,6 +117,13 @@ def test_an_expectation_is_met_or_not_with_what_was_found(expected: dict[str, ob
     assert (result["met"], result["found"]) == (met, found)
 
 
+def test_what_there_is_instead_is_told_once() -> None:
+    expectations = [Expectation(analysis="retrieval_heads", measure=m, between=(0, 1)) for m in ("a", "b")]
+    first, second = judged(expectations, [("read", finding())], [])
+    assert str(first["found"]).endswith("'a'; there are ['heads', 'shuffled', 'strongest']")
+    assert second["found"] == "supported, no measurement 'b' (see above)"
+
+
 def test_the_finding_of_the_stage_that_is_named_counts() -> None:
     both = [("read", finding()), ("again", finding(verdict="refuted"))]
     expectations = [Expectation(analysis="retrieval_heads", stage=s, verdict="refuted") for s in ("read", "again")]
