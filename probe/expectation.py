@@ -10,7 +10,6 @@ from pydantic import Field, JsonValue, model_validator
 from probe.finding import Finding, Measurement, Verdict
 from probe.stage import Strict
 
-
 _THERE_ARE: Final = "; there are "
 
 
