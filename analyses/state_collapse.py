@@ -220,7 +220,7 @@ def _others(growth: Growth, chosen: int, rows: NDArray[np.int64], seed: int) -> 
         name=f"the same, median of the {len(others)} {kind}",
         value=float(np.exp(np.median(values.mean(0)))),
         unit="times",
-        interval=_between(np.exp(low), np.exp(high), "bootstrap over prompts"),
+        interval=_between(float(np.exp(low)), float(np.exp(high)), "bootstrap over prompts"),
         n=len(rows),
     )
 

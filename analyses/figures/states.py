@@ -13,7 +13,7 @@ from probe.analyses.measures.state_readings import StateReading
 from probe.finding import Figure
 
 MOST_LINES = 6
-MOST_POINTS = 200
+MOST_POINTS = 40
 
 
 def state_figure(growth: Growth, readings: Sequence[StateReading], trained: int) -> Figure:
@@ -31,7 +31,8 @@ def state_figure(growth: Growth, readings: Sequence[StateReading], trained: int)
     mean = np.exp(ratios.mean(0))
     order = np.argsort(-growth.log_ratio.mean(0), kind="stable")
     shown = order if len(order) <= 2 * MOST_LINES else np.concatenate([order[:MOST_LINES], order[-MOST_LINES:]])
-    kept = np.unique(np.linspace(0, len(tokens) - 1, MOST_POINTS).astype(int))
+    # Evenly spaced on the logarithmic axis.
+    kept = np.unique(np.geomspace(1, len(tokens), MOST_POINTS).round().astype(int)) - 1
     data = []
     for place, index in enumerate(shown.tolist()):
         layer, head = growth.heads[index]

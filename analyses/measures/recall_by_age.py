@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from scipy import stats
 
 from probe.analyses.figures.lengths import Rate
@@ -113,7 +114,7 @@ def fall(some: Sequence[Recall], trained: int) -> Fall | None:
     known_rate, long_rate = rate(recent(some, trained, beyond=False)), rate(long)
     if known_rate is None or long_rate is None:
         return None
-    table = [[each.right, each.n - each.right] for each in (known_rate, long_rate)]
+    table = np.array([[each.right, each.n - each.right] for each in (known_rate, long_rate)])
     return Fall(
         whole=long_rate,
         known=known_rate,

@@ -94,7 +94,7 @@ def forgets(long: Sequence[Recall], trained: int) -> bool | None:
         table.append([right, len(some) - right])
     if not all(sum(row) for row in table):
         return None
-    return bool(stats.fisher_exact(table, alternative="greater").pvalue < 0.05)
+    return bool(stats.fisher_exact(np.array(table), alternative="greater").pvalue < 0.05)
 
 
 def _share(rate: Rate) -> str:

@@ -50,11 +50,11 @@ def trained_length(traces: Iterable[Trace], given: int | None) -> int | None:
     """
     if given is not None:
         return given
-    found = set()
+    found: set[int] = set()
     for trace in traces:
         said = (trace.provenance.get("positions") or {}).get("training_length") or {}
-        found.add(said.get("tokens"))
-    return int(found.pop()) if len(found) == 1 and None not in found else None
+        found.add(int(said.get("tokens") or 0))
+    return found.pop() or None if len(found) == 1 else None
 
 
 def state_readings(traces: Iterable[Trace], left_out: LeftOut) -> list[StateReading]:

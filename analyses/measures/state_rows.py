@@ -114,7 +114,7 @@ def _means(part: list[Floats], num_heads: int) -> Floats:
     values = np.array(part).reshape(-1, num_heads)
     there = np.isfinite(values)
     total = np.where(there, values, 0.0).sum(0)
-    return np.divide(total, there.sum(0), out=np.full(num_heads, np.nan), where=there.any(0))
+    return np.asarray(np.divide(total, there.sum(0), out=np.full(num_heads, np.nan), where=there.any(0)), np.float64)
 
 
 def _number(value: float) -> JsonValue:
