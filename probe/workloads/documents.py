@@ -73,7 +73,9 @@ class documents(Grid):
     """Place of the gold document: its index is this share of the last index, rounded."""
     num_documents: int | None = None
     """How many documents there are (the paper: 10, 20, 30), each filled up with sentences to share the length. None:
-    one for each 100 tokens of the length, at least 2 and at most 100."""
+    one for each `document_tokens` of the length, at least 2 and at most 100."""
+    document_tokens: int = 100
+    """How many tokens of the length a document has (the paper: 100 at most), where `num_documents` is None."""
     distractors: Literal["related", "random"] = "related"
     """`related`: about another place of the same kind and what somebody did to it; `random`: about other kinds."""
     prompt: Literal["plain", "query_aware", "random_order"] = "plain"
@@ -91,6 +93,8 @@ class documents(Grid):
         self.check_shares("depths", self.depths)
         if self.num_documents is not None and self.num_documents < 1:
             raise self.error(f"num_documents must be 1 or more, not {self.num_documents}")
+        if self.document_tokens < 1:
+            raise self.error(f"document_tokens must be 1 or more, not {self.document_tokens}")
         self.check_shares("turned", (self.turned,))
 
     def axes(self) -> dict[str, tuple[float | int | str, ...]]:
@@ -100,7 +104,7 @@ class documents(Grid):
         return "Answer:"
 
     def sample(self, cell: Cell, tokenizer: Any) -> Sample:
-        number = self.num_documents or min(max(2, cell.length // 100), 100)
+        number = self.num_documents or min(max(2, cell.length // self.document_tokens), 100)
         index = round(cell.value("needle_depth") * (number - 1))
         turn = round(self.turned * number) % number
         rng = self.rng(cell, "question")
