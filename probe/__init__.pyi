@@ -1,6 +1,7 @@
 from probe.analyses.attention_dispersion import attention_dispersion as attention_dispersion
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
 from probe.analyses.context_use import context_use as context_use
+from probe.analyses.document_attention import document_attention as document_attention
 from probe.analyses.effective_length import effective_length as effective_length
 from probe.analyses.finding_and_answering import finding_and_answering as finding_and_answering
 from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
@@ -32,6 +33,7 @@ from probe.workloads.documents import documents as documents
 from probe.workloads.flip_flop import flip_flop as flip_flop
 from probe.workloads.frequent_words import frequent_words as frequent_words
 from probe.workloads.key_values import key_values as key_values
+from probe.workloads.long_answer import long_answer as long_answer
 from probe.workloads.needle import needle as needle
 from probe.workloads.needle_threading import needle_threading as needle_threading
 from probe.workloads.needles import needles as needles
