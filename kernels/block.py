@@ -13,6 +13,9 @@ from torch import Tensor
 from probe.kernels.normaliser import Normaliser
 from probe.sample import Span
 
+CHUNK_KEYS = 8192
+"""Values that are turned into float32 at a time."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -61,6 +64,8 @@ class Block:
     """Whether keys after the query are hidden."""
     window: int | None = None
     """Number of positions that a query sees, its own included."""
+    logit_direction: Float[Tensor, "head query value_channel"] | None = None
+    """The queries' part of `Call.logit_direction`."""
 
     @property
     def place(self) -> Place:
@@ -110,6 +115,17 @@ class Block:
     def sum_over_keys(self, weight: Tensor) -> Float[Tensor, "head query"]:
         """Return Σ_j p_ij w_ij for weights that broadcast to [head, query, key]."""
         return torch.mul(self.probability, weight, out=self.room).sum(-1)
+
+    def output(self, start: int, stop: int) -> Float[Tensor, "head query value_channel"]:
+        """Return Σ_j p_ij v_j over a stretch of the block's keys, by their indices in the block."""
+        head, query, _ = self.probability.shape
+        kv_head, _, width = self.value.shape
+        output = self.probability.new_zeros(kv_head, head // kv_head * query, width)
+        for first in range(start, stop, CHUNK_KEYS):
+            last = min(first + CHUNK_KEYS, stop)
+            probability = self.probability[..., first:last].reshape(kv_head, -1, last - first)
+            output += probability @ self.value[:, first:last].to(probability.dtype)
+        return output.view(head, query, width)
 
     def mass_of_keys(self, start: int, stop: int) -> Float[Tensor, "head query"]:
         """Return Σ_j p_ij over the keys at positions in `[start, stop)`."""

@@ -66,6 +66,9 @@ class Call:
     log_sum_exp: Float[Tensor, "head query"] | None = None
     """log Σ_j exp(s_ij) over the visible keys in float32, where the attention operator handed it over with its output;
     a learned sink's share is not in it. With it a scan reads the scores once rather than twice."""
+    logit_direction: Float[Tensor, "head query value_channel"] | None = None
+    """What a unit of each head's output adds to the right answer's logit over a distractor's at each query, the norms'
+    scales left aside (see `span_logit`); None where nobody asked."""
 
     @property
     def num_heads(self) -> int:

@@ -12,9 +12,6 @@ from probe.kernels.block import Block
 from probe.kernels.dense import Dense
 from probe.kernels.statistic import ArrayFacts, Statistic
 
-CHUNK_KEYS = 8192
-"""Values that are turned into float32 at a time."""
-
 
 @dataclass(frozen=True)
 class output_norm_share(Statistic):
@@ -40,22 +37,10 @@ class output_norm_share(Statistic):
         return {"": torch.stack(shares, -1) if shares else whole.new_zeros(*whole.shape, 0)}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        whole = _output(block, 0, block.probability.shape[-1]).norm(dim=-1)
+        whole = block.output(0, block.probability.shape[-1]).norm(dim=-1)
         share = whole.new_zeros(*whole.shape, len(block.spans))
         for index, span in enumerate(block.spans):
             keys = block.keys_between(span.start, span.stop)
-            part = _output(block, keys.start, keys.stop).norm(dim=-1)
+            part = block.output(keys.start, keys.stop).norm(dim=-1)
             share[..., index] = torch.where(whole == 0, whole, part / whole)
         return {"": share}
-
-
-def _output(block: Block, start: int, stop: int) -> Tensor:
-    """Return Σ p v over a stretch of the block's keys, [head, query, value_channel]."""
-    head, query, _ = block.probability.shape
-    kv_head, _, width = block.value.shape
-    output = block.probability.new_zeros(kv_head, head // kv_head * query, width)
-    for first in range(start, stop, CHUNK_KEYS):
-        last = min(first + CHUNK_KEYS, stop)
-        probability = block.probability[..., first:last].reshape(kv_head, -1, last - first)
-        output += probability @ block.value[:, first:last].float()
-    return output.view(head, query, width)

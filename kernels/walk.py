@@ -140,6 +140,7 @@ class Walk:
                     spans=self.spans,
                     causal=call.causal,
                     window=call.window,
+                    logit_direction=_rows_of(call.logit_direction, start - call.query_start, stop - call.query_start),
                 )
 
         return normaliser, blocks()
@@ -183,6 +184,10 @@ class _Scratch:
 
 def _budget(call: Call) -> int:
     return BLOCK_ELEMENTS.get(call.query.device.type, BLOCK_ELEMENTS["cuda"])
+
+
+def _rows_of(direction: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if direction is None else direction[:, start:stop]
 
 
 def token_ids(tokens: Tensor | None, tokens_start: int, start: int, stop: int) -> Tensor | None:

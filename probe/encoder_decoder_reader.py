@@ -41,8 +41,11 @@ class EncoderDecoderReader(Reader):
         for request in requests:
             if missing := set(request.layers or ()) - set().union(*layers.values()):
                 raise UsageError(f"{request.statistic.name()}: no part of {model.name} has layer {min(missing)}")
+        given, requests = requests, [r for r in requests if not r.statistic.needs_logit_direction]
         own = [r for r in requests if not any("span" in facts.axes for facts in r.statistic.arrays.values())]
         super().__init__(model, sample, _of_layers(own, layers["self"]), None, writer, (), reading)
+        if left := [r for r in given if r.statistic.needs_logit_direction]:
+            self._leave_out(left, f"{model.name} is an encoder-decoder, of which no direct path to a logit is known")
         self.fed = self.fed.new_tensor(model.start_tokens)
         attention = [r for r in requests if r.statistic.kind in ("scan", "row", "key")]
         crossing = [r for r in attention if not r.statistic.compares_positions]

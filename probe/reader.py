@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from probe.errors import UsageError
+from probe.errors import NotReproducible, UsageError
 from probe.hooks.models.huggingface import HuggingFaceModel
+from probe.hooks.sequence.answer_logits import AnswerLogits
 from probe.hooks.sequence.decoding import Cache
 from probe.hooks.sequence.non_finite import first_non_finite
 from probe.kept_vectors import KeptVectors
@@ -94,6 +96,9 @@ class Reader:
         self.of_recurrence = [r for r in requests if r.statistic.kind == "recurrence"]
         of_token = [r.statistic for r in requests if r.statistic.kind == "token"]
         self._check_layers(requests)
+        self.left_out: dict[str, str] = {}
+        self.answer_logits: AnswerLogits | None = None
+        self._find_answer_logits()
         self.pool_tokens = pool_tokens
         self.writer = writer
         self.scans: dict[int, Scan] = {}
@@ -115,6 +120,28 @@ class Reader:
     def _check_layers(self, requests: Sequence[Requested]) -> None:
         check_layers(requests, self.model)
 
+    def _find_answer_logits(self) -> None:
+        """Prepare what statistics of the answer's logit need; those that the model does not allow are left out.
+
+        Raises NotReproducible where nothing else was asked for.
+        """
+        wanted = [request for request in self.of_attention if request.statistic.needs_logit_direction]
+        if not wanted:
+            return
+        try:
+            if not self.sample.answer_tokens:
+                raise NotReproducible(f"sample {self.sample.name!r} has no right answer, whose logit it would be about")
+            self.answer_logits = AnswerLogits(self.model, self.sample)
+        except NotReproducible as reason:
+            if wanted == [*self.of_attention, *self.of_residual, *self.of_recurrence]:
+                raise
+            self._leave_out(wanted, str(reason))
+
+    def _leave_out(self, requests: Sequence[Requested], reason: str) -> None:
+        """Capture without these, and say so in the trace."""
+        self.of_attention = [request for request in self.of_attention if request not in requests]
+        self.left_out |= {request.statistic.name(): reason for request in requests}
+
     def play(self, num_new: int, chunk_tokens: int) -> Outcome:
         """Run the model over the sample and return what it answered."""
         prompt, answer = list(self.sample.tokens), list(self.sample.answer_tokens)
@@ -129,10 +156,12 @@ class Reader:
             answer_log_probability = tuple(log_probability[torch.arange(len(answer)), answer].tolist())
             self.model.rollback(state, mark)
         response: list[int] = []
-        with self._watched():
+        with self._watched(), nullcontext() if self.answer_logits is None else self.answer_logits.recorded():
             for _ in range(num_new):
                 logits = self.model.step(state, [feed])
                 self._check(logits)
+                if self.answer_logits is not None:
+                    self.answer_logits.row_done(logits[-1])
                 feed = int(logits[-1].argmax())
                 response.append(feed)
                 self.fed = torch.cat([self.fed, self.fed.new_tensor([feed])])
@@ -177,11 +206,30 @@ class Reader:
             attention={str(layer): kept.facts for layer, kept in self.vectors.items()},
             non_finite=[dataclasses.asdict(head) for _, heads in sorted(self.bad.items()) for head in heads.found],
         )
+        if self.left_out:
+            self.writer.note(left_out=self.left_out)
         for layer in sorted({*self.scans, *self.residuals, *self.recurrences}):
             for scans in (self.scans, self.residuals, self.recurrences):
                 if layer in scans:
-                    self._write_layer(layer, scans.pop(layer).finish())
+                    self._write_layer(layer, self._scaled(layer, scans.pop(layer).finish()))
         self._write_tokens(self.tokens.finish())
+
+    def _scaled(self, layer: int, results: Mapping[str, Result]) -> Mapping[str, Result]:
+        """Multiply what adds to a logit by the norms' scales at each row, which the scan did not know yet."""
+        if self.answer_logits is None:
+            return results
+        names = {
+            request.statistic.array_name(suffix)
+            for request in self.of_attention
+            if request.statistic.needs_logit_direction
+            for suffix in request.statistic.arrays
+        }
+        return {
+            name: dataclasses.replace(result, values=times_rows(result, self.answer_logits.scale(layer)))
+            if name in names
+            else result
+            for name, result in results.items()
+        }
 
     def _hand_over(self) -> None:
         """Write what is finished of the arrays that grow with the prompt."""
@@ -263,7 +311,10 @@ class Reader:
         stop = call.key_start + call.num_keys
         # A model's layers may lie on different devices.
         tokens = self.fed[call.key_start : stop].to(call.query.device)
-        self.scans[layer].update(dataclasses.replace(call, tokens=tokens), self.below)
+        seen = dataclasses.replace(call, tokens=tokens)
+        if self.answer_logits is not None:
+            seen = self.answer_logits.directed(seen)
+        self.scans[layer].update(seen, self.below)
         self.below = self.scans[layer].hand_over()
         if layer in self.vectors:
             self.vectors[layer].take(call)
@@ -301,6 +352,13 @@ class Reader:
 
     def _check(self, logits: Tensor) -> None:
         self.finite = self.finite and bool(torch.isfinite(logits).all())
+
+
+def times_rows(result: Result, factor: Tensor) -> Tensor:
+    """Return a result's values times one number a row."""
+    row = result.dims.index("row")
+    factor = factor.reshape([-1 if axis == row else 1 for axis in range(result.values.ndim)])
+    return (result.values.double() * factor).to(result.values.dtype)
 
 
 def _suffixes(request: Requested) -> list[str]:

@@ -54,6 +54,9 @@ class Sample:
     """Answers that `substring` accepts and `all` looks for; empty means `answer` alone."""
     max_new_tokens: int | None = None
     """How many tokens are decoded; None: as many as the right answer has."""
+    distractor_answers: tuple[tuple[int, ...], ...] = ()
+    """Token ids of answers that the text offers and that are wrong, as they would follow the prompt (the other needles'
+    values); empty where there are none. Left out of a private trace."""
 
     def span(self, name: str) -> Span:
         """Return the span called `name`; raises `KeyError` naming the spans that exist."""
@@ -80,6 +83,8 @@ class Sample:
             judged["success_rule"] = self.success_rule
         if self.answers:
             judged["answers"] = list(self.answers)
+        if self.distractor_answers:
+            judged["distractor_answers"] = [list(each) for each in self.distractor_answers]
         if self.max_new_tokens is not None:
             judged["max_new_tokens"] = self.max_new_tokens
         return {
@@ -107,4 +112,5 @@ class Sample:
             success_rule=value.get("success_rule", "exact"),
             answers=tuple(str(answer) for answer in value.get("answers", ())),
             max_new_tokens=value.get("max_new_tokens"),
+            distractor_answers=tuple(tuple(map(int, each)) for each in value.get("distractor_answers", ())),
         )

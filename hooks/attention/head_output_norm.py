@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from probe.errors import NotReproducible, UsageError
 from probe.hooks.attention.interface import name_of
+from probe.hooks.attention.output_projection import output_projection, projection_weight
 from probe.hooks.attention.switch import attached
 from probe.hooks.attention.tap import site, tap
 from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.mean_head_output import run
-
-# What transformers' models call the projection that the heads' outputs go through.
-_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
 
 
 @torch.no_grad()
@@ -68,19 +65,9 @@ class _norms(tap):
 
     def _projection(self, here: site, like: Tensor) -> Float[Tensor, "head_channel residual_channel"]:
         width = here.num_heads * here.value_dim
-        for name in _NAMES:
-            found: Any = getattr(here.module, name, None)
-            # A bridge's component stands in the place of what it wraps.
-            found = getattr(found, "original_component", found)
-            if type(found) in (nn.Linear, Conv1D) and type(found.weight) is nn.Parameter and not found.weight.is_meta:
-                weight: Tensor = found.weight.T if isinstance(found, nn.Linear) else found.weight
-                if weight.shape[0] == width:
-                    return weight
-            elif isinstance(found, nn.Module) and getattr(found, "in_features", None) == width:
-                # Quantised, offloaded, or with an adapter: what it does to the unit vectors is its matrix.
-                unit = torch.eye(width, dtype=like.dtype, device=like.device)
-                columns: Tensor = found(unit) - found(torch.zeros_like(unit[:1]))
-                return columns
+        found = output_projection(here.module, width)
+        if found is not None:
+            return projection_weight(found, width, like)
         raise NotReproducible(
             f"{self.model_name}, layer {here.layer}: the output projection of {type(here.module).__name__} was not "
             "found; norms before it are to be had with projected=False"

@@ -17,7 +17,7 @@ from probe.storage.layered_group import LayeredGroup, write_group
 from probe.storage.manifest import FORMAT
 from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
 
-NOTES: Final = ("num_queries", "engine", "prompt", "attention", "non_finite", "private")
+NOTES: Final = ("num_queries", "engine", "prompt", "attention", "non_finite", "left_out", "private")
 """What capture may add: how many queries were seen, which scan ran, in which pieces the prompt went in, how layers
 attend, where numbers were bad, and whether words were left out."""
 
@@ -134,7 +134,7 @@ class UnitWriter:
         for name, value in facts.items():
             if name not in NOTES:
                 raise UsageError(f"a unit has no place for {name!r}; it has {', '.join(NOTES)}")
-            if name in ("engine", "prompt"):
+            if name in ("engine", "prompt", "left_out"):
                 self._about["provenance"][name] = value
             else:
                 self._about[name] = value

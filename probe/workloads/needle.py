@@ -115,6 +115,7 @@ class _Plan(NamedTuple):
     city: str
     value: str
     distractors: tuple[str, ...]
+    other_values: tuple[str, ...]
     places: tuple[float, ...]
     sizes: tuple[int, ...] = ()
 
@@ -136,7 +137,7 @@ def _plan(workload: needle, cell: Cell) -> _Plan:
     others = [NEEDLE.format(city=city, value=value) for city, value in zip(cities[1:], values[1:], strict=True)]
     places = tuple(rng.random() for _ in others)
     count = _num_distractors(workload, cell.length)
-    return _Plan(cities[0], values[0], tuple(others[:count]), places[:count])
+    return _Plan(cities[0], values[0], tuple(others[:count]), tuple(values[1 : count + 1]), places[:count])
 
 
 def _num_distractors(workload: needle, length: int) -> int:
@@ -201,7 +202,9 @@ def _enough(num_distractors: int, tokenizer: Any) -> int:
     number_tokens = sentence_tokens(tokenizer, list(NUMBERS))
     number = NUMBERS[number_tokens.index(max(number_tokens))]
     values = " ".join([number] * _NUMBERS_PER_NEEDLE)
-    plans = [_Plan(city, values, (NEEDLE.format(city=city, value=values),) * num_distractors, ()) for city in CITIES]
+    plans = [
+        _Plan(city, values, (NEEDLE.format(city=city, value=values),) * num_distractors, (), ()) for city in CITIES
+    ]
     return max(len(encode(tokenizer, _shortest(plan, num_distractors)).tokens) for plan in plans)
 
 
@@ -220,6 +223,7 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
         success_rule=workload.success_rule,
         answers=() if workload.success_rule == "exact" else (plan.value,),
         max_new_tokens=len(added) + SPARE_TOKENS if looked_for else workload.max_new_tokens,
+        distractor_answers=_other_answers(plan, made, tokenizer),
         tokens=made.tokens,
         spans=made.spans,
         answer_tokens=added,
@@ -239,6 +243,14 @@ def _sample(workload: needle, cell: Cell, tokenizer: Any) -> Sample:
             **_measured(made, added, getattr(tokenizer, "unk_token_id", None)),
         },
     )
+
+
+def _other_answers(plan: _Plan, made: Tokenised, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the values of the needles about other cities that the text holds, as they would follow the question."""
+    # Behind the question alone: what stands before it does not change them, and may be long.
+    asked = encode(tokenizer, plan.question).tokens
+    there = sum(span.name.startswith("distractor_") for span in made.spans)
+    return tuple(answer_tokens(tokenizer, plan.question, asked, f" {value}") for value in plan.other_values[:there])
 
 
 def _measured(made: Tokenised, answer_tokens: tuple[int, ...], unknown: int | None) -> dict[str, Any]:

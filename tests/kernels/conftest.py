@@ -96,6 +96,7 @@ def make_call(shape: Shape, length: int, seed: int = 0, *, key_start: int = 0, n
         document=torch.arange(length) * shape.documents // length if shape.documents else None,
         # Every third key but the first, at the awkward places too: the last of a block, a query's own.
         key_visible=torch.arange(length) % 3 != 2 if shape.hidden else None,
+        logit_direction=normal(shape.head, num_queries, shape.value_channel),
     )
 
 
@@ -213,6 +214,12 @@ def expected(call: Call, spans: tuple[Span, ...] = ()) -> Arrays:
         masses.append(p[:, :, inside].sum(-1))
         part = np.linalg.norm(np.einsum("hqk,hkd->hqd", p[:, :, inside], value[:, inside]), axis=-1)
         shares.append(np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
+    added = np.einsum("hqk,hkd,hqd->hqk", p, value, call.logit_direction.double().numpy())
+    inside = [(j[0] >= span.start) & (j[0] < span.stop) for span in spans]
+    out["span_logit_all"] = added.sum(-1)
+    out["span_logit"] = np.stack([added[:, :, each].sum(-1) for each in inside] or [added[:, :, 0]], -1)[
+        ..., : len(spans)
+    ]
     empty = np.zeros((heads, queries, 0))
     out["span_mass"] = np.stack(masses, -1) if spans else empty
     out["output_norm_share"] = np.stack(shares, -1) if spans else empty
@@ -302,6 +309,7 @@ REQUESTS = (
     "span_mass",
     "top_keys",
     "output_norm_share",
+    "span_logit",
     "key_norm",
     "value_norm",
     "key_channel_energy",
@@ -387,6 +395,7 @@ class Attention:
             query=call.query[:, first:stop],
             key=call.key[:, keys],
             value=call.value[:, keys],
+            logit_direction=call.logit_direction[:, first:stop],
             tokens=None if call.tokens is None else call.tokens[keys],
             document=None if call.document is None else call.document[keys],
             key_visible=None if call.key_visible is None else call.key_visible[keys],
