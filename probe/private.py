@@ -12,7 +12,7 @@ from probe.sample import Sample, Span
 from probe.withheld import Withheld
 
 _SPAN_NAMES: Final = re.compile(
-    r"(instruction|context|haystack|question(_before)?|answer|dummy|distant|near|first_token|needle(_(key|value|value_again|fact))?"
+    r"(instruction|context|prompt|haystack|question(_before)?|answer|dummy|distant|near|first_token|needle(_(key|value|value_again|fact))?"
     r"|(needle|needle_value|needle_fact|distractor|document|step|query|write)_[0-9]{1,6}"
     r"|distractor_[0-9]{1,6}_[0-9]{1,6}|thinking(_[0-9]{1,6})?|(system|developer|user|assistant|tool)_[0-9]{1,6})"
 )
@@ -24,7 +24,7 @@ _FACTS: Final = frozenset(
         "unknown_tokens", "stripped_special_tokens", "achieved_depth", "answer_tokens_as_in_needle",
         "haystack_sentences", "haystack_repeats", "given", "kind", "num_pairs", "gold_index", "num_documents",
         "num_needles", "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops",
-        "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads",
+        "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads", "items",
         "direction", "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line",
         "disturbed_tokens", "near", "first_token", "first_token_special",
     }
@@ -41,7 +41,7 @@ _WORDS: Final = frozenset(
 
 _NAME: Final = re.compile(
     r"(needle|passkey|key_values|needles|documents|variable_tracking|common_words|frequent_words|needle_threading"
-    r"|ancestral_trace|flip_flop|associative_recall|own_documents|plain_text)-[0-9]+(-[0-9.]+)*-s[0-9]+"
+    r"|ancestral_trace|flip_flop|associative_recall|long_answer|own_documents|plain_text)-[0-9]+(-[0-9.]+)*-s[0-9]+"
     r"|padded_question-[0-9]+-(duplicate|similar|different)-[0-9.]+-[0-9.]+-s[0-9]+"
     r"|own_prompts-[0-9]+|text|tokens|sample-[0-9a-f]{8}"
 )

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "associative_recall": ({}, 2),
     "padded_question": ({"depths": [0.5], "distances": [0.3]}, 90),
     "plain_text": ({"text": "templates"}, 1),
+    "long_answer": ({"items": 4, "every": 2}, 90),
 }
 OWN = {"own_prompts", "own_documents"}
 
@@ -65,7 +66,7 @@ def test_a_length_is_met_and_never_exceeded(
     assert sample.facts["length"] == length
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"plain_text", "associative_recall", "flip_flop"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"plain_text", "associative_recall", "flip_flop", "long_answer"}))
 def test_a_span_s_tokens_are_those_of_its_text(
     name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +206,9 @@ def test_samples_of_one_name_pair_across_what_is_given(name: str, plain: PreTrai
         assert not [span.name for span in gone.spans if span.name.startswith("needle")]
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"needle", "associative_recall", "flip_flop", "plain_text"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(CASES) - {"needle", "associative_recall", "flip_flop", "plain_text", "long_answer"})
+)
 def test_an_answer_of_unknown_words_is_refused(name: str, lexicon: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UsageError, match="does not keep the answer"):
         built(name, lexicon, 1500)
