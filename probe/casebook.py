@@ -108,6 +108,8 @@ class Override:
             update["model"] = self.model
         if self.seed is not None:
             update["seed"] = self.seed
+        if self.samples is not None:
+            update["stages"] = tuple(_of_at_most(stage, self.samples) for stage in casebook.stages)
         try:
             changed = Casebook.model_validate_json(casebook.model_copy(update=update).model_dump_json())
         except ValidationError as error:
@@ -115,6 +117,16 @@ class Override:
             raise UsageError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
         changed.build_workload()
         return changed
+
+
+def _of_at_most(stage: Stage, samples: int) -> Stage:
+    """Return a stage whose conditions that say how many samples they read say no more than these."""
+    conditions = dict(stage.conditions)
+    for name, condition in stage.conditions.items():
+        if isinstance(own := condition.workload.get("samples"), int):
+            workload = {**condition.workload, "samples": min(own, samples)}
+            conditions[name] = condition.model_copy(update={"workload": workload})
+    return stage.model_copy(update={"conditions": conditions})
 
 
 def load(casebook: str | Path) -> Casebook:

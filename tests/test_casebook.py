@@ -120,6 +120,19 @@ def test_a_limit_never_raises_the_number_of_samples(tmp_path: Path) -> None:
     assert Override(samples=100).apply(book).build_workload().samples == 1
 
 
+def test_a_limit_holds_for_conditions_that_say_how_many_samples_they_read(tmp_path: Path) -> None:
+    text = (
+        "format: 1\nname: x\nquestion: Is it so?\nworkload: {needle: {lengths: [64], samples: 8}}\nstages:\n"
+        "  - name: read\n    conditions:\n      baseline: {role: baseline}\n"
+        "      few: {workload: {needle: absent, samples: 4}}\n    analyses: []\n"
+    )
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    for limit, read in ((1, 1), (6, 4)):
+        few = Override(samples=limit).apply(load(path)).stages[0].conditions["few"]
+        assert few.workload == {"needle": "absent", "samples": read}
+
+
 def test_a_casebook_survives_its_own_json(tmp_path: Path) -> None:
     book = load(written(tmp_path, GOOD))
     assert Casebook.model_validate_json(book.model_dump_json()) == book
