@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from tests.analyses.conftest import make_sample, make_trace
+from tests.effects.models import untrained_attention
 
 HORIZON, NUM_PROMPTS, EPSILON = 64, 12, 0.3
 SHAPE = (2, 4)
@@ -70,3 +71,9 @@ def found(finding: Any) -> frozenset[tuple[int, int]]:
     return frozenset(
         (int(row["layer"]), int(row["head"])) for row in finding.records() if row["importance_of_first_token"] > EPSILON
     )
+
+
+def null_untrained(seed: int) -> list[Any]:
+    """Random weights: 12 prompts of random tokens through a Llama of 2 layers and 8 heads, its weights drawn anew, and
+    how wide they are, for every null."""
+    return traces([*untrained_attention(seed, num_prompts=NUM_PROMPTS, length=HORIZON)])

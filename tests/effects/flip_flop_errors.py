@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.analyses.conftest import make_sample, make_trace
+from tests.effects.models import flip_flop_traces, permuted, with_facts
 
 NUM_TEXTS = 60
 STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -37,3 +38,11 @@ def null_guessing(seed: int) -> list[Any]:
 def planted(strength: float, seed: int) -> list[Any]:
     """This share of the 60 last reads of FFL(0.98) is wrong, 1 % of those of FFL(0.8) and FFL(0.1)."""
     return texts({0.8: 0.01, 0.98: max(strength, 0.01), 0.1: 0.01}, seed)
+
+
+def null_trained(seed: int) -> list[Any]:
+    """Permuted: the specimen `flip-flop` on 40 texts of each of three languages, whose languages are then shuffled
+    among the texts, so that its errors come with none of them."""
+    read = flip_flop_traces((0.8, 0.98, 0.1), 40)
+    languages = permuted([trace.sample.facts["p"] for trace in read], seed)
+    return [with_facts(t, f"flip_flop-256-{p}-s{i}", p=p) for i, (t, p) in enumerate(zip(read, languages, strict=True))]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from tests.analyses.conftest import make_sample, make_trace
+from tests.effects.models import ablated, permuted
 
 NUM_PROMPTS, NUM_DRAWS = 24, 20
 HEADS = [[2, 2], [2, 5]]
@@ -37,3 +38,18 @@ def null(seed: int) -> list[Any]:
 def planted(strength: float, seed: int) -> list[Any]:
     """Removing the found heads breaks this share of the answers more than removing others does, which breaks 5 %."""
     return experiment(0.95 * (1 - strength), 0.95, 0.02, seed)
+
+
+def null_trained(seed: int) -> list[Any]:
+    """Trained: the specimen `needle` on 12 prompts of 512 tokens without four heads of its last layer that do not
+    retrieve, 30 such sets; one of them plays the heads that were found, and 20 others the control."""
+    sets = permuted(ablated(30, 12), seed)[: NUM_DRAWS + 1]
+    made = []
+    for i in range(12):
+        sample = make_sample(i)
+        made.append(make_trace(sample))
+        for draw, (heads, right) in enumerate(sets):
+            removed = {"ablate_heads": {"heads": heads, "form": "zero", "phase": "both"}}
+            role, number = ("treatment", None) if draw == 0 else ("control", draw - 1)
+            made.append(make_trace(sample, correct=bool(right[i]), role=role, draw=number, intervention=removed))
+    return made

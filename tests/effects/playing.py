@@ -3,7 +3,7 @@
 `tests/effects/<analysis>.py` says what is planted. It holds
 
 - `null(seed)`, and further functions `null_<kind>(seed)`: traces without the effect; its docstring's first sentence
-  says what they are made of;
+  says what they are made of; `null_trained` and `null_untrained` run a model, and are left out of the fast tests;
 - `planted(strength, seed)`: traces with it; the first sentence of the docstring says what the strength is;
 - `STRENGTHS`, rising, the last one strong enough that the analysis must say `supported` every time;
 - where the effect is about heads, `TRUTH`: the heads planted, at every strength; and `found(finding)`: the heads that a
@@ -27,6 +27,8 @@ from probe.finding import Finding
 
 Heads = frozenset[tuple[int, int]]
 VERDICTS: Final = ("supported", "refuted", "inconclusive")
+OF_MODELS: Final = ("null_trained", "null_untrained")
+"""Kinds of null that run a model, a specimen or one with random weights."""
 MOST_FALSE: Final = 0.05
 """Largest upper 95 % bound of the share of nulls of which an analysis says `supported`."""
 
@@ -58,10 +60,11 @@ def analyses() -> list[str]:
     return [name for name in discovery.names("analyses") if name in there]
 
 
-def effects(analysis: str) -> Effects:
-    """Import what is planted for an analysis."""
+def effects(analysis: str, *, models: bool = True) -> Effects:
+    """Import what is planted for an analysis; without `models`, leave out the nulls that a model has to be run for."""
     module = importlib.import_module(f"tests.effects.{analysis}")
-    makers = [getattr(module, name) for name in vars(module) if name == "null" or name.startswith("null_")]
+    kinds = [name for name in vars(module) if name == "null" or name.startswith("null_")]
+    makers = [getattr(module, name) for name in kinds if models or name not in OF_MODELS]
     truth = getattr(module, "TRUTH", None)
     return Effects(
         analysis=analysis,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tests.analyses.conftest import make_sample, make_trace
+from tests.effects.models import needle_traces, permuted, with_facts
 
 DEPTHS, NUM_PROMPTS = (0.0, 0.25, 0.5, 0.75, 1.0), 12
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
@@ -33,3 +34,17 @@ def planted(strength: float, seed: int) -> list[Any]:
     depths beside it half of that share."""
     profile = tuple(0.95 * (1 - strength * weight) for weight in (0, 0.5, 1, 0.5, 0))
     return grid({256: (0.95,) * 5, 512: profile, 1024: profile}, seed)
+
+
+def null_trained(seed: int) -> list[Any]:
+    """Permuted: the specimen `needle` at 384 and 512 tokens, where it loses what stands early, on 8 prompts a depth;
+    the depths are then shuffled among the prompts of each length."""
+    made = []
+    for length in (384, 512):
+        read = [trace for trace in needle_traces((384, 512), 8, False) if trace.sample.facts["length"] == length]
+        depths = permuted([trace.sample.facts["needle_depth"] for trace in read], seed + length)
+        made += [
+            with_facts(trace, f"needle-{length}-{depth}-s{i}", needle_depth=depth)
+            for i, (trace, depth) in enumerate(zip(read, depths, strict=True))
+        ]
+    return made

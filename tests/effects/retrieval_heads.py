@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tests.analyses.conftest import NUM_HEADS, NUM_LAYERS, NUM_STEPS, make_keys, make_sample, make_trace
+from tests.effects.models import needle_traces
 
 NUM_PROMPTS = 20
 DEPTHS = (0.1, 0.5, 0.9)
@@ -19,6 +20,17 @@ def prompts(seed: int) -> list[Any]:
         make_sample(seed * NUM_PROMPTS + i, depth=DEPTHS[i % 3], half=("find", "test")[i % 2])
         for i in range(NUM_PROMPTS)
     ]
+
+
+def moved(sample: Any, shift: int) -> Any:
+    """The sample with the needle's spans so many tokens further on, its text as it was."""
+    spans = tuple(
+        dataclasses.replace(span, start=span.start + shift, stop=span.stop + shift)
+        if span.name in ("needle", "needle_value")
+        else span
+        for span in sample.spans
+    )
+    return dataclasses.replace(sample, spans=spans)
 
 
 def null(seed: int) -> list[Any]:
@@ -52,13 +64,7 @@ def null_permuted(seed: int) -> list[Any]:
         place = sample.span("needle")
         starts = [s for s in range(1, len(sample) - 12) if s + 8 <= place.start or s >= place.stop]
         shift = int(generator.choice(starts)) - place.start
-        moved = tuple(
-            dataclasses.replace(span, start=span.start + shift, stop=span.stop + shift)
-            if span.name.startswith("needle")
-            else span
-            for span in sample.spans
-        )
-        made.append(make_trace(dataclasses.replace(sample, spans=moved), keys=keys))
+        made.append(make_trace(moved(sample, shift), keys=keys))
     return made
 
 
@@ -68,3 +74,16 @@ def planted(strength: float, seed: int) -> list[Any]:
     copying = dict.fromkeys(TRUTH, strength)
     samples = prompts(seed)
     return [make_trace(s, keys=make_keys(s, copying, seed=seed * NUM_PROMPTS + i)) for i, s in enumerate(samples)]
+
+
+def null_trained(seed: int) -> list[Any]:
+    """Permuted: the specimen `needle`, four of whose heads retrieve, on 20 prompts that it answers, with the needle's
+    span moved to another place of its prompt."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for trace in needle_traces((64, 128), 2, True):
+        place = trace.sample.span("needle")
+        starts = [s for s in range(len(trace.sample) - 24) if s + len(place) <= place.start or s >= place.stop]
+        shift = int(generator.choice(starts)) - place.start
+        made.append(dataclasses.replace(trace, sample=moved(trace.sample, shift)))
+    return made
