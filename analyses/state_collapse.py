@@ -119,6 +119,8 @@ def state_collapse(
     notes = [*left_out.notes(), *(answers_left.notes() if some else ()), *reasons]
     if compared and compared.paired and any(_attends(trace) for trace in traces):
         notes.append("Attention layers saw the earlier text too, so the fall is not the recurrent state's alone.")
+    if some:
+        notes.append("The rise of loss counts every token of the texts, those that nothing could tell included.")
     notes.append("Single channels are not told apart: `peak` is a state's largest entry over its root mean square.")
     return Finding(
         **said,
@@ -288,7 +290,8 @@ def _details(
             method = "lengths whose Clopper-Pearson intervals allow it"
             interval = _between(low, certain, method) if certain is not None else None
             name = "critical length: from here on less than half of what is recent is recalled"
-            yield Measurement(name=name, value=float(at), unit="tokens", interval=interval, n=len(some))
+            num_recent = sum(each.age <= length for each in some)
+            yield Measurement(name=name, value=float(at), unit="tokens", interval=interval, n=num_recent)
     for name, rates in _rates(some, length).items():
         for at, here in rates.items():
             yield Measurement(name=f"{name} right at {at:,} tokens", value=here.share, interval=here.interval, n=here.n)

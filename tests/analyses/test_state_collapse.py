@@ -83,7 +83,7 @@ def test_a_collapse_is_what_was_planted():
     assert finding.comparison.difference == pytest.approx(-only / 30)
     assert named(finding, "recent answers right at 256").n == 30
     assert named(finding, "older answers right at 256").n == 10
-    assert named(finding, "critical length").value == 256
+    assert (named(finding, "critical length").value, named(finding, "critical length").n) == (256, 30)
 
 
 def test_the_onset_is_where_the_ratio_passes_the_threshold_for_good():
