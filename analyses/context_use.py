@@ -133,6 +133,15 @@ def _finding(
         verdict = "supported"
     elif gain.n >= FEWEST_PROMPTS and gain.high < margin:
         verdict = "refuted"
+    kinds = _kinds(read, short, long, control, seed)
+    # Kinds that are named beforehand, so that none is picked for its size.
+    chosen = [kinds[kind]["kept"] for kind in ("last seen far", "never seen") if kind in kinds]
+    by_kind = ""
+    if len(chosen) == 2:
+        by_kind = (
+            f"; tokens that stood last far back gain {_signed(chosen[0].value)} {_ends(chosen[0])}, those that stood "
+            f"nowhere before {_signed(chosen[1].value)} {_ends(chosen[1])}"
+        )
     reach, ends = _effective(read, margin, seed)
     tail = (
         f"{long:,} tokens of prefix in place of the nearest {short:,} take {_signed(gain.value)} nats a token "
@@ -143,7 +152,7 @@ def _finding(
     longest = read.lengths()[-1]
     reaches = f"{'at least ' if reach == longest else ''}{reach:,} tokens"
     claims = {
-        "supported": f"The model uses {far}: {tail}. Its context is effective up to {reaches}.",
+        "supported": f"The model uses {far}: {tail}{by_kind}. Its context is effective up to {reaches}.",
         "refuted": f"The model does not use {far} by as much as {margin:g} nats a token: {tail}.",
         "inconclusive": f"Whether the model uses {far} cannot be told: {tail}.",
     }
@@ -152,7 +161,6 @@ def _finding(
         "refuted": "Distant context is not used",
         "inconclusive": "Whether distant context is used cannot be told",
     }
-    kinds = _kinds(read, short, long, control, seed)
     curves = {how: [(at, read.loss((how, at), seed)) for at in read.lengths(how)] for how in _disturbances(read)}
     along = _along(read, seed)
     return Finding(
