@@ -361,6 +361,18 @@ def test_the_last_place_of_each_target_is_known(tmp_path: Path, plain: PreTraine
         assert back == (at - earlier[-1] if earlier else None)
 
 
+def test_the_text_can_be_given_on_the_command_line(prose: str) -> None:
+    book = """
+format: 1
+name: mine
+question: Does it?
+workload: {plain_text: {text: english}}
+stages: [{name: read, conditions: {baseline: {role: baseline}}}]
+"""
+    changed = Override(haystack=prose, lengths=(64,)).apply(check(parse(book, "book.yaml"))).build_workload()
+    assert (changed.text, changed.lengths) == (prose, (64,))
+
+
 def test_what_kind_of_token_each_target_is_is_known(tmp_path: Path, plain: PreTrainedTokenizerFast) -> None:
     (tmp_path / "kinds.txt").write_text("the the the cat, " * 100 + "unheardof ")
     fields = {"text": str(tmp_path / "kinds.txt"), "lengths": [64], "samples": 1, "targets": 12}
