@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, cast
 
 from pydantic import JsonValue
 
 from probe.finding import Finding
 
-Needs = Mapping[str, Mapping[str, JsonValue]]
-"""Statistics by name, each with the parameters that differ from its defaults: {"received_mass": {"horizon": 64}}."""
+Parameters = Mapping[str, JsonValue]
+Needs = Mapping[str, Parameters | Sequence[Parameters]]
+"""Statistics by name, each with the parameters that differ from its defaults: {"received_mass": {"horizon": 64}}.
+
+One that is needed in several forms has a list of them: {"match_mass": [{}, {"by": "induction"}]}.
+"""
 
 P = ParamSpec("P")
+
+
+def needed_one_by_one(needs: Needs) -> Iterator[tuple[str, dict[str, JsonValue]]]:
+    """Yield each statistic that is needed with its parameters."""
+    for name, parameters in needs.items():
+        for each in [parameters] if isinstance(parameters, Mapping) else parameters:
+            yield name, dict(each)
 
 
 class Analysis(Protocol[P]):

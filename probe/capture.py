@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from torch import Tensor
 
 from probe import discovery
+from probe.analysis import needed_one_by_one
 from probe.chat import chat_sample, is_chat
 from probe.errors import UsageError
 from probe.fits import check_fits, check_room
@@ -168,7 +169,7 @@ def expand(requests: Sequence[Request]) -> Iterator[Any]:
     seen: set[tuple[str, tuple[int, ...] | None]] = set()
     for request in requests:
         needs = getattr(request, "needs", None)
-        parts = [{n: dict(p)} if p else n for n, p in needs().items()] if callable(needs) else [request]
+        parts = [{n: p} if p else n for n, p in needed_one_by_one(needs())] if callable(needs) else [request]
         for part in parts:
             each = requested(part)
             key = each.statistic.key, each.layers

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probe import discovery
+from probe.analysis import needed_one_by_one
 from probe.casebook import build, named
 from probe.errors import UsageError
 from probe.finding import Finding
@@ -150,8 +151,8 @@ def requests_of(stage: Stage, model: Any = None) -> list[dict[str, Any]]:
         asked = discovery.get("analyses", name)
         if (asked.does_without_attention and not attends) or (asked.about_recurrence and not recurs):
             continue
-        for statistic, needed in asked.needs(**parameters).items():
-            requests[f"{statistic} {sorted(needed.items())}"] = {statistic: dict(needed)}
+        for statistic, needed in needed_one_by_one(asked.needs(**parameters)):
+            requests[f"{statistic} {sorted(needed.items())}"] = {statistic: needed}
     for request in stage.capture:
         statistic, extra = named(request)
         requests[f"{statistic} {sorted(extra.items())}"] = {statistic: extra}
