@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from probe.analyses.figures.document_attention import attention_figures
 from probe.analyses.measures.attention_by_document import Documents, documents_of, gold_attention
 from probe.analyses.measures.attention_profile import DRAWS, AttentionProfile, of_equal_documents, of_the_gold
-from probe.analyses.measures.fitted_u import NUMBERS
+from probe.analyses.measures.ends_and_middle import NUMBERS
 from probe.analyses.measures.gold_recall import by_attention, correlations, recalls, recalls_by_place
 from probe.analysis import analysis
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
@@ -46,9 +46,9 @@ def document_attention(
     over all layers and heads or over `heads` ([[layer, head], …]); documents that reach into the first four tokens,
     where a sink stands, are left out. Relevance is fixed where all documents say the same: in prompts of dummies alone
     (`given: all_dummies`). Where none were read it is the documents that do not answer, else the gold at its several
-    places, and the finding says which. A parabola is fitted to each prompt's profile over places, relative to its mean:
-    primacy is its first place less its middle, recency its last less its middle, U the mean of the two (this toolkit's
-    own).
+    places, and the finding says which. Over each prompt's profile, relative to its mean, primacy is
+    the first place less the mean of the inner ones, recency the last less that mean, and U the mean of the two (this
+    toolkit's own).
 
     Supported: primacy and recency lie above `margin` (0.1: a tenth of the mean attention) with 97.5 % certainty each,
     and above what shuffled places give with p < 0.01. Refuted: one of them lies below `margin` with that certainty.
@@ -83,8 +83,8 @@ def document_attention(
     said: dict[str, Any] = {
         "analysis": "document_attention",
         "question": QUESTION,
-        "definition": "Mean of the first and the last place of the parabola fitted to attention per token over places, "
-        "at fixed relevance, less its middle, in units of the mean over places (this toolkit's own).",
+        "definition": "Attention per token at fixed relevance: mean of the first and the last place, less the mean of "
+        "the inner places, in units of the mean over all (this toolkit's own).",
         "source": SOURCE,
         "parameters": {
             "heads": None if heads is None else [[int(index) for index in head] for head in heads],
@@ -117,7 +117,7 @@ def document_attention(
     return _finding(said, profiles, left_out, margin, details)
 
 
-_U = "fitted U of attention at fixed relevance (this toolkit's own)"
+_U = "U of attention at fixed relevance (this toolkit's own)"
 _COLUMNS = (
     "length_tokens",
     "place",
@@ -183,8 +183,8 @@ def _details(profiles: Sequence[AttentionProfile], where: str = "") -> Iterator[
     for profile in profiles:
         for name in NUMBERS:
             yield Measurement(
-                name=f"fitted {name}, {profile.what}{where}",
-                value=profile.fitted[name],
+                name=f"{name}, {profile.what}{where}",
+                value=profile.values[name],
                 unit="of the mean",
                 interval=profile.intervals.get(name),
                 n=profile.n,
@@ -240,7 +240,7 @@ def _finding(
         verdict=verdict,
         measured=Measurement(
             name=f"{_U}: {first.what}",
-            value=first.fitted["U"],
+            value=first.values["U"],
             unit="of the mean",
             interval=first.intervals["U"],
             n=first.n,
@@ -259,7 +259,7 @@ def _finding(
             p_is_bound=p_value <= 1.001 / (1 + DRAWS),
             n=first.n,
         ),
-        details=(*(each for each in _details([first]) if not each.name.startswith("fitted U")), *details),
+        details=(*(each for each in _details([first]) if not each.name.startswith("U,")), *details),
         notes=tuple(_notes(first, left_out, verdict, margin)),
     )
 
@@ -283,14 +283,14 @@ def _claim(first: AttentionProfile, verdict: Verdict, margin: float, details: Se
         f"the last {first.at(1):.2f}"
     )
     u = first.intervals["U"]
-    tail = f"(fitted U {first.fitted['U']:.2f} {u}; {p_text(first.p_value, DRAWS)}, n = {first.n} prompts)"
+    tail = f"(U {first.values['U']:.2f} {u}; {p_text(first.p_value, DRAWS)}, n = {first.n} prompts)"
     if verdict == "inconclusive":
         return f"Whether both ends are favoured cannot be told: {seen} {tail}."
     if verdict == "refuted":
         less = [name for name in ("primacy", "recency") if first.intervals[name].high <= margin]
         ends = " and ".join({"primacy": "the first", "recency": "the last"}[name] for name in less)
         verb = "are" if len(less) > 1 else "is"
-        return f"Attention does not favour both ends, as {ends} {verb} not ahead of the middle: {seen} {tail}."
+        return f"Attention does not favour both ends, as {ends} {verb} not ahead of those between: {seen} {tail}."
     found = {each.name: each for each in details}
     raw, divided = (found.get(f"Recall@1 of the gold, {name}, gold in the middle") for name in ("raw", "divided"))
     more = ""

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from probe.analyses.figures.middle import middle_figures
 from probe.analyses.figures.positions import listed
-from probe.analyses.measures.fitted_u import NUMBERS, fitted_curve, fitted_weights
+from probe.analyses.measures.ends_and_middle import NUMBERS, end_weights, fitted_curve
 from probe.analyses.measures.place_profile import DRAWS, PlaceProfile, both_ends, holm, profiles
 from probe.analysis import analysis
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
@@ -52,15 +52,16 @@ def lost_in_the_middle(
 ) -> Finding:
     """Measure how far accuracy in the middle lies below that at both ends, by length.
 
-    A parabola is fitted to the share of right answers over the gold's place (0: first, 1: last), length by length. Its
-    *primacy* is the fitted first place less the middle, its *recency* the last less the middle, its *U* the mean of the
-    two, in percentage points. The same three over the raw rates, with the worst inner place for the middle, are shown
-    beside them. The headline is the fitted U, mean over the lengths that have right and wrong answers; elsewhere
-    ceiling or floor hides what places do. All of these are this toolkit's own: the paper has curves and no number.
+    Over the share of right answers by the gold's place (0: first, 1: last), length by length, *primacy* is the first
+    place less the mean of the inner ones, *recency* the last less that mean, and *U* the mean of the two, in percentage
+    points. The headline is U, mean over the lengths that have right and wrong answers; elsewhere ceiling or floor hides
+    what places do. Beside it stand the same three over the worst inner place (the U-index, which has the choice of that
+    place in it), and those of a parabola fitted to the rates. All of these are this toolkit's own: the paper has curves
+    and no number.
 
-    Supported: both ends lie above the middle, each with p < 0.01 against places shuffled among the prompts of each
-    length, so that a curve that only rises or only falls is no U. Refuted: primacy or recency is at most `margin`
-    points with 97.5 % certainty. A length counts as losing the middle where its own test stays below 0.01 times the
+    Supported: both ends lie above the inner places, each with p < 0.01 against places shuffled among the prompts of
+    each length, so that a profile that only rises or only falls is no U. Refuted: primacy or recency is at most
+    `margin` points with 97.5 % certainty. A length counts as losing the middle where its own test stays below 0.01 times the
     number of lengths (Holm).
 
     It does not say why the middle is lost; `document_attention` shows where the model looks.
@@ -76,9 +77,8 @@ def lost_in_the_middle(
     said: dict[str, Any] = {
         "analysis": "lost_in_the_middle",
         "question": QUESTION,
-        "definition": "Mean of the first and the last place of the parabola fitted to the share of right answers over "
-        "places, less its middle, in percentage points; mean over the lengths with right and wrong answers (this "
-        "toolkit's own).",
+        "definition": "Share of right answers: mean of the first and the last place, less that of the inner places, "
+        "in percentage points; mean over the lengths with right and wrong answers (this toolkit's own).",
         "source": SOURCE,
         "parameters": {"margin": margin, "half": half, "seed": seed},
         "evidence": tuple(case.unit for case in cases),
@@ -100,7 +100,7 @@ def lost_in_the_middle(
     return _finding(said, each, told, left_out, margin, details)
 
 
-_U = "fitted U: both ends less the middle (this toolkit's own)"
+_U = "U: both ends less the inner places (this toolkit's own)"
 _COLUMNS = (
     "length_tokens",
     "place",
@@ -164,17 +164,17 @@ def _curve(profile: PlaceProfile) -> list[float]:
 
 
 def _loss(cases: Sequence[_Case], profile: PlaceProfile, seed: int) -> Measurement | None:
-    """Return how far the answer's loss rises from both ends to the middle, by the same fit; it has no ceiling."""
+    """Return how far the answer's loss at inner places lies above that at both ends; it has no ceiling."""
     by_place = [_loss_of([case for case in cases if case.place == place], seed) for place in profile.places]
     if any(each is None for each in by_place):
         return None
-    weights = -fitted_weights(profile.places)[0]
+    weights = -end_weights(len(profile.places))[0]
     mean, low, high = np.array(by_place).T
     value = float((weights @ mean).round(9))
     ends = np.where(weights > 0, mean - low, high - mean), np.where(weights > 0, high - mean, mean - low)
     below, above = (float(np.sqrt(((weights * end) ** 2).sum())) for end in ends)
     return Measurement(
-        name=f"answer loss in the middle less that at both ends, fitted, at {profile.length:,} tokens",
+        name=f"answer loss at inner places less that at both ends, at {profile.length:,} tokens",
         value=value,
         unit="nats per token",
         interval=Interval(low=value - below, high=value + above, method="square-and-add, from BCa of each place"),
@@ -185,22 +185,16 @@ def _loss(cases: Sequence[_Case], profile: PlaceProfile, seed: int) -> Measureme
 def _details(each: Sequence[PlaceProfile]) -> Iterator[Measurement]:
     for profile in each:
         where = f"at {profile.length:,} tokens"
-        for name in NUMBERS:
-            yield Measurement(
-                name=f"fitted {name} {where}",
-                value=profile.fitted[name],
-                unit="points",
-                interval=profile.fitted_interval(name),
-                n=profile.n,
-            )
-        for name in (*NUMBERS, "gap"):
-            yield Measurement(
-                name=f"{name} of the rates {where}",
-                value=profile.indices[name],
-                unit="points",
-                interval=profile.index_interval(name),
-                n=profile.n,
-            )
+        kinds = (
+            ("", profile.values, profile.value_interval),
+            ("over the worst inner place, ", profile.indices, profile.index_interval),
+            ("of the fitted curve, ", profile.fitted, profile.fitted_interval),
+        )
+        for kind, found, interval in kinds:
+            for name, value in found.items():
+                yield Measurement(
+                    name=f"{name} {kind}{where}", value=value, unit="points", interval=interval(name), n=profile.n
+                )
 
 
 def _references(run: Run | Trace | Iterable[Trace], half: str | None) -> Iterator[Measurement]:
@@ -248,7 +242,7 @@ def _finding(
     margin: float,
     details: tuple[Measurement, ...],
 ) -> Finding:
-    observed = np.mean([[profile.fitted[name] for name in NUMBERS] for profile in told], axis=0)
+    observed = np.mean([[profile.values[name] for name in NUMBERS] for profile in told], axis=0)
     shuffled = np.mean([profile.shuffled for profile in told], axis=0)
     p_value = both_ends(observed, shuffled)
     intervals = {name: _pooled(told, index) for index, name in enumerate(NUMBERS)}
@@ -258,7 +252,7 @@ def _finding(
     adjusted = dict(zip([p.length for p in each], holm([p.p_value for p in each]), strict=True))
     lost = [at for at, p in adjusted.items() if p < ALPHA]
     pooled = [
-        Measurement(name=f"fitted {name}", value=float(observed[index]), unit="points", interval=intervals[name], n=n)
+        Measurement(name=name, value=float(observed[index]), unit="points", interval=intervals[name], n=n)
         for index, name in enumerate(NUMBERS)
         if index
     ]
@@ -288,7 +282,7 @@ def _finding(
             n=n,
         ),
         comparison=Comparison(
-            name="both ends above the middle, the larger of two one-sided p-values against shuffled places",
+            name="both ends above the inner places, the larger of two one-sided p-values against shuffled places",
             p_value=p_value,
             p_is_bound=p_value <= 1.001 / (1 + DRAWS),
             n=n,
@@ -317,8 +311,8 @@ def _notes(
     for profile in each:
         by_chance = np.mean(position_u(profile))
         yield (
-            f"U of the raw rates at {profile.length:,} tokens takes the worst inner place, which chance alone puts at "
-            f"{by_chance:.0f} points: the fitted curve chooses nothing."
+            f"The U-index over the worst inner place at {profile.length:,} tokens holds the choice of that place: with "
+            f"places shuffled it is {by_chance:.0f} points."
         )
     if verdict == "inconclusive":
         widest = max(intervals[name].high - intervals[name].low for name in ("primacy", "recency")) / 2
@@ -359,13 +353,13 @@ def _claim(
 ) -> str:
     several = len(told) > 1
     over = f"{'Over the lengths' if several else 'At'} {listed([p.length for p in told])} tokens"
-    tail = f"(fitted U {u:.0f} points {intervals['U']}; {p_text(p_value, DRAWS)}, {_prompts(n)})"
+    tail = f"(U {u:.0f} points {intervals['U']}; {p_text(p_value, DRAWS)}, {_prompts(n)})"
     if verdict == "refuted":
         less = [name for name in ("primacy", "recency") if intervals[name].high <= margin]
         ends = {"primacy": "the first place", "recency": "the last place"}
         said = " and ".join(ends[name] for name in less)
         are = "are" if len(less) > 1 else "is"
-        return f"{over} {said} {are} not ahead of the middle by more than {margin:g} points {tail}."
+        return f"{over} {said} {are} not ahead of the places between by more than {margin:g} points {tail}."
     if verdict == "inconclusive":
         return f"{over} a U cannot be told from chance {tail}."
     right, asked = (np.sum([getattr(p, name)[list(at)].sum() for p in told for at in [_ends(p)]]) for name in _COUNTS)

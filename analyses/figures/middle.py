@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from probe import chart
-from probe.analyses.measures.fitted_u import NUMBERS, fitted_curve
+from probe.analyses.measures.ends_and_middle import NUMBERS, fitted_curve
 from probe.analyses.measures.place_profile import PlaceProfile
 from probe.finding import Figure
 from probe.intervals import clopper_pearson
@@ -82,13 +82,13 @@ def _by_place(profiles: Sequence[PlaceProfile], of: int) -> Figure:
 def _by_length(profiles: Sequence[PlaceProfile]) -> Figure:
     data = []
     for index, name in enumerate(NUMBERS):
-        intervals = [profile.fitted_interval(name) for profile in profiles]
+        intervals = [profile.value_interval(name) for profile in profiles]
         data.append(
             chart.line(
                 name,
                 # Beside each other, so that no bar hides another.
                 [profile.length * 1.015 ** (index - 1) for profile in profiles],
-                [profile.fitted[name] for profile in profiles],
+                [profile.values[name] for profile in profiles],
                 [each.low for each in intervals],
                 [each.high for each in intervals],
                 **_style(index),
@@ -99,7 +99,7 @@ def _by_length(profiles: Sequence[PlaceProfile]) -> Figure:
     return chart.figure(
         "u_by_length",
         "How far the ends lie above the middle, by length",
-        "U, primacy (first place less the middle) and recency (last less the middle) of the fitted curve, in "
+        "Primacy (first place less the mean of the inner ones), recency (last less that mean) and their mean, U, in "
         "percentage points, with 95 % intervals; this toolkit's own. A U needs primacy and recency above 0.",
         data,
         {

@@ -1,4 +1,4 @@
-"""Right answers by place at one length: published indices, the fitted curve, and both with places shuffled."""
+"""Right answers by place at one length: how far the ends lie above the middle, also with places shuffled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probe.analyses.measures.depth_indices import position_indices
-from probe.analyses.measures.fitted_u import FEWEST_PLACES, NUMBERS, fitted_weights
+from probe.analyses.measures.ends_and_middle import FEWEST_PLACES, NUMBERS, end_weights, fitted_weights
 from probe.finding import Interval
 from probe.intervals import square_and_add
 
@@ -51,7 +51,7 @@ class PlaceProfile:
 
     @cached_property
     def indices(self) -> dict[str, float]:
-        """U, primacy, recency and gap of the raw rates, in points (`position_indices`)."""
+        """U-index, primacy, recency and gap over the worst inner place, in points (`position_indices`)."""
         return {name: float(value) for name, value in position_indices(self.percent).items()}
 
     def index_interval(self, name: str) -> Interval | None:
@@ -79,18 +79,30 @@ class PlaceProfile:
 
     @cached_property
     def weights(self) -> Floats:
-        """What each place weighs in the fitted U, primacy and recency, in points, `[number place]`."""
-        return 100.0 * fitted_weights(self.places)
+        """What each place weighs in U, primacy and recency over the inner places' mean, in points, `[number place]`."""
+        return 100.0 * end_weights(len(self.places))
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """U, primacy and recency over the mean of the inner places, in points."""
+        return self._sums(self.weights)
+
+    def value_interval(self, name: str) -> Interval:
+        """Return the interval of one of `values`."""
+        return self.interval(self.weights[NUMBERS.index(name)])
 
     @cached_property
     def fitted(self) -> dict[str, float]:
         """U, primacy and recency of the fitted parabola, in points."""
-        # Rounded, since weights that cancel leave 1e-14 of a flat profile.
-        return dict(zip(NUMBERS, (self.weights @ (self.right / self.asked)).round(9).tolist(), strict=True))
+        return self._sums(100.0 * fitted_weights(self.places))
 
     def fitted_interval(self, name: str) -> Interval:
         """Return the interval of a number of the fitted curve."""
-        return self.interval(self.weights[NUMBERS.index(name)])
+        return self.interval(100.0 * fitted_weights(self.places)[NUMBERS.index(name)])
+
+    def _sums(self, weights: Floats) -> dict[str, float]:
+        # Rounded, since weights that cancel leave 1e-14 of a flat profile.
+        return dict(zip(NUMBERS, (weights @ (self.right / self.asked)).round(9).tolist(), strict=True))
 
     @cached_property
     def shuffled_rates(self) -> Floats:
@@ -106,13 +118,13 @@ class PlaceProfile:
 
     @cached_property
     def shuffled(self) -> Floats:
-        """U, primacy and recency of the curve fitted to shuffled places, in points, `[draw number]`."""
+        """U, primacy and recency of shuffled places, in points, `[draw number]`."""
         return np.asarray(self.shuffled_rates @ self.weights.T)
 
     @cached_property
     def p_value(self) -> float:
         """That both ends lie above the middle: the larger of the p-values that each of them does (one-sided)."""
-        return both_ends(np.array([self.fitted[name] for name in NUMBERS]), self.shuffled)
+        return both_ends(np.array([self.values[name] for name in NUMBERS]), self.shuffled)
 
 
 def both_ends(observed: Floats, shuffled: Floats) -> float:
