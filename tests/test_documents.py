@@ -112,7 +112,7 @@ def test_continuous_integration_takes_its_line_from_the_readme() -> None:
     assert subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/file-formats.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "docs/file-formats.md", "docs/casebooks.md"])
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))

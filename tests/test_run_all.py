@@ -95,7 +95,7 @@ def test_a_model_of_another_kind_is_said_to_be_none_of_a_casebooks_concern(tmp_p
     recurs = SimpleNamespace(name="mamba", attention_layers=(), recurrent_layers=(0, 1))
     assert unconcerned(load(path), None) == ""
     assert unconcerned(load(path), attends) == ""
-    assert unconcerned(load(path), recurs) == "it asks about attention, and no layer of mamba attends"
+    assert unconcerned(load(path), recurs) == "it asks about attention (retrieval_heads), and no layer of mamba attends"
     if "state_collapse" in discovery.names("analyses"):
         path.write_text(BOOK.format(name="book", model="needle", analysis="state_collapse", verdict="supported"))
         assert unconcerned(load(path), attends) == "it asks about recurrent layers, and llama has none"

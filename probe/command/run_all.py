@@ -98,9 +98,10 @@ def _one(name: str, out: Path | None, options: Mapping[str, Any], again: str, fo
 
 
 def unconcerned(book: Casebook, model: Any) -> str:
-    """Return why no question of a casebook concerns a model: it has none of the layers asked about; empty if one does.
+    """Return why a casebook does not concern a model, which has none of the layers asked about; empty where it does.
 
-    A casebook's own model always does.
+    A casebook's own model always does. One analysis that needs attention is enough to refuse a run of a model without
+    any; one about recurrence beside others is not.
     """
     from probe.casebook import named
 
@@ -111,15 +112,15 @@ def unconcerned(book: Casebook, model: Any) -> str:
         for stage in book.stages
         for name, parameters in map(named, stage.analyses)
     ]
-    recurs, attends = bool(getattr(model, "recurrent_layers", None)), bool(model.attention_layers)
-    if not recurs and asked and all(analysis.about_recurrence for analysis, _ in asked):
+    if not getattr(model, "recurrent_layers", None) and asked and all(each.about_recurrence for each, _ in asked):
         return f"it asks about recurrent layers, and {model.name} has none"
-    of_attention = (
-        not analysis.about_recurrence and not analysis.does_without_attention and analysis.needs(**parameters)
-        for analysis, parameters in asked
-    )
-    if not attends and asked and all(of_attention):
-        return f"it asks about attention, and no layer of {model.name} attends"
+    of_attention = [
+        each.__name__
+        for each, parameters in asked
+        if not each.about_recurrence and not each.does_without_attention and each.needs(**parameters)
+    ]
+    if not model.attention_layers and of_attention:
+        return f"it asks about attention ({', '.join(of_attention)}), and no layer of {model.name} attends"
     return ""
 
 

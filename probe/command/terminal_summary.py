@@ -129,7 +129,9 @@ def print_all(came: Sequence[Came], *, as_json: bool) -> None:
         verdicts = [str(each.verdicts.get(verdict, "–")) for verdict in ("supported", "refuted", "inconclusive")]
         met = "–" if each.expected is None else f"{each.expected - len(each.unmet)} of {each.expected}"
         table.add_row(each.casebook, each.status, *verdicts, met, _seconds(each.seconds))
-    Console(highlight=False).print("", table)
+    # In a file no column is cut off.
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=120)).print("", table)
     _line(f"{len(came)} casebooks, {_seconds(sum(each.seconds for each in came))}", style="bold")
 
 
