@@ -61,8 +61,8 @@ def lost_in_the_middle(
 
     Supported: both ends lie above the inner places, each with p < 0.01 against places shuffled among the prompts of
     each length, so that a profile that only rises or only falls is no U. Refuted: primacy or recency is at most
-    `margin` points with 97.5 % certainty. A length counts as losing the middle where its own test stays below 0.01 times the
-    number of lengths (Holm).
+    `margin` points with 97.5 % certainty. A length counts as losing the middle where its own test, adjusted for their
+    number (Holm), stays below 0.01.
 
     It does not say why the middle is lost; `document_attention` shows where the model looks.
     """
