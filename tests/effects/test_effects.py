@@ -6,11 +6,12 @@ import json
 
 import pytest
 
+from probe import discovery
 from tests.effects import page, playing
 from tests.effects.playing import MOST_FALSE
 
 ANALYSES = playing.analyses()
-FEW = 6
+FEW = 2
 
 
 def test_the_bound_is_the_exact_one() -> None:
@@ -21,27 +22,24 @@ def test_the_bound_is_the_exact_one() -> None:
     assert playing.upper_bound(4, 200) <= MOST_FALSE < playing.upper_bound(5, 200)
 
 
-@pytest.mark.parametrize("name", ANALYSES)
-def test_traces_are_the_same_for_the_same_seed_and_others_for_another(name: str) -> None:
-    effects = playing.effects(name)
-    first, again, other = (effects.finding(effects.planted(effects.strengths[2], seed)) for seed in (0, 0, 1))
-    assert first == again
-    assert first != other
+def test_something_is_planted_for_every_analysis() -> None:
+    assert set(ANALYSES) == {*discovery.names("analyses")}
 
 
 @pytest.mark.parametrize("name", ANALYSES)
 def test_few_nulls_are_supported(name: str) -> None:
     for counted in playing.on_nulls(playing.effects(name, models=False), range(FEW)):
-        # With 5 % of them supported, three of six are once in 400 runs.
-        assert counted["supported"] <= 2, counted
+        # Once in 400 runs both of two are, where one in twenty may be.
+        assert counted["supported"] < FEW, counted
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_the_strongest_effect_is_always_found_with_its_heads(name: str) -> None:
-    effects = playing.effects(name)
+def test_the_strongest_effect_is_found_with_its_heads_in_the_same_traces_for_the_same_seed(name: str) -> None:
+    effects = playing.effects(name, models=False)
     assert sorted(effects.strengths) == list(effects.strengths)
-    for seed in range(FEW):
-        finding = effects.finding(effects.planted(effects.strengths[-1], seed))
+    findings = [effects.finding(effects.planted(effects.strengths[-1], seed)) for seed in (0, 0, 1)]
+    assert findings[0] == findings[1]
+    for finding in findings[1:]:
         assert finding.verdict == "supported", finding.claim
         if effects.truth is not None:
             assert effects.found(finding) == effects.truth
