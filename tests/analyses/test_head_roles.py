@@ -1,0 +1,105 @@
+"""Roles are named where attention goes there by more than its reach; scores are the statistics' means."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from probe import discovery
+from probe.analyses.measures.token_matches import by_distance_alone, matching_pairs
+from probe.errors import UsageError
+from tests.effects import head_roles as effects
+
+head_roles = discovery.get("analyses", "head_roles")
+
+
+def test_pairs_of_equal_tokens_are_counted_by_distance():
+    tokens = np.random.default_rng(0).integers(0, 5, 60)
+    i, j = np.indices((60, 60))
+    edges = [0, 1, 2, 4, 8, 16, 32, 60]
+    equal = tokens[:, None] == tokens
+    wanted = [int((equal & (i - j >= a) & (i - j < b)).sum()) for a, b in pairwise(edges)]
+    assert matching_pairs(tokens.tolist(), edges).tolist() == wanted
+
+
+def test_attention_that_is_even_within_each_bin_hits_matches_as_often_as_is_said():
+    tokens = np.random.default_rng(1).integers(0, 7, 70)
+    generator, low = np.random.default_rng(2), [0, 1, 2, 4, 8, 16, 32, 64]
+    i, j = np.indices((70, 70))
+    weights = np.zeros((70, 70))
+    for a, b in zip(low, [*low[1:], 128], strict=True):
+        weights[(i - j >= a) & (i - j < b)] = generator.random()
+    arrays = effects.statistics(weights[None, None], tokens)
+    histogram = arrays["distance_histogram"][1][0, 0]
+    duplicate, induction = by_distance_alone(histogram, low, tokens.tolist())
+    assert duplicate == pytest.approx(arrays["match_mass"][1].mean())
+    assert induction == pytest.approx(arrays["match_mass_by_induction"][1].mean())
+
+
+def test_each_planted_head_gets_its_own_role_and_its_score_is_the_mean_attention():
+    traces = effects.planted(0.97, 3)
+    finding = head_roles(traces, lazy_window=32)
+    rows = {(row["layer"], row["head"]): row for row in finding.records()}
+    assert "previous token" in rows[0, 1]["roles"]
+    assert "duplicate token" in rows[1, 0]["roles"]
+    assert "induction" in rows[1, 2]["roles"]
+    assert "streaming" in rows[1, 3]["roles"]
+    induction = np.mean([t["match_mass_by_induction"].values[1, 2].mean() for t in traces])
+    assert rows[1, 2]["induction"] == pytest.approx(induction, rel=1e-3)
+    before = np.mean([t["offset_mass"].values[0, 1, 1] / (effects.LENGTH + 0 - 1) for t in traces])
+    assert rows[0, 1]["previous_token"] == pytest.approx(before, rel=1e-3)
+    first = 4 * effects.RECENT
+    streaming = np.mean([(t["sink_mass"] + t["recent_mass_recent_32"]).values[1, 3, first:].mean() for t in traces])
+    assert rows[1, 3]["streaming"] == pytest.approx(streaming, rel=1e-3)
+
+
+def test_a_lazy_layer_is_one_whose_last_query_looks_at_both_ends():
+    traces = effects.planted(0.0, 0)
+    wanted = np.mean([
+        (t["sink_mass"].values[:, :, effects.LENGTH - 1] + t["recent_mass_recent_32"].values[:, :, effects.LENGTH - 1])
+        for t in traces
+    ], axis=0).mean(axis=1)  # fmt: skip
+    finding = head_roles(traces, lazy_window=32)
+    lazy = {d.name: d.value for d in finding.details if d.name.startswith("lazy layers")}
+    assert lazy["lazy layers, above 0.65 (published for Llama 2)"] == 100 * (wanted > 0.65).mean()
+    figure = next(f for f in finding.figures if f.name == "lazy_layers")
+    np.testing.assert_allclose(figure.plotly["data"][0]["y"], wanted, rtol=1e-3)
+
+
+def test_a_window_that_leaves_only_recent_keys_makes_no_recency_head():
+    generator = np.random.default_rng(0)
+    traces = []
+    for index in range(8):
+        tokens = generator.integers(0, 50, effects.LENGTH)
+        weights = effects.attention(generator, 0.5)
+        i, j = np.indices((effects.LENGTH, effects.LENGTH))
+        weights *= i - j < 4
+        weights /= weights.sum(-1, keepdims=True)
+        made = effects.trace(index, weights, tokens)
+        made.dataset["received_mass_num_queries"][:] = np.minimum(4, effects.LENGTH - np.arange(effects.LENGTH))
+        traces.append(made)
+    finding = head_roles(traces, lazy_window=32)
+    assert finding.verdict == "refuted"
+    assert all(row["recency"] == pytest.approx(1) and row["could_stream"] for row in finding.records())
+
+
+def test_prompts_that_are_too_short_or_too_few_are_said():
+    traces = effects.planted(0.97, 0)
+    finding = head_roles(traces, recent=64)
+    assert finding.measured.value is None
+    assert "four times the 64 recent tokens" in finding.claim
+    few = head_roles(traces[:3], lazy_window=32)
+    assert few.verdict == "inconclusive"
+    assert any("too few" in note for note in few.notes)
+    long = head_roles(traces)
+    assert any("lazy" in note for note in long.notes)
+
+
+def test_it_asks_for_both_matches_and_both_windows():
+    needs = head_roles.needs(recent=16, lazy_window=128)
+    assert needs["match_mass"] == [{}, {"by": "induction"}]
+    assert needs["recent_mass"] == [{"recent": 16}, {"recent": 128}]
+    with pytest.raises(UsageError):
+        head_roles([], threshold=1.5)
