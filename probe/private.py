@@ -24,9 +24,9 @@ _FACTS: Final = frozenset(
         "unknown_tokens", "stripped_special_tokens", "achieved_depth", "answer_tokens_as_in_needle",
         "haystack_sentences", "haystack_repeats", "given", "kind", "num_pairs", "gold_index", "num_documents",
         "num_needles", "num_answers", "filler_sentences", "noise_sentences", "padding_sentences", "chains", "hops",
-        "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads", "items",
-        "direction", "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line",
-        "disturbed_tokens", "near", "first_token", "first_token_special",
+        "num_common", "common_repeats", "uncommon_repeats", "num_uncommon", "alpha", "num_words", "steps", "threads",
+        "items", "direction", "num_people", "order", "p", "num_writes", "num_reads", "age_pairs", "distance", "line",
+        "distant", "disturbed_tokens", "near", "first_token", "first_token_special",
     }
 )  # fmt: skip
 """Facts of a sample that say nothing of its words, where they are numbers or of the words below."""
@@ -34,7 +34,7 @@ _FACTS: Final = frozenset(
 _WORDS: Final = frozenset(
     {
         "present", "absent", "find", "test", "all", "gold_only", "gold_absent", "gold_dummy", "all_dummies",
-        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled", "kept", "dropped", "moved",
+        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled", "replaced", "kept", "dropped", "moved",
     }
 )  # fmt: skip
 """What a workload's own fields may be; a user's facts of the same name may be anything."""

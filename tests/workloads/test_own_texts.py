@@ -384,6 +384,14 @@ def test_what_kind_of_token_each_target_is_is_known(tmp_path: Path, plain: PreTr
     assert sample.facts["near"] == 128
 
 
+def test_a_private_stretch_says_what_was_disturbed_and_nothing_of_its_words(plain: PreTrainedTokenizerFast) -> None:
+    fields = {"text": "english", "lengths": [300], "samples": 1, "distant": "replaced"}
+    (sample,) = build("workloads", "plain_text", fields).build(plain)
+    facts = withheld_sample(sample).facts
+    assert (facts["distant"], facts["disturbed_tokens"], facts["near"]) == ("replaced", 172, 128)
+    assert not [name for name in facts if name.startswith("target")]
+
+
 def test_english_comes_with_the_toolkit(plain: PreTrainedTokenizerFast) -> None:
     workload = build("workloads", "plain_text", {"text": "english", "lengths": [1024], "samples": 2})
     first, second = workload.build(plain)
