@@ -34,7 +34,8 @@ _FACTS: Final = frozenset(
 _WORDS: Final = frozenset(
     {
         "present", "absent", "find", "test", "all", "gold_only", "gold_absent", "gold_dummy", "all_dummies",
-        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled", "replaced", "kept", "dropped", "moved",
+        "closed_book", "uuids", "numbers", "words", "forward", "backward", "random", "shuffled", "replaced",
+        "kept", "dropped", "moved",
     }
 )  # fmt: skip
 """What a workload's own fields may be; a user's facts of the same name may be anything."""
