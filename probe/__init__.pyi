@@ -3,8 +3,10 @@ from probe.analyses.attention_sinks import attention_sinks as attention_sinks
 from probe.analyses.context_use import context_use as context_use
 from probe.analyses.document_attention import document_attention as document_attention
 from probe.analyses.effective_length import effective_length as effective_length
+from probe.analyses.faster_forgetting import faster_forgetting as faster_forgetting
 from probe.analyses.finding_and_answering import finding_and_answering as finding_and_answering
 from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
+from probe.analyses.generation_drift import generation_drift as generation_drift
 from probe.analyses.head_ablation import head_ablation as head_ablation
 from probe.analyses.lost_in_the_middle import lost_in_the_middle as lost_in_the_middle
 from probe.analyses.massive_activations import massive_activations as massive_activations
@@ -18,6 +20,7 @@ from probe.errors import ProbeError as ProbeError
 from probe.finding import Finding as Finding
 from probe.finding import Interval as Interval
 from probe.hooks.ablate_heads import ablate_heads as ablate_heads
+from probe.hooks.forget_faster import forget_faster as forget_faster
 from probe.player import run as run
 from probe.sample import Sample as Sample
 from probe.sample import Span as Span
