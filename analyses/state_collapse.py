@@ -17,7 +17,7 @@ from probe.analyses.measures.recall_by_age import Fall, Recall, critical_length,
 from probe.analyses.measures.state_behaviour import Behaviour, forgets, of_loss, of_recall
 from probe.analyses.measures.state_growth import REACHES, Growth, state_growth, why_not_measured
 from probe.analyses.measures.state_readings import StateReading, state_readings, trained_length
-from probe.analyses.measures.state_rows import COLUMNS, state_rows
+from probe.analyses.measures.state_rows import COLUMNS, state_rows, to_forget_faster
 from probe.analysis import analysis
 from probe.finding import Finding, Interval, Measurement, Verdict
 from probe.intervals import FEWEST_PROMPTS, percentiles, resamples
@@ -115,6 +115,8 @@ def state_collapse(
     )
     state = _chosen(state_growth(usable, length, threshold), seed)
     verdict, headline, claim, reasons = _answer(length, state, behaviour, some)
+    rows = tuple(state_rows(state.growth, usable, traces, length, seed))
+    kinds = traces[0].provenance.get("recurrent_layers") or {}
     ratio = state.measured
     notes = [*left_out.notes(), *(answers_left.notes() if some else ()), *reasons]
     if compared and compared.paired and any(_attends(trace) for trace in traces):
@@ -132,8 +134,9 @@ def state_collapse(
         comparison=behaviour.comparison,
         details=tuple(_details(state, some, length, compared, traces, seed)),
         columns=COLUMNS,
-        table=tuple(state_rows(state.growth, usable, traces, length, seed)),
+        table=rows,
         figures=tuple(_figures(state, usable, some, length)),
+        suggests=tuple(to_forget_faster(rows, kinds, length)),
         notes=tuple(notes),
         evidence=tuple(reading.unit for reading in usable),
     )

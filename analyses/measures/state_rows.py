@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from probe.analyses.measures.state_growth import REACHES, Growth
 from probe.analyses.measures.state_readings import Floats, StateReading, recurrent_values
+from probe.finding import Suggestion
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Trace
@@ -74,6 +75,33 @@ def state_rows(
             *map(_number, exact),
             bool(growth.explodes[index]),
             *(_number(column[index]) for column in columns),
+        )
+
+
+def to_forget_faster(
+    rows: Sequence[tuple[JsonValue, ...]], kinds: Mapping[str, Sequence[int]], trained: int
+) -> Iterator[Suggestion]:
+    """Suggest that heads that explode forget faster, so that a training length leaves 1/e of what a state holds.
+
+    `kinds` are the model's recurrent layers by kind, as its provenance has them; only Mamba's and Mamba-2's can.
+    """
+    layers = {layer for kind in ("mamba1", "mamba2") for layer in kinds.get(kind, ())}
+    heads: list[JsonValue] = []
+    factors: list[JsonValue] = []
+    for row in (dict(zip(COLUMNS, row, strict=True)) for row in rows):
+        decay = row["decay_within"]
+        if not row["explodes"] or row["layer"] not in layers or not isinstance(decay, float) or not 0 < decay < 1:
+            continue
+        factor = 1 / (-np.log(decay) * trained)
+        if factor > 1:
+            heads.append([row["layer"], row["state_head"]])
+            factors.append(float(f"{factor:.3g}"))
+    if heads:
+        yield Suggestion(
+            intervention="forget_faster",
+            fields={"heads": heads, "factors": factors},
+            reason=f"Their states grow without end; with these powers of their decay {trained:,} tokens leave 1/e of "
+            "what a state holds, and recall shows whether that was what was missing.",
         )
 
 

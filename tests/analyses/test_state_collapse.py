@@ -214,3 +214,19 @@ def test_attention_beside_the_recurrence_is_said():
 def test_it_captures_states_at_the_interval_asked_for_and_nothing_of_a_transformer():
     assert probe.state_collapse.needs(every=16)["state_max"] == {"every": 16}
     assert probe.state_collapse.about_recurrence
+
+
+def test_heads_that_explode_are_to_forget_within_the_training_length():
+    traces = texts(4.0, 0.0, 0.0, seed=0)
+    assert probe.state_collapse(traces).suggests == ()
+    for trace in traces[::2]:
+        # 64 tokens of .999 leave .938 of a state; to the power of 15.6 they leave 1/e.
+        trace.dataset["decay"] = (("layer", "state_head", "token"), np.full((2, 4, 256), 0.999))
+    (suggestion,) = probe.state_collapse(traces).suggests
+    assert suggestion.intervention == "forget_faster"
+    assert suggestion.fields["heads"] == [[0, 0], [0, 2], [1, 3]]
+    for factor in suggestion.fields["factors"]:
+        assert 0.999 ** (factor * TRAINED) == pytest.approx(math.exp(-1), rel=1e-2)
+    for trace in traces[::2]:
+        trace.provenance = {**trace.provenance, "recurrent_layers": {"rwkv4": [0, 1]}}
+    assert probe.state_collapse(traces).suggests == ()
