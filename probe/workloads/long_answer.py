@@ -39,9 +39,10 @@ class long_answer(Grid):
     response holds or does not, so that no model judges. The magic numbers stand in the text in an order of their own;
     the list of keys at its end says in which they are to be written, one sentence each, every `every`-th begun with "In
     the evening". The first sentence is begun in the prompt. Of each sentence it is looked for `number for KEY is
-    VALUE`, and where it is due for the beginning with the key; the fact `constraints` names item, kind and phrase,
-    `item_stops` the token of the right answer after which each item ends. The whole prompt is the span `prompt`, so
-    that the rest of a row's attention is on the model's own output.
+    VALUE`, and where it is due for the beginning with the key; the fact `constraints` names item, kind and phrase (of
+    the first item, which the prompt has begun, the kind `begun`), `item_stops` the token of the right answer after
+    which each item ends. The whole prompt is the span `prompt`, so that the rest of a row's attention is on the model's
+    own output.
     """
 
     lengths: tuple[int, ...] = (512, 1024)
@@ -98,7 +99,8 @@ class long_answer(Grid):
         sentences = [_sentence(at, key, value, at in due) for at, key, value in _numbered(keys, drawn)]
         constraints: list[tuple[int, str, str]] = []
         for at, key, value in _numbered(keys, drawn):
-            constraints.append((at, "value", value if at == 1 else f"number for {key} is {value}"))
+            # The prompt has begun the first sentence, which says where it stands in the list: another kind of question.
+            constraints.append((1, "begun", value) if at == 1 else (at, "value", f"number for {key} is {value}"))
             if at in due:
                 constraints.append((at, "every", f"{BEGINNING} the magic number for {key}"))
         made = self.made(

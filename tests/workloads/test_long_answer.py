@@ -21,7 +21,8 @@ def test_the_right_answer_keeps_every_constraint_and_each_item_ends_where_it_say
         assert judge(sample, sample.answer_tokens, sample.answer).score == 1
         assert said.count("magic number for") == 6
         kinds = [(item, kind) for item, kind, _ in sample.facts["constraints"]]
-        assert [item for item, kind in kinds if kind == "value"] == [1, 2, 3, 4, 5, 6]
+        assert kinds[0] == (1, "begun")
+        assert [item for item, kind in kinds if kind == "value"] == [2, 3, 4, 5, 6]
         assert [item for item, kind in kinds if kind == "every"] == [3, 6]
         stops = sample.facts["item_stops"]
         assert stops[-1] == len(sample.answer_tokens)
@@ -42,7 +43,7 @@ def test_the_prompt_is_a_span_and_numbers_stand_in_it_once(plain: Any) -> None:
         span = sample.span("prompt")
         assert (span.start, span.stop) == (0, len(sample.tokens))
         for index, line in enumerate(sample.facts["constraints"]):
-            if line[1] == "value":
+            if line[1] != "every":
                 assert sample.text.count(line[2].split(" is ")[-1]) == 1, index
 
 
@@ -51,7 +52,7 @@ def test_without_the_numbers_the_same_is_asked(plain: Any) -> None:
         assert (whole.name, whole.answer_tokens) == (absent.name, absent.answer_tokens)
         assert whole.text.split("Write down")[1] == absent.text.split("Write down")[1]
         assert not any(
-            value.split(" is ")[-1] in absent.text for _, kind, value in whole.facts["constraints"] if kind == "value"
+            value.split(" is ")[-1] in absent.text for _, kind, value in whole.facts["constraints"] if kind != "every"
         )
 
 
