@@ -73,7 +73,8 @@ class Scan:
         self._series: dict[str, Series] = {}
         self._tallies: dict[str, Tally] = {}
         for s in self.statistics:
-            if AXES[s.kind] in next(iter(s.arrays.values())).axes:
+            own_tally = type(s).tally is not Statistic.tally
+            if AXES[s.kind] in next(iter(s.arrays.values())).axes and not own_tally:
                 self._series[s.key] = Series(s.arrays, AXES[s.kind], None if s.kind == "row" else self._pool_of(s))
             else:
                 self._tallies[s.key] = s.tally()

@@ -188,6 +188,9 @@ def expected(call: Call, spans: tuple[Span, ...] = ()) -> Arrays:
         "value_norm": np.sqrt((call.value.double().numpy() ** 2).sum(-1)),
     }
     out |= of_keys(call)
+    # Row 0 is the first decoding query, and these calls have no query before it.
+    last = p[:, :1] if call.phase == "decode" else p[:, -32:]
+    out["window_mass"], out["window_mass_num_queries"] = last.sum(1), np.full(heads, last.shape[1])
     if call.sink_logit is not None:
         out["sink_mass_learned"] = out["sink_mass_num_sink_1_learned"] = sink_share
     bins, low, high = [], 0, 1
@@ -310,6 +313,7 @@ REQUESTS = (
     "top_keys",
     "output_norm_share",
     "span_logit",
+    "window_mass",
     "key_norm",
     "value_norm",
     "key_channel_energy",

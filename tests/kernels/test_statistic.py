@@ -16,6 +16,7 @@ CORE = {
     *("log_sum_exp", "entropy", "max_probability", "max_logit", "sink_mass", "recent_mass", "offset_mass"),
     *("match_mass", "mean_distance", "distance_histogram", "received_mass", "attention_map", "span_mass", "top_keys"),
     "span_logit",
+    "window_mass",
     *("output_norm_share", "key_norm", "value_norm", "residual_norm", "residual_max", "residual_median", "loss"),
     *(
         "key_channel_energy",
