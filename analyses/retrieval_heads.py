@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from probe import chart
-from probe.analyses.measures.copying import Counting, Floats, Reading, SuccessRule, read, success
+from probe.analyses.figures.retrieval import atlas, curve
+from probe.analyses.measures.copying import Counting, Reading, SuccessRule, read, success
+from probe.analyses.measures.head_scores import FALSE_DISCOVERIES, HeadScores, across_contexts, head_scores, steadiness
 from probe.analysis import analysis
 from probe.errors import UsageError
-from probe.finding import Figure, Finding, Interval, Measurement, Suggestion, Verdict
-from probe.intervals import FEWEST_PROMPTS, by_cluster, mean_ends, percentiles, resamples
-from probe.selection import LeftOut, answered, selected
+from probe.finding import Finding, Interval, Measurement, Suggestion, Verdict
+from probe.intervals import FEWEST_PROMPTS, percentiles
+from probe.selection import LeftOut, answered, length, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -36,10 +36,12 @@ _COLUMNS = (
     "control_score",
     "activation_frequency",
     "looks_at_source",
-    "score_one_past",
+    "q_value",
+    "looks_past",
+    "score_there",
     "kv_head",
+    "writes_logit",
 )
-_THRESHOLDS = np.round(np.arange(0.02, 1.0, 0.02), 2)
 
 
 @analysis(question=QUESTION, source=SOURCE, needs={"top_keys": {"k": 1}}, reads_tokens=True)
@@ -69,7 +71,7 @@ def retrieval_heads(
     _check(threshold, denominator, counting, success_rule)
     left_out = LeftOut()
     readings: list[Reading] = []
-    units: list[str] = []
+    used: list[Trace] = []
     rules: set[str] = set()
     group: int | None = None
     for trace, outcome in answered(selected(run, half=half), left_out):
@@ -78,7 +80,7 @@ def retrieval_heads(
             left_out.add(f"the answer was wrong (success rule: {rule})")
         elif (reading := read(trace, outcome, _SPAN[denominator], counting, left_out)) is not None:
             readings.append(reading)
-            units.append(trace.unit)
+            used.append(trace)
             rules.add(rule)
             group = group or _group_size(trace)
     parameters = {
@@ -95,7 +97,7 @@ def retrieval_heads(
         "definition": _definition(threshold, denominator, counting, ", ".join(sorted(rules)) or success_rule),
         "source": SOURCE,
         "parameters": parameters,
-        "evidence": tuple(units),
+        "evidence": tuple(trace.unit for trace in used),
     }
     if not readings:
         return Finding(
@@ -105,7 +107,11 @@ def retrieval_heads(
             measured=Measurement(name="heads that retrieve", value=None, unit="%", n=0, dropped=left_out.total),
             notes=(*left_out.notes(), "The score is defined over successful retrievals alone."),
         )
-    return _finding(said, _measure(readings, threshold, counting, seed), left_out, threshold, group)
+    heads = head_scores(readings, used, _SPAN[denominator], threshold, counting, seed)
+    kinds = {trace.sample.name: str(length(trace)) for trace in used}
+    across = across_contexts(heads, [kinds[name] for name in sorted(kinds)])
+    steady = [*steadiness(heads, seed), *([across] if across else [])]
+    return _finding(said, heads, left_out, threshold, group, steady)
 
 
 def _check(threshold: float, denominator: str, counting: str, success_rule: str) -> None:
@@ -125,74 +131,9 @@ def _group_size(trace: Trace) -> int | None:
     return heads // kv_heads if heads and kv_heads else None
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """Every head's numbers over the prompts, `[layer head]` each."""
-
-    mean: Floats
-    low: Floats
-    high: Floats
-    null: Floats
-    past: Floats
-    looks: Floats
-    activation: Floats
-    exists: NDArray[np.bool_]
-    drawn: Floats
-    """Mean scores of the heads that exist in each resample of the prompts, `[draw head]`."""
-    null_drawn: Floats
-    chance: float
-    num_prompts: int
-    num_traces: int
-    above: tuple[tuple[int, int], ...]
-    """Heads above the threshold, strongest first."""
-
-    @property
-    def num_heads(self) -> int:
-        return int(self.exists.sum())
-
-    def interval(self, at: tuple[int, int]) -> Interval | None:
-        if self.num_prompts < 2:
-            return None
-        method = "bootstrap over prompts; exact bound where all agree"
-        return Interval(low=float(self.low[at]), high=float(self.high[at]), method=method)
-
-
-def _measure(readings: list[Reading], threshold: float, counting: Counting, seed: int) -> _Heads:
-    prompts = [reading.prompt for reading in readings]
-    score = by_cluster([reading.score for reading in readings], prompts)
-    exists = np.any([reading.exists for reading in readings], axis=0)
-    mean = score.mean(axis=0)
-    most = 1.0 if counting == "set" else max(1.0, float(score.max()))
-    low, high = mean_ends(score, bounds=(0.0, most), seed=seed)
-    looked = [reading for reading in readings if np.isfinite(reading.null).all()]
-    null, null_drawn = np.full(mean.shape, np.nan), np.empty((0, int(exists.sum())))
-    if looked:
-        by_prompt = by_cluster([reading.null for reading in looked], [reading.prompt for reading in looked])
-        null, null_drawn = by_prompt.mean(axis=0), _drawn(by_prompt[:, exists], seed)
-    order = sorted(np.argwhere((mean > threshold) & exists).tolist(), key=lambda at: (-mean[tuple(at)], at))
-    return _Heads(
-        mean=mean,
-        low=low,
-        high=high,
-        null=null,
-        past=by_cluster([reading.past for reading in readings], prompts).mean(axis=0),
-        looks=by_cluster([reading.looks for reading in readings], prompts).mean(axis=0),
-        activation=(score > 0).mean(axis=0),
-        exists=exists,
-        drawn=_drawn(score[:, exists], seed),
-        null_drawn=null_drawn,
-        chance=float(np.mean([reading.chance for reading in readings])),
-        num_prompts=len(score),
-        num_traces=len(readings),
-        above=tuple((int(layer), int(head)) for layer, head in order),
-    )
-
-
-def _drawn(by_prompt: Floats, seed: int) -> Floats:
-    return np.asarray(resamples(len(by_prompt), seed=seed) @ by_prompt / len(by_prompt), np.float64)
-
-
-def _share(name: str, above: NDArray[np.bool_], drawn: Floats, threshold: float, n: int, dropped: int) -> Measurement:
+def _share(
+    name: str, above: NDArray[np.bool_], drawn: NDArray[np.float64], threshold: float, n: int, dropped: int
+) -> Measurement:
     """Return the share of heads above the threshold, with its interval over prompts."""
     interval = None
     if n > 1:
@@ -201,23 +142,33 @@ def _share(name: str, above: NDArray[np.bool_], drawn: Floats, threshold: float,
     return Measurement(name=name, value=100 * float(above.mean()), unit="%", interval=interval, n=n, dropped=dropped)
 
 
-def _verdict(heads: _Heads, threshold: float) -> Verdict:
+def _verdict(heads: HeadScores, threshold: float) -> Verdict:
     if heads.num_prompts < FEWEST_PROMPTS:
         return "inconclusive"
-    # Certain: above the threshold in almost all resamples, and copying more than looking alone would give.
-    if any(heads.low[at] > threshold and not heads.low[at] <= heads.null[at] for at in heads.above):
+    if any(heads.low[at] > threshold and _reads(heads, at) for at in heads.above):
         return "supported"
     return "refuted" if float(heads.high[heads.exists].max()) <= threshold else "inconclusive"
 
 
-def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: float, group: int | None) -> Finding:
+def _reads(heads: HeadScores, at: tuple[int, int]) -> bool:
+    """Return whether a head copies more than looking alone gives; of answers of one token nobody can tell."""
+    return bool(np.isnan(heads.null[at]) or heads.q[at] <= FALSE_DISCOVERIES)
+
+
+def _finding(
+    said: dict[str, Any],
+    heads: HeadScores,
+    left_out: LeftOut,
+    threshold: float,
+    group: int | None,
+    steady: list[Measurement],
+) -> Finding:
     n, exists = heads.num_prompts, heads.exists
     measured = _share("heads that retrieve", heads.mean[exists] > threshold, heads.drawn, threshold, n, left_out.total)
     control = None
     if np.isfinite(heads.null).all():
         name = "heads above the threshold if each step is given another step's token"
         control = _share(name, heads.null[exists] > threshold, heads.null_drawn, threshold, n, 0)
-    past = int(((heads.past > threshold) & exists).sum())
     verdict = _verdict(heads, threshold)
     notes = [
         *left_out.notes(),
@@ -226,14 +177,15 @@ def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: 
         "where every resample of the prompts names as many heads.",
         "Refuted means: with 95 % certainty no head's mean score is above the threshold.",
         "The control gives each step the token of another step: a head that looks at the needle without reading the "
-        "token there scores as much (this toolkit's own).",
+        "token there scores as much. Supported means: some head is certain to score above the threshold, and copies "
+        f"more than that by a rotation test (q ≤ {FALSE_DISCOVERIES:g} over all heads; both this toolkit's own).",
+        *_doubted(heads),
     ]
     if control is None:
         notes.append("Answers of one token leave no other step, so that the control could not be computed.")
     if n < FEWEST_PROMPTS:
         notes.append(f"Fewer than {FEWEST_PROMPTS} prompts: too few for a verdict.")
-    if past > len(heads.above):
-        notes.append(f"{past} heads look one token past what is copied, which the criterion scores 0: see the table.")
+    notes += _apart(heads)
     return Finding(
         **said,
         headline=_headline(heads, verdict),
@@ -241,16 +193,16 @@ def _finding(said: dict[str, Any], heads: _Heads, left_out: LeftOut, threshold: 
         verdict=verdict,
         measured=measured,
         control=control,
-        details=tuple(_details(heads, past, group, threshold)),
+        details=(*_details(heads, group, threshold), *steady),
         columns=_COLUMNS,
         table=tuple(_rows(heads, group, threshold)),
-        figures=(_atlas(heads, threshold), _curve(heads, threshold)),
+        figures=(atlas(heads, threshold), curve(heads, threshold)),
         suggests=tuple(_suggestions(heads)),
         notes=tuple(notes),
     )
 
 
-def _suggestions(heads: _Heads) -> Iterator[Suggestion]:
+def _suggestions(heads: HeadScores) -> Iterator[Suggestion]:
     # A head that copies no more than looking alone would give is not worth removing for its copying.
     reading = [at for at in heads.above if not heads.mean[at] <= heads.null[at]]
     if reading:
@@ -261,17 +213,44 @@ def _suggestions(heads: _Heads) -> Iterator[Suggestion]:
         )
 
 
-def _rows(heads: _Heads, group: int | None, threshold: float) -> Iterator[tuple[JsonValue, ...]]:
-    """Yield a row for each head that retrieves, or that looks one past what is copied, strongest first."""
-    others = np.argwhere((heads.past > threshold) & heads.exists).tolist()
-    rest = [(int(layer), int(head)) for layer, head in others if (layer, head) not in heads.above]
-    arrays = (heads.mean, heads.low, heads.high, heads.null, heads.activation, heads.looks, heads.past)
-    for at in (*heads.above, *rest):
+def _doubted(heads: HeadScores) -> Iterator[str]:
+    doubted = [at for at in heads.above if not _reads(heads, at)]
+    if doubted:
+        names = ", ".join(map(str, doubted[:8])) + (" and others" if len(doubted) > 8 else "")
+        yield f"Above the threshold, and not certain to read what they look at (q > {FALSE_DISCOVERIES:g}): {names}."
+
+
+def _apart(heads: HeadScores) -> Iterator[str]:
+    """Say which heads copy and are not counted, and which are counted and write nothing."""
+    if heads.moved:
+        named = ", ".join(f"{at} {_places(int(heads.shift[at]))}" for at in heads.moved[:8])
+        more = f" and {len(heads.moved) - 8} more" if len(heads.moved) > 8 else ""
+        yield (
+            "Shifted copying heads, which the criterion scores low since they look beside what they copy: "
+            f"{named}{more} (this toolkit's own; see the table)."
+        )
+    if heads.writes is not None:
+        idle = [at for at in heads.above if heads.writes[at] <= 0]
+        if idle:
+            names = ", ".join(map(str, idle[:8])) + (" and others" if len(idle) > 8 else "")
+            yield f"They look at the source and write nothing for the answer's logit: {names} (see `span_logit`)."
+
+
+def _places(shift: int) -> str:
+    return f"({abs(shift)} {'past' if shift > 0 else 'before'} it)"
+
+
+def _rows(heads: HeadScores, group: int | None, threshold: float) -> Iterator[tuple[JsonValue, ...]]:
+    """Yield a row for each head that retrieves, or that copies looking beside the source, strongest first."""
+    arrays = (heads.mean, heads.low, heads.high, heads.null, heads.activation, heads.looks, heads.q)
+    for at in (*heads.above, *heads.moved):
         numbers = [float(f"{array[at]:.4g}") if np.isfinite(array[at]) else None for array in arrays]
-        yield (*at, *numbers, None if group is None else at[1] // group)
+        there = (int(heads.shift[at]), float(f"{heads.shifted[at]:.4g}"))
+        writes = None if heads.writes is None else float(f"{heads.writes[at]:.4g}")
+        yield (*at, *numbers, *there, None if group is None else at[1] // group, writes)
 
 
-def _details(heads: _Heads, past: int, group: int | None, threshold: float) -> Iterator[Measurement]:
+def _details(heads: HeadScores, group: int | None, threshold: float) -> Iterator[Measurement]:
     n = heads.num_prompts
     for at in heads.above[:10]:
         yield Measurement(name=f"score of head {at}", value=float(heads.mean[at]), interval=heads.interval(at), n=n)
@@ -282,14 +261,20 @@ def _details(heads: _Heads, past: int, group: int | None, threshold: float) -> I
         yield Measurement(name="largest score among the other heads", value=float(heads.mean[rest].max()), n=n)
     always = float((heads.activation[heads.exists] == 1).mean())
     yield Measurement(name="heads that copy something in every prompt", value=100 * always, unit="%", n=n)
+    sometimes = heads.activation[heads.exists]
+    sometimes = 100 * float(((sometimes > 0) & (sometimes < 1)).mean())
+    yield Measurement(name="heads that copy something in some prompts alone", value=sometimes, unit="%", n=n)
     name = "steps at which a key drawn at random would lie at the source"
     yield Measurement(name=name, value=100 * heads.chance, unit="%", n=n)
-    name = "heads that look one token past what is copied (this toolkit's own)"
-    yield Measurement(name=name, value=100 * past / heads.num_heads, unit="%", n=n)
+    name = "heads that copy looking beside the source (this toolkit's own)"
+    yield Measurement(name=name, value=100 * len(heads.moved) / heads.num_heads, unit="%", n=n)
     if group is not None and group > 1 and heads.mean.shape[1] % group == 0:
-        grouped = heads.mean.reshape(heads.mean.shape[0], -1, group).max(axis=-1)
-        name = "key-value heads with a query head that retrieves"
-        yield Measurement(name=name, value=100 * float((grouped > threshold).mean()), unit="%", n=n)
+        grouped = heads.mean.reshape(heads.mean.shape[0], -1, group)
+        for name, scores in (
+            ("key-value heads with a query head that retrieves", grouped.max(axis=-1)),
+            ("key-value heads whose query heads retrieve on average", grouped.mean(axis=-1)),
+        ):
+            yield Measurement(name=name, value=100 * float((scores > threshold).mean()), unit="%", n=n)
 
 
 def _definition(threshold: float, denominator: Denominator, counting: Counting, rule: str) -> str:
@@ -306,14 +291,14 @@ def _definition(threshold: float, denominator: Denominator, counting: Counting, 
     )
 
 
-def _headline(heads: _Heads, verdict: Verdict) -> str:
+def _headline(heads: HeadScores, verdict: Verdict) -> str:
     if verdict == "inconclusive":
         return "Whether any head copies the answer cannot be told"
     verb = "copies" if len(heads.above) == 1 else "copy"
     return f"{len(heads.above) or 'None'} of {heads.num_heads} heads {verb} the answer from where it stands"
 
 
-def _claim(heads: _Heads, measured: Measurement, threshold: float, verdict: Verdict) -> str:
+def _claim(heads: HeadScores, measured: Measurement, threshold: float, verdict: Verdict) -> str:
     prompts = f"n = {heads.num_prompts} prompt{'s' if heads.num_prompts > 1 else ''} answered right"
     if not heads.above:
         return (
@@ -339,55 +324,4 @@ def _claim(heads: _Heads, measured: Measurement, threshold: float, verdict: Verd
     return (
         f"{len(heads.above)} of {heads.num_heads} heads {doing} ({share}): (layer, head) "
         f"{names}{more}; the strongest scores {heads.mean[best]:.2f}{ends} of 1 ({prompts}{doubt})."
-    )
-
-
-def _atlas(heads: _Heads, threshold: float) -> Figure:
-    few = f"{len(heads.above)} of {heads.num_heads}" if heads.above else f"None of {heads.num_heads}"
-    data, layout = chart.atlas(
-        heads.mean,
-        heads.exists,
-        unit="copying score",
-        marked=heads.above,
-        high=max(1.0, float(heads.mean.max())),
-    )
-    return chart.figure(
-        "retrieval_atlas",
-        f"{few} heads copy the answer from where it stands",
-        "Mean copying score of each query head: the share of the answer's tokens that stood under the head's largest "
-        f"probability when they were produced, over {heads.num_prompts} prompts answered right. Framed: above "
-        f"{threshold:g}.",
-        data,
-        layout,
-    )
-
-
-def _curve(heads: _Heads, threshold: float) -> Figure:
-    thresholds = np.unique(np.append(_THRESHOLDS, threshold))
-
-    def above(scores: Floats) -> Floats:
-        ordered = np.sort(scores, axis=-1)
-        counts = [np.asarray(ordered.shape[-1] - np.searchsorted(row, thresholds, side="right")) for row in ordered]
-        return np.asarray(np.asarray(counts) / ordered.shape[-1], np.float64)
-
-    hover = {"mode": "lines", "hovertemplate": "above %{x:.2f}: %{y:.1%} of heads<extra></extra>"}
-    share = above(heads.mean[heads.exists][None])[0]
-    data = chart.band(thresholds, *percentiles(above(heads.drawn))) if heads.num_prompts > 1 else []
-    data.append(chart.line("score", thresholds, share, **hover))
-    if np.isfinite(heads.null).all():
-        null = above(heads.null[heads.exists][None])[0]
-        name = "control: each step given another step's token"
-        data.append(chart.line(name, thresholds, null, color=chart.QUIET, dash="dash", **hover))
-    top = max(0.02, 1.15 * float(share.max()))
-    return chart.figure(
-        "retrieval_thresholds",
-        "How many heads retrieve, whatever the threshold",
-        "Share of query heads whose mean score is above each threshold, with the 95 % interval over prompts. Upright: "
-        f"the threshold in use, {threshold:g}. Where the line is flat, the count does not hang on the threshold.",
-        data,
-        {
-            "xaxis": chart.axis("threshold on the copying score", range=[0, 1]),
-            "yaxis": chart.axis("share of heads", tickformat=".1~%", range=[-0.02 * top, top]),
-            "shapes": [chart.rule(x=threshold)],
-        },
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from probe.errors import UsageError
 from probe.selection import LeftOut, largest_key, reads_the_text
@@ -14,12 +16,15 @@ from probe.withheld import Withheld
 
 if TYPE_CHECKING:
     from probe.outcome import Outcome
-    from probe.sample import Sample
+    from probe.sample import Sample, Span
     from probe.storage.trace_store import Trace
 
 Counting = Literal["set", "occurrences"]
 SuccessRule = Literal["outcome", "recall"]
 Floats = NDArray[np.float64]
+
+OFFSETS: Final = (0, 1, 2, 3, 4, -1, -2, -3, -4)
+"""How many tokens past what is copied a head may look; 0 is the criterion of the paper."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,15 @@ class Reading:
     """The copying score: how much of the needle was copied from under the head's largest probability."""
     null: Floats
     """The same with the tokens of other steps, so that looking without copying shows; NaN for a single step."""
-    past: Floats
-    """The same for a head that looks one token past what it copies."""
+    scores: Floats
+    """The score of a head that looks so many tokens past what it copies, `[offset layer head]`, by `OFFSETS`."""
+    expected: Floats
+    """Mean of each of these scores over all rotations of the produced tokens, `[offset layer head]`: what looking at
+    these places gives whatever is being produced."""
+    variance: Floats
+    """Variance of each over the rotations, `[offset layer head]`."""
+    as_high: Floats
+    """Share of the rotations, what happened among them, that give as high a score, `[offset layer head]`."""
     looks: Floats
     """Share of steps whose largest probability lies in the needle, whatever the token."""
     chance: float
@@ -70,17 +82,48 @@ def read(trace: Trace, outcome: Outcome, span: str, counting: Counting, left_out
         return None
     tokens = np.asarray(sample.tokens)
     response = np.asarray(outcome.response_tokens[:steps])
-    rolled = [_copied(keys, tokens, np.roll(response, s), place.start, place.stop, counting) for s in range(1, steps)]
-    score = _copied(keys, tokens, response, place.start, place.stop, counting)
+    rotated = np.stack([_rotated(keys - offset, tokens, response, place, counting) for offset in OFFSETS])
+    others = rotated[0, 1:]
     return Reading(
         prompt=sample.name,
-        score=score,
-        null=np.mean(rolled, axis=0) if rolled else np.full(score.shape, np.nan),
-        past=_copied(keys - 1, tokens, response, place.start, place.stop, counting),
+        score=rotated[0, 0],
+        null=others.mean(axis=0) if len(others) else np.full(rotated.shape[2:], np.nan),
+        scores=rotated[:, 0],
+        expected=rotated.mean(axis=1),
+        variance=rotated.var(axis=1),
+        as_high=(rotated >= rotated[:, :1] - 1e-12).mean(axis=1),
         looks=np.asarray(((keys >= place.start) & (keys < place.stop)).mean(axis=-1), np.float64),
         chance=float(np.mean(len(place) / (len(tokens) + np.arange(steps)))),
         exists=exists,
     )
+
+
+def _rotated(
+    keys: NDArray[Any], tokens: NDArray[Any], response: NDArray[Any], place: Span, counting: Counting
+) -> Floats:
+    """Return the score with the produced tokens as they are, and given to other steps, `[rotation layer head]`."""
+    scores = np.zeros((len(response), *keys.shape[:2]))
+    # Most heads never look there, and score nothing whatever is produced.
+    looking = ((keys >= place.start) & (keys < place.stop)).any(axis=-1)
+    for by in range(len(response)):
+        rotated = np.roll(response, by)
+        scores[by, looking] = _copied(keys[looking], tokens, rotated, place.start, place.stop, counting)
+    return scores
+
+
+def p_values(readings: Sequence[Reading]) -> Floats:
+    """Return for each offset and head the probability of copying as much without reading, `[offset layer head]`.
+
+    One-sided, by rotation: were a head to look where it looks whatever is being produced, any rotation of the produced
+    tokens over the steps would be as likely as what happened. The sum over prompts is held against its mean and
+    variance over the rotations by the normal law; no p is below the chance that every prompt scores as high as it did,
+    which matters where few steps tell (this toolkit's own). 1 where no rotation changes anything.
+    """
+    score, expected = (np.sum([getattr(r, name) for r in readings], axis=0) for name in ("scores", "expected"))
+    spread = np.sqrt(np.sum([r.variance for r in readings], axis=0))
+    z = np.divide(score - expected, spread, out=np.full_like(score, -np.inf), where=spread > 1e-9)
+    least = np.exp(np.sum([np.log(r.as_high) for r in readings], axis=0))
+    return np.asarray(np.clip(stats.norm.sf(z), least, 1.0), np.float64)
 
 
 def source_hits(trace: Trace, *, span: str = "needle_value") -> Floats | None:
@@ -113,7 +156,7 @@ def success(sample: Sample, outcome: Outcome, rule: SuccessRule) -> tuple[str, b
 def _copied(
     keys: NDArray[Any], tokens: NDArray[Any], response: NDArray[Any], start: int, stop: int, counting: Counting
 ) -> Floats:
-    """Return the score of keys `[layer head row]` looked at while `response [row]` was produced."""
+    """Return the score of keys `[… row]` looked at while `response [row]` was produced."""
     inside = (keys >= start) & (keys < stop)
     copies = inside & (tokens[np.where(inside, keys, start)] == response)
     if counting == "occurrences":

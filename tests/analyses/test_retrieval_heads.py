@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from scipy import stats
 
-from probe.analyses.measures.copying import read, source_hits
+from probe.analyses.measures.copying import p_values, read, source_hits
 from probe.analyses.retrieval_heads import retrieval_heads
 from probe.errors import UsageError
 from probe.finding import Finding
 from probe.selection import LeftOut
+from tests.analyses.conftest import make_keys, make_sample, make_trace
 
 
 def copying_scores(trace, outcome, *, span="needle_value", counting="set"):
@@ -139,15 +142,75 @@ def test_nan_attention_never_enters_the_headline(sample, trace, looking):
     assert finding.measured.value == pytest.approx(100 / 12)
 
 
-def test_a_head_that_looks_one_past_is_reported_apart(sample, trace, looking):
+@pytest.mark.parametrize("shift", [1, 3, -2])
+def test_a_head_that_looks_beside_the_source_is_named_with_how_far(sample, trace, looking, shift):
     traces = []
     for i in range(10):
         made = sample(i)
-        traces.append(trace(made, keys=looking(made, {(2, 1): 1.0}, seed=i) + 1))
+        traces.append(trace(made, keys=looking(made, {(2, 1): 1.0}, seed=i) + shift))
     finding = retrieval_heads(traces)
-    past = next(m for m in finding.details if "one token past" in m.name)
-    assert past.value == pytest.approx(100 / 12)
+    shifted = next(m for m in finding.details if "looking beside the source" in m.name)
+    assert shifted.value == pytest.approx(100 / 12)
+    (row,) = finding.records()
+    assert (row["layer"], row["head"], row["looks_past"], row["score_there"]) == (2, 1, shift, 1.0)
+    where = f"(2, 1) ({abs(shift)} {'past' if shift > 0 else 'before'} it)"
+    assert any(where in note for note in finding.notes)
     assert finding.suggests == ()
+    assert finding.verdict != "supported"
+
+
+def test_looking_into_the_answer_without_reading_is_not_copying(sample, trace, looking):
+    generator = np.random.default_rng(0)
+    traces = []
+    for i in range(20):
+        made = sample(i)
+        keys = looking(made, {(2, 1): 1.0}, seed=i)
+        value = made.span("needle_value")
+        keys[0, 3] = generator.integers(value.start, value.stop, keys.shape[-1])
+        traces.append(trace(made, keys=keys))
+    finding = retrieval_heads(traces)
+    rows = {(row["layer"], row["head"]): row for row in finding.records()}
+    # Copied by chance: one step in four for each of four tokens. A rotation test cannot tell it from that.
+    assert rows[0, 3]["score"] > 0.1
+    assert rows[0, 3]["q_value"] > 0.05 > rows[2, 1]["q_value"]
+    assert any("not certain to read" in note and "(0, 3)" in note for note in finding.notes)
+
+
+def test_the_rotation_test_is_the_exact_distribution_of_all_rotations():
+    # Three prompts of four steps: 4 ** 3 ways to rotate, all of them written out.
+    samples = [make_sample(i) for i in range(3)]
+    keys = [make_keys(s, {(2, 1): 0.7}, seed=i) for i, s in enumerate(samples)]
+    readings = [
+        read(make_trace(s, keys=k), make_trace(s, keys=k).outcome, "needle_value", "set", LeftOut())
+        for s, k in zip(samples, keys, strict=True)
+    ]
+
+    def score(sample, looked, by):
+        value = sample.span("needle_value")
+        said = np.roll(np.asarray(sample.answer_tokens), by)
+        seen = np.asarray(sample.tokens)[looked]
+        inside = (looked >= value.start) & (looked < value.stop)
+        return len({int(w) for w, s, i in zip(said, seen, inside, strict=True) if i and w == s}) / len(value)
+
+    each = np.array([[score(s, k[2, 1], by) for by in range(4)] for s, k in zip(samples, keys, strict=True)])
+    z = (each[:, 0].sum() - each.mean(1).sum()) / np.sqrt(each.var(1).sum())
+    as_high = np.prod((each >= each[:, :1]).mean(1))
+    p = p_values(readings)[0, 2, 1]
+    assert p == pytest.approx(max(stats.norm.sf(z), as_high))
+    ways = [sum(row[by] for row, by in zip(each, way, strict=True)) for way in product(range(4), repeat=3)]
+    exact = np.mean(np.array(ways) >= each[:, 0].sum() - 1e-12)
+    assert as_high <= exact
+    assert p == pytest.approx(exact, abs=0.03)
+
+
+def test_scores_that_come_from_the_heads_agree_between_halves_and_noise_does_not(sample, trace, looking):
+    copying = {(2, 1): 1.0, (1, 0): 0.6, (0, 2): 0.3}
+    finding = retrieval_heads(planted(sample, trace, looking, copying))
+    of = {m.name: m.value for m in finding.details}
+    assert of["split-half correlation of the heads' scores"] > 0.9
+    r = of["split-half correlation of the heads' scores"]
+    assert of["the same for all prompts, by Spearman and Brown"] == pytest.approx(2 * r / (1 + r))
+    assert of["heads that copy something in some prompts alone"] > 0
 
 
 def test_order_of_traces_changes_nothing_and_json_round_trips(sample, trace, looking):
