@@ -3,7 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import Mamba2Config, Mamba2ForCausalLM
 
+import probe
+from probe.hooks.models.huggingface import load
+from probe.sample import Sample
 from tests.analyses.conftest import make_sample, make_trace
 
 TRAINED, LENGTH, EVERY = 64, 256, 16
@@ -70,6 +75,33 @@ def null_in_range(seed: int) -> list[Any]:
 def null_unable(seed: int) -> list[Any]:
     """Synthetic: states grow, and the model answers 3 % of the time, from whatever text."""
     return texts(4.0, 1.0, 1.0, seed, alone=0.03)
+
+
+def null_random_weights(seed: int) -> list[Any]:
+    """A Mamba-2 with random weights reads random tokens, three times as many as the length that its configuration
+    says; nothing is asked, so that its loss is what counts."""
+    torch.manual_seed(seed)
+    config = Mamba2Config(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_heads=4,
+        head_dim=8,
+        state_size=8,
+        n_groups=1,
+        chunk_size=16,
+        initializer_range=float(np.random.default_rng(seed).uniform(0.05, 1.0)),
+        max_position_embeddings=16,
+    )
+    model = load(Mamba2ForCausalLM(config).eval())
+    asked = [{name: {"every": 4}} for name in ("state_variance", "state_mean", "state_max")]
+    drawn = torch.randint(3, 32, (6, 48)).tolist()
+    return [
+        probe.trace(
+            model, Sample(f"s{i}", tuple(row), facts={"half": ("find", "test")[i % 2]}), statistics=[*asked, "loss"]
+        )
+        for i, row in enumerate(drawn)
+    ]
 
 
 def planted(strength: float, seed: int) -> list[Any]:
