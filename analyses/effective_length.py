@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from probe.analyses.figures.lengths import NAMES, Rate, length_figure
+from probe.analyses.measures.length_by_task import mean_over_tasks, rates_by_length, rates_by_task
 from probe.analyses.measures.length_claims import GUESSING, LengthAnswer
 from probe.analyses.measures.source_looks import SourceHits, follow_heads
 from probe.analysis import analysis
@@ -55,14 +56,16 @@ def effective_length(
 
     The same question over the needle's sentence alone tells `cannot find` from `cannot answer`, by an exact paired test
     over the first length that fails and all beyond; with the needle left out, right answers are guesses. Where
-    `top_keys` was captured, it also says how often the heads that copy (score above `head_threshold` where answers are
+    several tasks are among the traces (fact `task`, else their workload) each has its effective length beside the
+    headline, which pools their prompts, and so has the mean over tasks, which is what RULER takes. Where `top_keys` was
+    captured, it also says how often the heads that copy (score above `head_threshold` where answers are
     right, see `retrieval_heads`) look at the right token. It says nothing of lengths that were not tried.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold {threshold}: expected a share above 0, up to 1")
     left_out = LeftOut()
     roles = {name: answered(selected(run, role=name), left_out) for name in NAMES}
-    rates = {name: _rates(cases) for name, cases in roles.items()}
+    rates = {name: rates_by_length(cases) for name, cases in roles.items()}
     baseline = rates["baseline"]
     parameters: dict[str, JsonValue] = {"threshold": threshold, "head_threshold": head_threshold, "seed": seed}
     said: dict[str, Any] = {
@@ -83,7 +86,7 @@ def effective_length(
             measured=Measurement(name="effective length", value=None, unit="tokens", n=0, dropped=left_out.total),
             notes=left_out.notes(),
         )
-    reach = _reach(baseline, threshold)
+    reach = _reach({at: rate.share for at, rate in baseline.items()}, threshold)
     low, high = _ends(baseline, reach, threshold)
     method = "lengths whose Clopper-Pearson intervals allow it, if accuracy does not rise with length"
     fails = [at for at in baseline if baseline[at].interval.high < threshold]
@@ -92,11 +95,13 @@ def effective_length(
     hits = follow_heads(roles["baseline"], head_threshold, seed)
     guessed = _pooled(rates["needle_absent"])
     comparison = _against_gold(roles, first_failure)
+    tasks = rates_by_task(roles["baseline"])
+    by_task = [*_by_task(tasks, threshold)] if len(tasks) > 1 else []
     answer = LengthAnswer(rates, reach, first_failure, threshold, verdict, comparison, hits)
     return Finding(
         **said,
         headline=answer.headline,
-        claim=answer.claim,
+        claim=_with_tasks(answer.claim, by_task, threshold),
         verdict=verdict,
         measured=Measurement(
             name="effective length",
@@ -108,31 +113,22 @@ def effective_length(
         ),
         control=None if guessed is None else _percentage("right answers with the needle left out (guessing)", guessed),
         comparison=comparison,
-        details=tuple(_details(rates, hits)),
+        details=(*_details(rates, hits), *by_task),
         columns=_COLUMNS,
-        table=tuple(_rows(rates, hits)),
+        table=(*_rows(rates, hits), *(_rows_by_task(tasks) if by_task else ())),
         figures=(length_figure(rates, hits.by_length if hits else None, answer.headline, threshold),),
         notes=tuple(_notes(left_out, rates, hits, threshold, head_threshold)),
     )
-
-
-def _rates(cases: Sequence[tuple[Trace, Outcome]]) -> dict[int, Rate]:
-    """Return the rate at each length, lengths in order."""
-    found: dict[int, Rate] = {}
-    for trace, outcome in cases:
-        at = length(trace)
-        found[at] = found.get(at, Rate(0, 0)) + Rate(int(bool(outcome.correct)), 1)
-    return dict(sorted(found.items()))
 
 
 def _pooled(rates: Mapping[int, Rate]) -> Rate | None:
     return sum(rates.values(), Rate(0, 0)) if rates else None
 
 
-def _reach(rates: Mapping[int, Rate], threshold: float) -> int:
+def _reach(shares: Mapping[int, float], threshold: float) -> int:
     reach = 0
-    for at, rate in rates.items():
-        if rate.share < threshold:
+    for at, share in shares.items():
+        if share < threshold:
             break
         reach = at
     return reach
@@ -152,6 +148,39 @@ def _ends(rates: Mapping[int, Rate], reach: int, threshold: float) -> tuple[int,
             break
         high = at
     return low, max(high, reach)
+
+
+def _by_task(tasks: Mapping[str, Mapping[int, Rate]], threshold: float) -> Iterator[Measurement]:
+    """Yield the effective length of each task, and of the mean over tasks."""
+    method = "lengths whose Clopper-Pearson intervals allow it, if accuracy does not rise with length"
+    for name, rates in tasks.items():
+        reach = _reach({at: rate.share for at, rate in rates.items()}, threshold)
+        low, high = _ends(rates, reach, threshold)
+        yield Measurement(
+            name=f"effective length of {name}",
+            value=float(reach),
+            unit="tokens",
+            interval=Interval(low=float(low), high=float(high), method=method),
+            n=sum(rate.n for rate in rates.values()),
+        )
+    if mean := mean_over_tasks(tasks):
+        n = sum(rate.n for rates in tasks.values() for at, rate in rates.items() if at in mean)
+        value = float(_reach(mean, threshold))
+        yield Measurement(name=f"effective length of the mean over {len(tasks)} tasks", value=value, unit="tokens", n=n)
+
+
+def _with_tasks(claim: str, by_task: Sequence[Measurement], threshold: float) -> str:
+    if not by_task:
+        return claim
+    said = ", ".join(f"{each.name.removeprefix('effective length of ')} {each.value or 0:,.0f}" for each in by_task)
+    return f"{claim.removesuffix('.')}; by task, at {100 * threshold:g} %: {said} tokens."
+
+
+def _rows_by_task(tasks: Mapping[str, Mapping[int, Rate]]) -> Iterator[tuple[JsonValue, ...]]:
+    for name, rates in tasks.items():
+        for at, rate in rates.items():
+            exact = [float(f"{v:.4g}") for v in (rate.share, rate.interval.low, rate.interval.high)]
+            yield (f"baseline, {name}", at, rate.n, rate.right, *exact, None, None, None)
 
 
 def _percentage(name: str, rate: Rate) -> Measurement:

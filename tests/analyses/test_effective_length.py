@@ -213,3 +213,28 @@ def test_the_order_of_traces_changes_nothing(sample, trace):
     traces = diagnosis(sample, trace, {64: 1, 128: 0.5})
     order = np.random.default_rng(0).permutation(len(traces))
     assert effective_length([traces[i] for i in order]) == effective_length(traces)
+
+
+def test_tasks_have_a_length_each_and_ruler_s_is_that_of_their_mean(sample, trace):
+    def asked(task, rates):
+        traces = read(sample, trace, rates)
+        for each in traces:
+            each.sample.facts["task"] = task
+            each.sample = type(each.sample)(**{**vars(each.sample), "name": f"{task}-{each.sample.name}"})
+        return traces
+
+    easy, hard = asked("easy", {64: 1, 128: 1, 256: 1}), asked("hard", {64: 1, 128: 0.8, 256: 0.5})
+    finding = effective_length([*easy, *hard])
+    lengths = {each.name: each.value for each in finding.details if each.unit == "tokens"}
+    # At 128 tokens the mean is 90 %, at 256 it is 75 %.
+    assert lengths == {
+        "effective length of easy": 256,
+        "effective length of hard": 64,
+        "effective length of the mean over 2 tasks": 128,
+    }
+    assert finding.measured.value == 128
+    assert "by task, at 85.6 %: easy 256, hard 64, the mean over 2 tasks 128 tokens." in finding.claim
+    lower = effective_length([*easy, *hard], threshold=0.75)
+    assert {each.name: each.value for each in lower.details if each.unit == "tokens"}["effective length of hard"] == 128
+    assert [row["num_right"] for row in finding.records() if row["condition"] == "baseline, hard"] == [40, 32, 20]
+    assert "by task" not in effective_length(easy).claim
