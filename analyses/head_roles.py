@@ -83,9 +83,10 @@ def head_roles(
 
     A layer is *lazy* where the prompt's last query gives the first 4 and the last `lazy_window` keys more than a
     published threshold, mean over its heads; the published score leaves the query's own key out, which this cannot.
-    The control flips the sign of a prompt's excess at random, which leaves no role to be found. MInference's shapes are
-    compared, as policies at one budget, in `kv_cache`; heads that copy answers are `retrieval_heads`. Attention is not
-    use.
+    The control flips the sign of a prompt's excess at random, which leaves no role to be found. Of MInference's shapes
+    (2407.02490) the A-shape is what streaming measures; vertical-slash and block-sparse ask what the union of columns,
+    diagonals or blocks holds, which sums over queries or keys do not say, so that they are not named. Heads that copy
+    answers are `retrieval_heads`. Attention is not use.
     """
     if recent < 1 or lazy_window < 1 or not (0 < threshold < 1 and 0 < streaming < 1):
         raise UsageError("head_roles: recent and lazy_window are at least 1, thresholds lie between 0 and 1")
