@@ -41,6 +41,7 @@ def context_use(
     *,
     margin: float = 0.02,
     control: Literal["shuffled", "replaced"] = "shuffled",
+    near: int | None = None,
     half: Literal["find", "test", "both"] | None = None,
     seed: int = 0,
 ) -> Finding:
@@ -53,21 +54,22 @@ def context_use(
     that of the whole prefix (paired permutation over prompts, p < 0.01), so that it is not length alone that helps;
     refuted: the gain lies below `margin` with 95 % certainty. Intervals are BCa over prompts.
 
-    The effective context is the shortest prefix that no longer one betters by more than the margin; its interval are
-    the prefixes that the paired differences' intervals allow. By kind of token: see `KINDS`. A word that was seen far
-    back and one that the near part foretells differ in more than that, so that kinds are compared with their control
-    and not with each other.
+    `near` says which disturbed prompts are read where their undisturbed parts are of several lengths; None, of the
+    longest. The effective context is the shortest prefix that no longer one betters by more than the margin; its
+    interval are the prefixes that the paired differences' intervals allow. By kind of token: see `KINDS`. A word that
+    was seen far back and one that the near part foretells differ in more than that, so that kinds are compared with
+    their control and not with each other.
     """
     if not margin > 0:
         raise UsageError(f"margin {margin}: expected nats above 0")
     left_out = LeftOut()
-    read = read_losses(selected(run, role=None, half=half), left_out)
+    read = read_losses(selected(run, role=None, half=half), left_out, near)
     said: dict[str, Any] = {
         "analysis": "context_use",
         "question": QUESTION,
         "definition": DEFINITION,
         "source": SOURCE,
-        "parameters": {"margin": margin, "control": control, "half": half, "seed": seed},
+        "parameters": {"margin": margin, "control": control, "near": near, "half": half, "seed": seed},
         "evidence": tuple(read.evidence),
         "columns": ("quantity", "distant", "prefix_tokens", "kind", "num_prompts", "num_tokens", "nats", "low", "high"),
     }
@@ -153,8 +155,8 @@ def _finding(
     reaches = f"{'at least ' if reach == longest else ''}{reach:,} tokens"
     claims = {
         "supported": f"The model uses {far}: {tail}{by_kind}. Its context is effective up to {reaches}.",
-        "refuted": f"The model does not use {far} by as much as {margin:g} nats a token: {tail}.",
-        "inconclusive": f"Whether the model uses {far} cannot be told: {tail}.",
+        "refuted": f"The model does not use {far} by as much as {margin:g} nats a token: {tail}{by_kind}.",
+        "inconclusive": f"Whether the model uses {far} by {margin:g} nats a token cannot be told: {tail}{by_kind}.",
     }
     headlines = {
         "supported": f"Distant context takes {gain.value:.2g} nats a token off the loss",

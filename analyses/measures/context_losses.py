@@ -111,22 +111,28 @@ class Difference:
         return np.inf if self.interval is None else self.interval.high
 
 
-def read_losses(traces: Iterable[Trace], left_out: LeftOut) -> ContextLosses:
-    """Return the losses of every trace of `plain_text` in which nothing but the distant part was changed."""
-    read, nears, unknown = ContextLosses(), set(), []
+def read_losses(traces: Iterable[Trace], left_out: LeftOut, near: int | None = None) -> ContextLosses:
+    """Return the losses of every trace of `plain_text` in which nothing but the distant part was changed.
+
+    Where the near part that was not disturbed is of several lengths, the disturbed traces of one are read: of `near`
+    tokens, or of the most.
+    """
+    read, unknown = ContextLosses(), []
     longest: dict[str, tuple[int, Trace]] = {}
-    for trace, losses in _usable(traces, left_out):
+    usable = [*_usable(traces, left_out)]
+    nears = {int(fact(trace, "near")) for trace, _ in usable if fact(trace, "disturbed_tokens")}
+    read.near = max(nears, default=None) if near is None else near if near in nears else None
+    for trace, losses in usable:
         at, distant = length(trace), str(fact(trace, "distant"))
+        if distant != "kept" and read.near is not None and fact(trace, "near") != read.near:
+            left_out.add("another near part was left as it was")
+            continue
         prompt = f"{fact(trace, 'workload_seed')}/{fact(trace, 'seed')}"
         read.losses[distant, at][prompt] = losses
         read.evidence.append(trace.unit)
         unknown.append(float(fact(trace, "unknown_tokens") or 0.0))
-        if fact(trace, "disturbed_tokens") and fact(trace, "near") is not None:
-            nears.add(int(fact(trace, "near")))
         if distant == "kept" and at >= longest.get(prompt, (0, trace))[0]:
             longest[prompt] = at, trace
-    # The least of several is the one beyond which something was disturbed in every condition.
-    read.near = min(nears) if nears else None
     read.unknown = float(np.mean(unknown)) if unknown else 0.0
     last = max(read.lengths(), default=0)
     for prompt, (at, trace) in sorted(longest.items()):
@@ -146,6 +152,8 @@ def _usable(traces: Iterable[Trace], left_out: LeftOut) -> Iterator[tuple[Trace,
             left_out.add("the model was intervened on")
         elif fact(trace, "first_token") not in (None, "kept"):
             left_out.add("what stands first was changed")
+        elif fact(trace, "disturbed_tokens") and fact(trace, "near") is None:
+            left_out.add("how much was left undisturbed is not recorded")
         elif outcome is None or outcome.failed or not outcome.answer_log_probability:
             left_out.add("the words that follow have no loss")
         else:

@@ -142,6 +142,27 @@ def test_a_private_trace_has_no_kinds_and_says_so():
     assert any("private" in note for note in finding.notes)
 
 
+def test_disturbed_prompts_of_another_near_part_are_not_mixed_in():
+    traces = planted(0.2, 1)
+    other = []
+    for trace in traces:
+        losses = 1 - np.array(trace.outcome.answer_log_probability)
+        facts = trace.sample.facts
+        if facts["distant"] == "shuffled":
+            disturbed = max(0, facts["length"] - 1 - 63)
+            made = stretch(facts["seed"], facts["length"], "shuffled", losses, near=63, disturbed_tokens=disturbed)
+            made.condition = made.unit = f"nearer-{made.sample.name}"
+            other.append(made)
+    both = context_use([*traces, *other])
+    assert both.control == context_use(traces).control
+    assert both.measured.dropped == len(other)
+    nearer = context_use([*traces, *other], near=63)
+    # The whole of the near part alone is now the prompt of 64 tokens, and a disturbed one costs a nat.
+    assert nearer.measured.name == "gain of 512 tokens over 64"
+    assert nearer.control.value == pytest.approx(context_use(traces).control.value - 1, abs=0.1)
+    assert context_use(traces, near=5).measured.value is None
+
+
 def test_the_other_control_is_what_was_replaced():
     traces = planted(0.2, 1)
     replaced = [
