@@ -35,11 +35,11 @@ SOURCE = (
 _NAME = "state variance at twice the training length, over its largest within"
 
 
-def _needs(*, every: int = 64, **_: Any) -> dict[str, dict[str, JsonValue]]:
+def _needs(*, every: int = 64, reach: bool = True, **_: Any) -> dict[str, dict[str, JsonValue]]:
     states: dict[str, dict[str, JsonValue]] = {
         name: {"every": every} for name in ("state_variance", "state_mean", "state_max")
     }
-    return {**states, "decay": {}, "effective_distance": {}, "loss": {}}
+    return {**states, "decay": {}, "loss": {}, **({"effective_distance": {}} if reach else {})}
 
 
 @analysis(question=QUESTION, source=SOURCE, needs=_needs, about_recurrence=True)
@@ -48,6 +48,7 @@ def state_collapse(
     *,
     trained: int | None = None,
     every: int = 64,
+    reach: bool = True,
     threshold: float = 2.0,
     margin: float = 0.1,
     loss_margin: float = 0.1,
@@ -56,16 +57,20 @@ def state_collapse(
     """Measure how far each recurrent head's state grows beyond the training length, and what recall does meanwhile.
 
     `trained` is the training length in tokens; None takes what the model's configuration says. `every` is the number of
-    tokens between readings of the state. Over texts of at least twice the training length: ratio = variance at the
-    reading nearest twice that length / its largest reading within it, geometric mean over texts. A head explodes where
-    the ratio lies above `threshold` and ln variance still rises over the second half of what lies beyond (two one-sided
-    t tests over texts, the larger p, Benjamini-Hochberg over heads at .05). The headline is the head with the largest
-    ratio on one half of the samples, measured on the other; the control is the median of the heads that stay.
+    tokens between readings of the state; `reach` captures effective distance, which keeps every layer's keys and gates
+    of all tokens: leave it out for long texts.
+
+    Over texts of at least twice the training length: ratio = variance at the reading nearest twice that length / its
+    largest reading within it, geometric mean over texts. A head explodes where the ratio lies above `threshold` and ln
+    variance still rises over the second half of what lies beyond (two one-sided t tests over texts, the larger p,
+    Benjamini-Hochberg over heads at .05). The headline is the head with the largest ratio on one half of the samples,
+    measured on the other; the control is the median of the heads that stay.
 
     Behaviour is the recall of answers at most a training length old, in whole texts against the same texts' ends alone
-    (role `gold_only`), which differ in nothing but the state that is carried over; without those, against texts within
-    the training length. Where nothing is asked it is the loss from twice the training length on. It fails where it
-    falls by more than `margin` (a share; `loss_margin` nats) with p < .05.
+    (role `gold_only`), which differ in nothing but the state that is carried over (and what a convolution of a few
+    tokens sees at their beginning); without those, against texts within the training length. Where nothing is asked it
+    is the loss from twice the training length on. It fails where it falls by more than `margin` (a share; `loss_margin`
+    nats) with p < .05.
 
     Supported (collapse): a head explodes and behaviour fails. Refuted: behaviour certainly falls by less than the
     margin (the claim says whether the state drifts, whether older answers are forgotten, or neither), or every head
@@ -84,6 +89,7 @@ def state_collapse(
         "parameters": {
             "trained": trained,
             "every": every,
+            "reach": reach,
             "threshold": threshold,
             "margin": margin,
             "loss_margin": loss_margin,

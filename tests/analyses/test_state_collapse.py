@@ -213,6 +213,8 @@ def test_attention_beside_the_recurrence_is_said():
 
 def test_it_captures_states_at_the_interval_asked_for_and_nothing_of_a_transformer():
     assert probe.state_collapse.needs(every=16)["state_max"] == {"every": 16}
+    assert "effective_distance" in probe.state_collapse.needs()
+    assert "effective_distance" not in probe.state_collapse.needs(reach=False)
     assert probe.state_collapse.about_recurrence
 
 
