@@ -24,8 +24,8 @@ QUESTION = "Which tokens, channels, layers and heads could the cache lose, and w
 SOURCE = (
     "Policies in one cut at the end of the prompt: StreamingLLM (Xiao et al. 2023, 2309.17453), SnapKV (Li et al. "
     "2024, 2404.14469), H2O (Zhang et al. 2023, 2306.14048; sums over past queries alone), key norm (Devoto et al. "
-    "2024, 2406.11430); channels: ThinK (2407.21018, in kvpress' form); layers: MiniCache (2405.14366). Retained attention "
-    "and its margin: this toolkit's own, of the form of MInference's score (2407.02490)"
+    "2024, 2406.11430); channels: ThinK (2407.21018, in kvpress' form); layers: MiniCache (2405.14366). Retained "
+    "attention and its margin: this toolkit's own, of the form of MInference's score (2407.02490)"
 )
 HEADLINE = "SnapKV"
 RANDOM = len(POLICIES) - 1

@@ -122,6 +122,10 @@ class Statistic:
         """Return the coordinate of an axis of its own, e.g. the distances of `offset`; None where it has none."""
         return None
 
+    def covers(self, other: Statistic) -> bool:
+        """Return whether its arrays hold all that another statistic's would, so that this one serves for both."""
+        return False
+
     def wants(self, query_start: int) -> bool:
         """Return whether queries from this position on can still change the answer."""
         return True

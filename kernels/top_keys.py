@@ -46,6 +46,10 @@ class top_keys(Statistic):
         """Return the ranks."""
         return np.arange(size) if axis == "rank" else None
 
+    def covers(self, other: Statistic) -> bool:
+        """Return whether it has at least as many ranks: the first of them are the other's."""
+        return isinstance(other, top_keys) and self.k > other.k
+
     def _top(self, probability: Tensor, key_start: int, num_visible: Tensor) -> dict[str, Tensor]:
         top = probability.topk(min(self.k, probability.shape[-1]), -1)
         missing = (0, self.k - top.values.shape[-1])

@@ -66,13 +66,21 @@ def requested(request: Any) -> Requested:
 
 
 def all_requested(requests: Sequence[Any]) -> list[Requested]:
-    """Return what several requests ask for, once each: of all layers where any asks so, else of any layer named."""
+    """Return what several requests ask for, once each: of all layers where any asks so, else of any layer named.
+
+    What another one covers is left out: two `top_keys` of one trace would number their ranks apart.
+    """
     merged: dict[str, Requested] = {}
     for each in map(requested, requests):
         before = merged.get(each.statistic.key, each)
         layers = None if before.layers is None or each.layers is None else before.layers + each.layers
         merged[each.statistic.key] = Requested(each.statistic, None if layers is None else tuple(sorted(set(layers))))
-    return list(merged.values())
+    return [
+        each
+        for each in merged.values()
+        # Layers that were chosen lie in groups of their own.
+        if not any(o.statistic.covers(each.statistic) and o.layers == each.layers for o in merged.values())
+    ]
 
 
 def check_layers(requests: Sequence[Requested], model: HuggingFaceModel) -> None:

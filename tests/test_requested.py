@@ -117,3 +117,8 @@ def test_a_layer_that_the_model_lacks_is_said_before_anything_is_written(tmp_pat
     with pytest.raises(UsageError, match=r"queries_and_keys: needle has no attention layer 99; it has 0, 1"):
         probe.run(book(tmp_path, "queries_and_keys: [99]"), model="needle", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_two_top_keys_the_one_with_more_ranks_serves_for_both() -> None:
+    asked = all_requested([{"top_keys": {"k": 1}}, {"top_keys": {"k": 16}}, {"top_keys": {"k": 2, "layers": [1]}}])
+    assert [(each.statistic.key, each.layers) for each in asked] == [("top_keys_k_16", None), ("top_keys_k_2", (1,))]
