@@ -8,6 +8,8 @@ from probe.analyses.finding_and_answering import finding_and_answering as findin
 from probe.analyses.flip_flop_errors import flip_flop_errors as flip_flop_errors
 from probe.analyses.generation_drift import generation_drift as generation_drift
 from probe.analyses.head_ablation import head_ablation as head_ablation
+from probe.analyses.head_roles import head_roles as head_roles
+from probe.analyses.kv_cache import kv_cache as kv_cache
 from probe.analyses.lost_in_the_middle import lost_in_the_middle as lost_in_the_middle
 from probe.analyses.massive_activations import massive_activations as massive_activations
 from probe.analyses.position_bias import position_bias as position_bias
