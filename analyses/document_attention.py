@@ -16,7 +16,7 @@ from probe.analyses.measures.gold_recall import by_attention, correlations, reca
 from probe.analysis import analysis
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
 from probe.intervals import cluster_bootstrap, p_text
-from probe.selection import LeftOut, selected
+from probe.selection import LeftOut, fact, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -36,6 +36,7 @@ def document_attention(
     run: Run | Trace | Iterable[Trace],
     *,
     heads: Sequence[Sequence[int]] | None = None,
+    sink_tokens: int = 4,
     margin: float = 0.1,
     half: Literal["find", "test", "both"] | None = None,
     seed: int = 0,
@@ -43,12 +44,12 @@ def document_attention(
     """Measure attention by place at fixed relevance, and whether taking it off finds the gold.
 
     A document's attention is the mean over its tokens of what the row that produces the first answer token gives them,
-    over all layers and heads or over `heads` ([[layer, head], …]); documents that reach into the first four tokens,
-    where a sink stands, are left out. Relevance is fixed where all documents say the same: in prompts of dummies alone
-    (`given: all_dummies`). Where none were read it is the documents that do not answer, else the gold at its several
-    places, and the finding says which. Over each prompt's profile, relative to its mean, primacy is
-    the first place less the mean of the inner ones, recency the last less that mean, and U the mean of the two (this
-    toolkit's own).
+    over all layers and heads or over `heads` ([[layer, head], …]). A document that reaches into the first `sink_tokens`
+    tokens, where a sink stands, is left out. Relevance is fixed where all documents say the same: in prompts of dummies
+    alone (`given: all_dummies`). Where none were read it is the documents that do not answer, else the gold at its
+    several places, and the finding says which. Over each prompt's profile, relative to its mean, primacy is the first
+    place less the mean of the inner ones, recency the last less that mean, and U the mean of the two (this toolkit's
+    own).
 
     Supported: primacy and recency lie above `margin` (0.1: a tenth of the mean attention) with 97.5 % certainty each,
     and above what shuffled places give with p < 0.01. Refuted: one of them lies below `margin` with that certainty.
@@ -62,8 +63,8 @@ def document_attention(
     """
     left_out = LeftOut()
     traces = selected(run, role=None, half=half)
-    prompts = documents_of([t for t in traces if _shows_documents(t)], heads, left_out)
-    golds = gold_attention([t for t in traces if _is_baseline(t)], heads)
+    prompts = documents_of([t for t in traces if _is_attended(t)], heads, sink_tokens, left_out)
+    golds = gold_attention([t for t in traces if _is_whole(t)], heads, sink_tokens)
     asked = [each for each in prompts if each.given == "all"]
     dummies = [each for each in prompts if each.given == "all_dummies"]
     profiles = [
@@ -88,6 +89,7 @@ def document_attention(
         "source": SOURCE,
         "parameters": {
             "heads": None if heads is None else [[int(index) for index in head] for head in heads],
+            "sink_tokens": sink_tokens,
             "margin": margin,
             "half": half,
             "seed": seed,
@@ -138,13 +140,20 @@ _COLUMNS = (
 )
 
 
-def _is_baseline(trace: Trace) -> bool:
-    return (trace.facts.get("role") or "baseline") == "baseline"
+def _given(trace: Trace) -> str:
+    return str(trace.sample.facts.get("given") or "all")
 
 
-def _shows_documents(trace: Trace) -> bool:
-    """Return whether a trace is asked over its documents, or over dummies: no intervention, and no part left out."""
-    return not trace.facts.get("intervention") and (trace.sample.facts.get("given") or "all") in ("all", "all_dummies")
+def _is_whole(trace: Trace) -> bool:
+    """Return whether a trace is of a whole prompt as it was written: nothing left out, moved round or intervened in."""
+    return not trace.facts.get("intervention") and _given(trace) == "all" and not fact(trace, "turned_places")
+
+
+def _is_attended(trace: Trace) -> bool:
+    """Return whether a trace is of documents, or of dummies, at any places; one that was read for its answer alone,
+    without any statistic, is no part of the question."""
+    known = _given(trace) in ("all", "all_dummies") and len(trace.dataset.data_vars) > 0
+    return known and not trace.facts.get("intervention")
 
 
 def _rows(asked: Sequence[Documents], dummies: Sequence[Documents], seed: int) -> Iterator[tuple[JsonValue, ...]]:

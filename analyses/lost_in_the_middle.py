@@ -11,12 +11,13 @@ from pydantic import JsonValue
 
 from probe.analyses.figures.middle import middle_figures
 from probe.analyses.figures.positions import listed
-from probe.analyses.measures.ends_and_middle import NUMBERS, end_weights, fitted_curve
-from probe.analyses.measures.place_profile import DRAWS, PlaceProfile, both_ends, holm, profiles
+from probe.analyses.measures.depth_indices import position_indices
+from probe.analyses.measures.ends_and_middle import end_weights, fitted_curve
+from probe.analyses.measures.place_profile import DRAWS, PlaceProfile, holm, profiles
 from probe.analysis import analysis
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
-from probe.intervals import clopper_pearson, cluster_bootstrap, p_text, square_and_add
-from probe.selection import LeftOut, answered, depth, finite, length, selected
+from probe.intervals import clopper_pearson, cluster_bootstrap, p_text
+from probe.selection import LeftOut, answered, depth, fact, finite, length, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -54,15 +55,14 @@ def lost_in_the_middle(
 
     Over the share of right answers by the gold's place (0: first, 1: last), length by length, *primacy* is the first
     place less the mean of the inner ones, *recency* the last less that mean, and *U* the mean of the two, in percentage
-    points. The headline is U, mean over the lengths that have right and wrong answers; elsewhere ceiling or floor hides
-    what places do. Beside it stand the same three over the worst inner place (the U-index, which has the choice of that
-    place in it), and those of a parabola fitted to the rates. All of these are this toolkit's own: the paper has curves
-    and no number.
+    points. Beside them stand the same three over the worst inner place (the U-index, which has the choice of that place
+    in it), and those of a parabola fitted to the rates. All of these are this toolkit's own: the paper has curves and
+    no number. Lengths without right and wrong answers are left out: ceiling or floor hides what places do.
 
-    Supported: both ends lie above the inner places, each with p < 0.01 against places shuffled among the prompts of
-    each length, so that a profile that only rises or only falls is no U. Refuted: primacy or recency is at most
-    `margin` points with 97.5 % certainty. A length counts as losing the middle where its own test, adjusted for their
-    number (Holm), stays below 0.01.
+    A length loses the middle where both ends lie above the inner places, each against places shuffled among its
+    prompts, so that a profile that only rises or only falls does not; p < 0.01, adjusted for their number (Holm).
+    Supported: a length does; the headline is U at the longest of these, else at the longest of all. Refuted: at every
+    length primacy or recency is at most `margin` points with 97.5 % certainty.
 
     It does not say why the middle is lost; `document_attention` shows where the model looks.
     """
@@ -78,7 +78,7 @@ def lost_in_the_middle(
         "analysis": "lost_in_the_middle",
         "question": QUESTION,
         "definition": "Share of right answers: mean of the first and the last place, less that of the inner places, "
-        "in percentage points; mean over the lengths with right and wrong answers (this toolkit's own).",
+        "in percentage points, at the longest length that loses the middle, or of all (this toolkit's own).",
         "source": SOURCE,
         "parameters": {"margin": margin, "half": half, "seed": seed},
         "evidence": tuple(case.unit for case in cases),
@@ -97,7 +97,7 @@ def lost_in_the_middle(
             details=details,
             notes=left_out.notes(),
         )
-    return _finding(said, each, told, left_out, margin, details)
+    return _finding(said, told, left_out, margin, details)
 
 
 _U = "U: both ends less the inner places (this toolkit's own)"
@@ -121,6 +121,9 @@ def _cases(traces: list[Trace], left_out: LeftOut) -> Iterator[_Case]:
         where = depth(trace)
         if where is None:
             left_out.add("the sample does not say where its answer stands")
+            continue
+        if fact(trace, "given") not in (None, "all"):
+            left_out.add("the prompt holds less than the whole text")
             continue
         loss = outcome.answer_loss
         yield _Case(
@@ -236,149 +239,127 @@ def _unmeasured(cases: list[_Case], each: Sequence[PlaceProfile]) -> str:
 
 def _finding(
     said: dict[str, Any],
-    each: list[PlaceProfile],
     told: list[PlaceProfile],
     left_out: LeftOut,
     margin: float,
     details: tuple[Measurement, ...],
 ) -> Finding:
-    observed = np.mean([[profile.values[name] for name in NUMBERS] for profile in told], axis=0)
-    shuffled = np.mean([profile.shuffled for profile in told], axis=0)
-    p_value = both_ends(observed, shuffled)
-    intervals = {name: _pooled(told, index) for index, name in enumerate(NUMBERS)}
-    n = sum(profile.n for profile in told)
-    least = min(intervals["primacy"].high, intervals["recency"].high)
-    verdict: Verdict = "supported" if p_value < ALPHA else "refuted" if least <= margin else "inconclusive"
-    adjusted = dict(zip([p.length for p in each], holm([p.p_value for p in each]), strict=True))
+    adjusted = dict(zip([p.length for p in told], holm([p.p_value for p in told]), strict=True))
     lost = [at for at, p in adjusted.items() if p < ALPHA]
-    pooled = [
-        Measurement(name=name, value=float(observed[index]), unit="points", interval=intervals[name], n=n)
-        for index, name in enumerate(NUMBERS)
-        if index
-    ]
+    shown = [profile for profile in told if not lost or profile.length in lost][-1]
+    flat = all(_behind(profile, margin) for profile in told)
+    verdict: Verdict = "supported" if lost else "refuted" if flat else "inconclusive"
+    where, p_value = f"{shown.length:,} tokens", adjusted[shown.length]
+    low, high = np.quantile(shown.shuffled[:, 0], [0.025, 0.975])
     if lost:
-        name = f"shortest length that loses the middle, of {listed([profile.length for profile in each])}"
-        pooled.append(Measurement(name=name, value=lost[0], unit="tokens", n=sum(profile.n for profile in each)))
-    low, high = np.quantile(shuffled[:, 0], [0.025, 0.975])
-    where = listed([profile.length for profile in told])
+        name = "shortest length that loses the middle"
+        details = (Measurement(name=name, value=lost[0], unit="tokens", n=sum(p.n for p in told)), *details)
     return Finding(
         **said,
-        headline=_headline(verdict, _from(lost, told), where, observed, margin),
-        claim=_claim(verdict, told, _from(lost, told), float(observed[0]), intervals, p_value, margin, n),
+        headline={
+            "supported": f"The middle is lost {_from(lost, told)}",
+            "refuted": "The middle is not lost",
+            "inconclusive": "Whether the middle is lost cannot be told",
+        }[verdict],
+        claim=_claim(verdict, shown, lost, told, margin, p_value),
         verdict=verdict,
         measured=Measurement(
-            name=f"{_U}, at {where} tokens",
-            value=float(observed[0]),
+            name=f"{_U}, at {where}",
+            value=shown.values["U"],
             unit="points",
-            interval=intervals["U"],
-            n=n,
+            interval=shown.value_interval("U"),
+            n=shown.n,
             dropped=left_out.total,
         ),
         control=Measurement(
-            name="the same with places shuffled among the prompts of each length",
-            value=float(shuffled[:, 0].mean()),
+            name=f"the same with places shuffled among the prompts, at {where}",
+            value=float(shown.shuffled[:, 0].mean()),
             unit="points",
             interval=Interval(low=float(low), high=float(high), method=f"{DRAWS:,} permutations"),
-            n=n,
+            n=shown.n,
         ),
         comparison=Comparison(
-            name="both ends above the inner places, the larger of two one-sided p-values against shuffled places",
+            name="both ends above the inner places, the larger of two one-sided p-values against shuffled places, "
+            f"adjusted for {len(told)} length{'' if len(told) == 1 else 's'} (Holm)",
             p_value=p_value,
-            p_is_bound=p_value <= 1.001 / (1 + DRAWS),
-            n=n,
+            p_is_bound=p_value <= 1.001 * len(told) / (1 + DRAWS),
+            n=shown.n,
         ),
-        details=(*pooled, *details),
-        notes=tuple(_notes(left_out, each, adjusted, intervals, verdict, margin, n)),
+        details=details,
+        notes=tuple(_notes(left_out, told, adjusted, shown, verdict, margin)),
     )
 
 
-def _pooled(told: Sequence[PlaceProfile], number: int) -> Interval:
-    return square_and_add([part for p in told for part in p.parts(p.weights[number] / len(told))])
+def _behind(profile: PlaceProfile, margin: float) -> list[str]:
+    """Return the ends that are not ahead of the inner places by more than the margin, with 97.5 % certainty."""
+    ends = {"primacy": "the first place", "recency": "the last place"}
+    return [words for name, words in ends.items() if profile.value_interval(name).high <= margin]
 
 
 def _notes(
     left_out: LeftOut,
-    each: Sequence[PlaceProfile],
+    told: Sequence[PlaceProfile],
     adjusted: dict[int, float],
-    intervals: dict[str, Interval],
+    shown: PlaceProfile,
     verdict: Verdict,
     margin: float,
-    n: int,
 ) -> Iterator[str]:
     yield from left_out.notes()
-    tests = ", ".join(f"{at:,} tokens {p_text(p, DRAWS)}" for at, p in adjusted.items())
+    tests = ", ".join(f"{at:,} tokens {p_text(p)}" for at, p in adjusted.items())
     yield f"Length by length, adjusted for their number (Holm): {tests}."
-    for profile in each:
-        by_chance = np.mean(position_u(profile))
-        yield (
-            f"The U-index over the worst inner place at {profile.length:,} tokens holds the choice of that place: with "
-            f"places shuffled it is {by_chance:.0f} points."
-        )
+    if len(told) > 1:
+        which = "that loses the middle" if verdict == "supported" else "with right and wrong answers"
+        yield f"U is that of the longest length {which}; its interval is not adjusted for the choice."
+    by_chance = "; ".join(f"{np.mean(_index_by_chance(p)):.0f} points at {p.length:,} tokens" for p in told)
+    yield f"The U-index holds the choice of the worst inner place: with places shuffled it is {by_chance}."
     if verdict == "inconclusive":
-        widest = max(intervals[name].high - intervals[name].low for name in ("primacy", "recency")) / 2
-        yield f"To tell {margin:g} points, about {int(np.ceil(n * (widest / margin) ** 2)):,} prompts would do."
+        intervals = [shown.value_interval(name) for name in ("primacy", "recency")]
+        widest = max(interval.high - interval.low for interval in intervals) / 2
+        enough = int(np.ceil(shown.n * (widest / margin) ** 2))
+        yield f"To tell {margin:g} points at {shown.length:,} tokens, about {enough:,} prompts would do."
 
 
-def position_u(profile: PlaceProfile) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the U-index of the raw rates with places shuffled, in points, `[draw]`."""
-    rates = 100 * profile.shuffled_rates
-    return np.asarray((rates[:, 0] + rates[:, -1]) / 2 - rates[:, 1:-1].min(axis=1))
+def _index_by_chance(profile: PlaceProfile) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the U-index over the worst inner place with places shuffled, in points, `[draw]`."""
+    return np.asarray(position_indices(100.0 * profile.shuffled_rates)["U"])
 
 
 def _from(lost: Sequence[int], told: Sequence[PlaceProfile]) -> str:
-    """Return at which lengths the middle is lost, in words; empty where no length shows it by itself."""
+    """Return at which lengths the middle is lost, in words."""
     if not lost:
         return ""
     longer = [profile.length for profile in told if profile.length >= lost[0]]
     return f"from {lost[0]:,} tokens on" if len(longer) > 1 and set(longer) <= {*lost} else f"at {listed(lost)} tokens"
 
 
-def _headline(verdict: Verdict, lost: str, where: str, observed: Any, margin: float) -> str:
-    if verdict == "supported":
-        return f"The middle is lost {lost or f'at {where} tokens'}"
-    if verdict == "refuted":
-        return "The middle is not lost" if max(observed[1:]) <= margin else "One end is ahead, and it is no U"
-    return "Whether the middle is lost cannot be told"
-
-
 def _claim(
     verdict: Verdict,
+    shown: PlaceProfile,
+    lost: Sequence[int],
     told: Sequence[PlaceProfile],
-    lost: str,
-    u: float,
-    intervals: dict[str, Interval],
-    p_value: float,
     margin: float,
-    n: int,
+    p_value: float,
 ) -> str:
-    several = len(told) > 1
-    over = f"{'Over the lengths' if several else 'At'} {listed([p.length for p in told])} tokens"
-    tail = f"(U {u:.0f} points {intervals['U']}; {p_text(p_value, DRAWS)}, {_prompts(n)})"
+    at = f"at {shown.length:,} tokens"
+    u = f"U {shown.values['U']:.0f} points {shown.value_interval('U')}"
+    tail = f"({u}; {p_text(p_value)}, {_prompts(shown.n)})"
     if verdict == "refuted":
-        less = [name for name in ("primacy", "recency") if intervals[name].high <= margin]
-        ends = {"primacy": "the first place", "recency": "the last place"}
-        said = " and ".join(ends[name] for name in less)
-        are = "are" if len(less) > 1 else "is"
-        return f"{over} {said} {are} not ahead of the places between by more than {margin:g} points {tail}."
+        behind = _behind(shown, margin)
+        said, are = " and ".join(behind), "are" if len(behind) > 1 else "is"
+        others = f" (nor is there a U at {listed([p.length for p in told[:-1]])} tokens)" if len(told) > 1 else ""
+        return (
+            f"The middle is not lost: {at} {said} {are} not ahead of the places between by more than {margin:g} points"
+            f"{others} {tail}."
+        )
     if verdict == "inconclusive":
-        return f"{over} a U cannot be told from chance {tail}."
-    right, asked = (np.sum([getattr(p, name)[list(at)].sum() for p in told for at in [_ends(p)]]) for name in _COUNTS)
-    inner, of = (np.sum([getattr(p, name)[_middle(p)] for p in told]) for name in _COUNTS)
-    by_itself = f" (by itself {lost})" if several and lost else ""
+        tried = f", nor at {listed([p.length for p in told[:-1]])} tokens" if len(told) > 1 else ""
+        return f"Whether the middle is lost cannot be told {at}{tried} {tail}."
+    (first, last), (asked, of) = shown.right[[0, -1]], shown.asked[[0, -1]]
+    inner, between = shown.right[1:-1].sum(), shown.asked[1:-1].sum()
+    rest = [profile.length for profile in told if profile.length not in lost]
+    others = f"; at {listed(rest)} tokens no U is seen" if rest else ""
+    where = "" if len(lost) == 1 else f"{at} "
     return (
-        f"{over} the middle is lost{by_itself}: {right} of {asked} are right with the answer first or last, {inner} of "
-        f"{of} with it in the middle {tail}."
+        f"The middle is lost {_from(lost, told)}: {where}{first} of {asked} are right with the answer first, {last} of "
+        f"{of} with it last, {inner} of {between} between{others} {tail}."
     )
-
-
-_COUNTS = ("right", "asked")
-
-
-def _ends(profile: PlaceProfile) -> tuple[int, int]:
-    return 0, len(profile.places) - 1
-
-
-def _middle(profile: PlaceProfile) -> int:
-    """Return the index of the inner place that is nearest to the middle, never of the worst."""
-    places = np.array(profile.places)
-    return 1 + int(np.abs(places[1:-1] - (places[0] + places[-1]) / 2).argmin())

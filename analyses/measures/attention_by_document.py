@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-SINK_TOKENS: Final = 4
-"""Tokens at the beginning of a prompt, where a sink stands, as in StreamingLLM: no document may reach into them."""
 _DOCUMENT: Final = re.compile(r"document_(\d+)")
 FEWEST_QUADRUPLETS: Final = 3
 """Pairs of documents at pairs of places below which a rank correlation says nothing."""
@@ -53,24 +51,26 @@ class Documents:
         return np.linspace(0.0, 1.0, len(self.attention))
 
 
-def documents_of(traces: Sequence[Trace], heads: Sequence[Sequence[int]] | None, left_out: LeftOut) -> list[Documents]:
+def documents_of(
+    traces: Sequence[Trace], heads: Sequence[Sequence[int]] | None, sink_tokens: int, left_out: LeftOut
+) -> list[Documents]:
     """Return the documents of each trace that holds `span_mass` and two documents or more; the others are counted.
 
     Document attention (Hsieh et al. 2024, arXiv 2406.16008): the mean over a document's tokens of the attention from
-    the row that produces the first answer token, averaged over all layers and heads, or over `heads`.
+    the row that produces the first answer token, averaged over all layers and heads, or over `heads`. A document that
+    reaches into the first `sink_tokens` tokens has none.
     """
     found = []
     for trace in traces:
-        if trace.facts.get("intervention"):
-            # Another model's attention, so to say: not left out of the question, but no part of it.
-            continue
-        made = _documents(trace, heads, left_out)
+        made = _documents(trace, heads, sink_tokens, left_out)
         if made is not None:
             found.append(made)
     return found
 
 
-def _documents(trace: Trace, heads: Sequence[Sequence[int]] | None, left_out: LeftOut) -> Documents | None:
+def _documents(
+    trace: Trace, heads: Sequence[Sequence[int]] | None, sink_tokens: int, left_out: LeftOut
+) -> Documents | None:
     spans = {int(match[1]): span for span in trace.sample.spans if (match := _DOCUMENT.fullmatch(span.name))}
     if trace.outcome is not None and trace.outcome.failed:
         left_out.add("the unit failed")
@@ -95,7 +95,7 @@ def _documents(trace: Trace, heads: Sequence[Sequence[int]] | None, left_out: Le
     tokens = np.array([max(1, len(spans[at])) for at in order])
     attention = mass.mean(axis=0) / tokens
     # A sink's attention says nothing of what a document says.
-    attention[[spans[at].start < SINK_TOKENS for at in order]] = np.nan
+    attention[[spans[at].start < sink_tokens for at in order]] = np.nan
     gold = fact(trace, "gold_index")
     given = str(fact(trace, "given") or "all")
     return Documents(
@@ -121,7 +121,9 @@ class GoldAttention:
     attention: float
 
 
-def gold_attention(traces: Sequence[Trace], heads: Sequence[Sequence[int]] | None) -> list[GoldAttention]:
+def gold_attention(
+    traces: Sequence[Trace], heads: Sequence[Sequence[int]] | None, sink_tokens: int
+) -> list[GoldAttention]:
     """Return the attention to the span `needle` of each trace that has it, and says at which depth it stands."""
     found = []
     for trace in traces:
@@ -134,7 +136,7 @@ def gold_attention(traces: Sequence[Trace], heads: Sequence[Sequence[int]] | Non
             continue
         mass = array.isel(row=0).sel(span=["needle"]).transpose("layer", "head", "span").to_numpy().astype(np.float64)
         value = float(_chosen(mass, heads).mean()) / max(1, len(spans["needle"]))
-        if np.isfinite(value) and spans["needle"].start >= SINK_TOKENS:
+        if np.isfinite(value) and spans["needle"].start >= sink_tokens:
             found.append(GoldAttention(trace.sample.name, trace.unit, length(trace), where, value))
     return found
 

@@ -73,20 +73,21 @@ def test_a_lost_middle_is_found_from_the_length_on_where_it_is_lost(sample, trac
     finding = lost_in_the_middle(counted(sample, trace, counts))
     assert finding.verdict == "supported"
     assert finding.headline == "The middle is lost from 1,024 tokens on"
-    assert values(finding)["shortest length that loses the middle, of 256, 512, 1,024 and 2,048"] == 1024
-    # 20 a place: 0 at 512; 95 less (60 + 30 + 60) / 3 at 1,024; 90 less (30 + 10 + 30) / 3 at 2,048.
-    assert finding.measured.value == pytest.approx((0 + 45 + (90 - 70 / 3)) / 3)
-    assert finding.measured.n == 300
+    assert values(finding)["shortest length that loses the middle"] == 1024
+    # 20 a place: 90 % at both ends, less (30 + 10 + 30) / 3.
+    assert finding.measured.value == pytest.approx(90 - 70 / 3)
+    assert finding.measured.n == 100
     assert finding.measured.interval.low > 10
     assert abs(finding.control.value) < 2
-    assert "74 of 80" not in finding.claim
-    assert "110 of 120 are right with the answer first or last, 26 of 60 with it in the middle" in finding.claim
+    assert "18 of 20 are right with the answer first, 18 of 20 with it last, 14 of 60 between" in finding.claim
+    assert "at 512 tokens no U is seen" in finding.claim
 
 
 def test_a_length_lost_between_others_is_not_said_to_be_the_first_of_all(sample, trace):
     counts = {512: (19, 10, 3, 10, 19), 1024: (10,) * 5}
     finding = lost_in_the_middle(counted(sample, trace, counts))
     assert finding.headline == "The middle is lost at 512 tokens"
+    assert finding.measured.name.endswith("at 512 tokens")
 
 
 @pytest.mark.parametrize("profile", [(2, 4, 8, 14, 20), (20, 14, 8, 4, 2), (0, 0, 0, 10, 20), (2, 14, 20, 14, 2)])
@@ -189,8 +190,9 @@ def test_what_is_answered_without_the_gold_stands_beside_it(sample, trace):
 def test_a_withheld_text_and_a_failed_unit_are_no_obstacle(sample, trace):
     traces = counted(sample, trace, {512: (18, 10, 5, 10, 18)})
     traces.append(trace(sample(99, length=512, depth=0.5), failed="out of memory"))
+    traces.append(trace(sample(98, length=512, depth=0.5, given="all_dummies"), correct=False))
     finding = lost_in_the_middle(traces)
-    assert finding.measured.dropped == 1
+    assert finding.measured.dropped == 2
     assert finding.measured.n == 100
 
 
