@@ -298,4 +298,4 @@ def _notes(verdict: Verdict, able: bool, num_prompts: int, margin: float, seen: 
     if all(each.prompt_share is None for each in seen):
         yield "span_mass was not captured, or there is no span `prompt`: attention to the prompt is not told."
     else:
-        yield "Attention is over heads that still give the prompt anything in the last eighth of the steps."
+        yield "Attention is over heads that still give the prompt anything late; a sink on its first token counts."

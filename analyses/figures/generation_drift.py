@@ -40,7 +40,7 @@ def drift_figures(seen: Sequence[Grown], without: Sequence[Grown], seed: int) ->
         "constraints_kept",
         "Constraints kept, by item of the answer",
         "Share of each item's constraints whose phrase the response holds, with 95 % intervals over prompts; beside "
-        "it the same where the text that says what to write was left out.",
+        "it the same where the text that says what to write was left out. The first item may be begun in the prompt.",
         data,
         {"xaxis": chart.axis("item of the answer"), "yaxis": chart.share_axis("constraints kept")},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,7 +47,8 @@ def follow_gold(cases: Sequence[tuple[Trace, Outcome]], span: str, threshold: fl
     """Return where the heads look in wrong answers that give `span` more than `threshold` in right ones.
 
     Chosen on the half that finds and followed on the other, where samples are halved. Right and wrong answers are
-    compared over the lengths at which both occur, or length alone would tell them apart. `do not look`: the attention
+    compared over the lengths at which both occur, with each length's weight among the wrong ones, or length alone would
+    tell them apart. `do not look`: the attention
     in wrong answers lies below half of that in right ones with 95 % certainty; `look all the same`: above half of it,
     with the same certainty (this toolkit's own).
     """
@@ -64,14 +66,21 @@ def follow_gold(cases: Sequence[tuple[Trace, Outcome]], span: str, threshold: fl
     rest = [each for each in seen if each.half == "test"]
     followed = rest if finding and rest else seen
     mixed = {at for at in {each.length for each in followed} if len({e.right for e in followed if e.length == at}) == 2}
+    number = Counter((each.length, each.right) for each in followed)
     details, ends = [], {}
     for right in (True, False):
         here = [each for each in followed if each.right == right and each.length in mixed]
         if len(here) < 2:
             continue
-        values = [float(np.mean([each.mass[head] for head in heads])) for each in here]
-        interval = cluster_bootstrap(values, [each.prompt for each in here], bounds=(0.0, 1.0), seed=seed)
-        value = float(np.mean(values))
+        # Right answers are weighted so that each length counts as it does among the wrong ones.
+        weight = np.array([number[each.length, False] / number[each.length, right] for each in here])
+        values = np.array([np.mean([each.mass[head] for head in heads]) for each in here]) * weight / weight.mean()
+        bounds = None if right else (0.0, 1.0)
+        interval = cluster_bootstrap(values, [each.prompt for each in here], bounds=bounds, seed=seed)
+        if interval is not None:
+            within = {"low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
+            interval = interval.model_copy(update=within)
+        value = float(values.mean())
         ends[right] = (value, interval)
         details.append(
             Measurement(
@@ -86,7 +95,8 @@ def follow_gold(cases: Sequence[tuple[Trace, Outcome]], span: str, threshold: fl
     halves = ", chosen on one half of the samples and followed on the other" if finding and rest else ""
     note = (
         f"Heads followed: (layer, head) {named}: those that give `{span}` more than {threshold:g} of their attention "
-        f"in right answers{halves}; right and wrong are compared over lengths at which both occur."
+        f"in right answers{halves}; right and wrong are compared over lengths at which both occur, each length "
+        "counted as often as answers are wrong there."
     )
     if len(ends) < 2:
         return GoldLooks(heads=heads, notes=(note, "Right and wrong answers do not occur at one length."))

@@ -85,6 +85,19 @@ def test_looks_are_compared_over_lengths_at_which_both_answers_occur(sample, tra
     assert any("do not occur at one length" in note for note in finding.notes)
 
 
+def test_each_length_counts_as_it_does_among_wrong_answers(sample, trace):
+    # Heads look less at 256 tokens, in right answers as in wrong ones, and most wrong answers are there.
+    short = {(True, True, False): 12, (False, True, False): 4}
+    long = {(True, True, False): 4, (False, True, False): 12}
+    traces = questions(sample, trace, short, length=64, masses={True: 0.8, False: 0.8})
+    traces += questions(sample, trace, long, length=256, masses={True: 0.2, False: 0.2})
+    finding = finding_and_answering(traces)
+    details = {each.name: each.value for each in finding.details}
+    expected = (4 * 0.8 + 12 * 0.2) / 16
+    assert details["attention of those heads to the gold, answer right"] == pytest.approx(expected)
+    assert details["attention of those heads to the gold, answer wrong"] == pytest.approx(expected)
+
+
 def test_kl_over_two_events_is_the_closed_form_and_a_lower_bound():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -108,4 +121,3 @@ def test_questions_that_were_not_asked_twice_are_counted(sample, trace):
     alone = finding_and_answering([trace(sample(0))])
     assert alone.verdict == "inconclusive"
     assert "both over the whole text" in alone.claim
-
