@@ -44,6 +44,7 @@ _COLUMNS = (
     "recency_without_sinks",
     "kv_head",
     "could_stream",
+    "direct_logit",
 )
 
 
@@ -55,6 +56,7 @@ def _needs(*, recent: int = 32, lazy_window: int = 1024, **_: Any) -> Needs:
         "match_mass": [{}, {"by": "induction"}],
         "distance_histogram": {},
         "received_mass": {},
+        "span_logit": {},
     }
 
 
@@ -86,7 +88,8 @@ def head_roles(
     The control flips the sign of a prompt's excess at random, which leaves no role to be found. Of MInference's shapes
     (2407.02490) the A-shape is what streaming measures; vertical-slash and block-sparse ask what the union of columns,
     diagonals or blocks holds, which sums over queries or keys do not say, so that they are not named. Heads that copy
-    answers are `retrieval_heads`. Attention is not use.
+    answers are `retrieval_heads`. Attention is not use: the table has beside it what a head writes directly into the
+    right answer's logit over a distractor's (`span_logit_all`), where the model lets that be known.
     """
     if recent < 1 or lazy_window < 1 or not (0 < threshold < 1 and 0 < streaming < 1):
         raise UsageError("head_roles: recent and lazy_window are at least 1, thresholds lie between 0 and 1")
@@ -130,6 +133,8 @@ class _Heads:
     """Scores, `[prompt role layer head]`."""
     chance_by_prompt: Floats
     apart: Floats
+    logit: Floats | None
+    """What each adds to the answer's logit, `[layer head]`, where it was captured."""
     num_prompts: int
 
 
@@ -145,8 +150,13 @@ def _measure(readings: list[RoleReading], limits: Floats, seed: int) -> _Heads:
         roles = (low > over) & (excess_low > MARGIN) & (_adjusted(score - chance) < RATE)
     return _Heads(
         score.mean(axis=0), low, high, chance.mean(axis=0), excess_low, roles, score, chance,
-        by_cluster([reading.recency_apart for reading in readings], prompts).mean(axis=0), len(score),
+        by_cluster([reading.recency_apart for reading in readings], prompts).mean(axis=0), _logit(readings), len(score),
     )  # fmt: skip
+
+
+def _logit(readings: list[RoleReading]) -> Floats | None:
+    there = [(reading.prompt, reading.logit) for reading in readings if reading.logit is not None]
+    return by_cluster([each for _, each in there], [prompt for prompt, _ in there]).mean(axis=0) if there else None
 
 
 def _adjusted(excess: Floats) -> Floats:
@@ -226,7 +236,7 @@ def _finding(
         )
         if control is not None and control.value is not None and measured.value is not None
         else None,
-        details=tuple(_details(readings, heads, limits, cache, seed)),
+        details=tuple(_details(readings, heads, said["parameters"]["lazy_window"], cache, seed)),
         columns=_COLUMNS,
         table=tuple(_rows(heads, group, cache)),
         figures=tuple(
@@ -273,7 +283,7 @@ def _lazy(readings: list[RoleReading]) -> Floats | None:
 
 
 def _details(
-    readings: list[RoleReading], heads: _Heads, limits: Floats, cache: NDArray[np.bool_], seed: int
+    readings: list[RoleReading], heads: _Heads, window: int, cache: NDArray[np.bool_], seed: int
 ) -> Iterator[Measurement]:
     n = heads.num_prompts
     for index, role in enumerate(ROLES):
@@ -293,7 +303,7 @@ def _details(
         return
     for family, limit in LAZY.items():
         value = 100 * float((lazy.mean(axis=0) > limit).mean())
-        name = f"lazy layers, above {limit:g} (published for {family})"
+        name = f"lazy layers at a window of {window}, above {limit:g} (the threshold for {family}, at 1024)"
         yield Measurement(name=name, value=value, unit="%", n=len(lazy), dropped=n - len(lazy))
 
 
@@ -307,7 +317,8 @@ def _rows(heads: _Heads, group: int, cache: NDArray[np.bool_]) -> Iterator[tuple
         numbers = [float(f"{heads.score[(index, *at)]:.4g}") for index in range(len(ROLES))]
         kv_head = at[1] if cache.shape[1] == num else at[1] // group
         apart = float(f"{heads.apart[at]:.4g}")
-        yield (*at, ", ".join(roles), *numbers, apart, kv_head, bool(cache[at[0], kv_head]))
+        logit = None if heads.logit is None else float(f"{heads.logit[at]:.4g}")
+        yield (*at, ", ".join(roles), *numbers, apart, kv_head, bool(cache[at[0], kv_head]), logit)
 
 
 def _suggestions(heads: _Heads) -> Iterator[Suggestion]:

@@ -40,6 +40,9 @@ class RoleReading:
     lazy: Floats | None
     """Attention of the prompt's last query on the sinks and the last keys, mean over heads, `[layer]`; None where the
     prompt is too short for the window to leave anything out."""
+    logit: Floats | None
+    """What each head adds directly to the right answer's logit over a distractor's, mean over its tokens, `[layer
+    head]`; None where it was not captured."""
 
 
 def statistic_name(name: str, **parameters: tuple[int, int]) -> str:
@@ -105,7 +108,17 @@ def _reading(trace: Trace, recent: int, lazy_window: int, recency: str) -> RoleR
     numbers = (scores, chance, apart) if lazy is None else (scores, chance, apart, lazy)
     if not all(np.isfinite(each).all() for each in numbers):
         return None
-    return RoleReading(trace.sample.name, trace.unit, scores, chance, np.minimum(apart, 1.0), lazy)
+    # Sums of float32 may pass 1 in the eighth digit.
+    scores = np.clip(scores, 0.0, 1.0)
+    return RoleReading(trace.sample.name, trace.unit, scores, chance, np.minimum(apart, 1.0), lazy, _logit(trace))
+
+
+def _logit(trace: Trace) -> Floats | None:
+    if "span_logit_all" not in trace:
+        return None
+    rows = trace["span_logit_all"].transpose("layer", "head", "row").to_numpy().astype(np.float64)
+    there = np.isfinite(rows).all(axis=(0, 1))
+    return rows[..., there].mean(axis=-1) if there.any() else None
 
 
 def _starts(trace: Trace, name: str, first: int) -> int:

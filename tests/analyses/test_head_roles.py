@@ -63,7 +63,10 @@ def test_a_lazy_layer_is_one_whose_last_query_looks_at_both_ends():
     ], axis=0).mean(axis=1)  # fmt: skip
     finding = head_roles(traces, lazy_window=32)
     lazy = {d.name: d.value for d in finding.details if d.name.startswith("lazy layers")}
-    assert lazy["lazy layers, above 0.65 (published for Llama 2)"] == 100 * (wanted > 0.65).mean()
+    assert (
+        lazy["lazy layers at a window of 32, above 0.65 (the threshold for Llama 2, at 1024)"]
+        == 100 * (wanted > 0.65).mean()
+    )
     figure = next(f for f in finding.figures if f.name == "lazy_layers")
     np.testing.assert_allclose(figure.plotly["data"][0]["y"], wanted, rtol=1e-3)
 
