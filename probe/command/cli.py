@@ -150,15 +150,19 @@ def run_casebook(
         from probe.command.terminal_summary import print_estimate, print_summary
 
         progress = terminal_progress(Console(stderr=True), quiet=quiet or dry_run)
+        # What a run's record says to run again holds no check.
+        goes_on = f"{again} --check" if held else again
         if casebook == ALL:
-            _run_all(options, held=held, dry_run=dry_run, force=force, progress=progress, again=again, as_json=as_json)
+            _run_all(
+                options, held=held, dry_run=dry_run, force=force, progress=progress, again=goes_on, as_json=as_json
+            )
             return
         if held:
             from probe.casebook import load
 
             if not load(casebook).expect:
                 raise UsageError(f"the casebook {casebook!r} expects nothing (`expect:`) that could be checked")
-        with stops(progress, None if dry_run else again), starts_over(again):
+        with stops(progress, None if dry_run else goes_on), starts_over(goes_on):
             from probe.player import dry_run as estimate
             from probe.player import run as play
 
