@@ -160,7 +160,9 @@ def _rows(asked: Sequence[Documents], dummies: Sequence[Documents], seed: int) -
     recall = recalls_by_place(asked, dummies)
     places = sorted({(e.length, p) for e in (*asked, *dummies) for p in e.places.round(4).tolist()})
     for at, place in places:
-        gold, others, same = [], [], []
+        gold: list[tuple[str, float]] = []
+        others: list[tuple[str, float]] = []
+        same: list[tuple[str, float]] = []
         for each in (*asked, *dummies):
             if each.length != at:
                 continue

@@ -176,15 +176,12 @@ def rank_correlation(turned: Sequence[Documents], *, logarithmic: bool) -> tuple
         seen[(np.arange(number) - each.turned) % number, np.arange(number)] = each.attention
     if logarithmic:
         seen = np.log(np.where(seen > 0, seen, np.nan))
-    first, second = (np.array(side) for side in zip(*_quadruplets(seen), strict=True)) if _any(seen) else ([], [])
-    if len(first) < FEWEST_QUADRUPLETS or np.ptp(first) == 0 or np.ptp(second) == 0:
+    leads = np.array([*_quadruplets(seen)])
+    if len(leads) < FEWEST_QUADRUPLETS or (np.ptp(leads, axis=0) == 0).any():
         return None
+    first, second = leads.T
     value = stats.spearmanr(np.concatenate([first, -first]), np.concatenate([second, -second])).statistic
     return float(value), len(first)
-
-
-def _any(seen: Floats) -> bool:
-    return next(_quadruplets(seen), None) is not None
 
 
 def _quadruplets(seen: Floats) -> Iterator[tuple[float, float]]:

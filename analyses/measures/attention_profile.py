@@ -55,7 +55,8 @@ def of_equal_documents(
     None with fewer than five prompts of three such documents. Shuffled: the places of a prompt's own documents.
     """
     generator = np.random.default_rng([seed, 3])
-    numbers, names, drawn, seen = [], [], [], {}
+    numbers, names, drawn = [], [], []
+    seen: dict[float, list[float]] = {}
     for each in prompts:
         kept = keep(each) & np.isfinite(each.attention)
         places, attention = each.places[kept], each.attention[kept]
