@@ -9,11 +9,12 @@ import numpy as np
 from pydantic import JsonValue
 
 from probe.analyses.figures.ablation import Condition, ablation_figures
+from probe.analyses.measures.ablation_effect import difference, mean_over_draws, no_narrower
 from probe.analyses.measures.ablation_reading import QUANTITIES, AblationReading, Floats, controls_of, read
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
-from probe.intervals import FEWEST_PROMPTS, all_agree, clopper_pearson, mcnemar_exact, percentiles, resamples, sign_flip
+from probe.intervals import FEWEST_PROMPTS, clopper_pearson, mcnemar_exact, sign_flip
 from probe.selection import LeftOut, answered, selected
 
 if TYPE_CHECKING:
@@ -91,51 +92,6 @@ def head_ablation(
 _MEASURED = "right answers with the found heads removed"
 
 
-def _difference(reading: AblationReading, key: str, seed: int) -> tuple[float, Interval | None, Floats]:
-    """Return treatment less control, its interval over prompts and draws, and the difference of each prompt."""
-    treatment, control = reading.treatment[key], reading.control[key]
-    known = np.isfinite(treatment) & np.isfinite(control).any(axis=1)
-    treatment, control = treatment[known], control[known]
-    if not len(treatment):
-        return float("nan"), None, treatment
-    each = treatment - np.nanmean(control, axis=1)
-    if len(each) < 2:
-        return float(each.mean()), None, each
-    there = np.isfinite(control)
-    by_prompt = resamples(len(each), seed=seed)
-    by_draw = resamples(control.shape[1], seed=seed + 1)
-    weight = np.einsum("bd,pd->bp", by_draw, there)
-    total = np.einsum("bd,pd->bp", by_draw, np.where(there, control, 0.0))
-    # A resample without any of a prompt's draws says nothing of that prompt.
-    drawn = np.where(weight > 0, treatment - total / np.maximum(weight, 1), 0.0)
-    counted = by_prompt * (weight > 0)
-    low, high = percentiles((drawn * counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1))
-    method = "bootstrap over prompts and draws"
-    if key == "accuracy" and np.ptp(each) == 0:
-        low, high = all_agree(each[0], len(each), (-100.0, 100.0))
-        method = "exact bound, as all prompts agree"
-    return float(each.mean()), Interval(low=float(low), high=float(high), method=method), each
-
-
-def _no_narrower(interval: Interval, n: int) -> tuple[float, float]:
-    """Widen a bootstrap's interval to what `n` prompts that all agree would give: a few odd ones make it no surer."""
-    low, high = (float(end) for end in all_agree(0.0, n, (-100.0, 100.0)))
-    return min(interval.low, low), max(interval.high, high)
-
-
-def _mean(values: Floats, bounds: tuple[float, float] | None, seed: int) -> tuple[float, Interval | None]:
-    """Return the mean of `[prompt draw]` values over draws, then prompts, with its interval over both."""
-    nothing = {"accuracy": np.zeros(len(values))}
-    reading = AblationReading((), (), nothing, {"accuracy": values}, None, (), "", None)
-    value, interval, each = _difference(reading, "accuracy", seed)
-    if interval is None:
-        return 0.0 - value, None
-    low, high = -interval.high, -interval.low
-    if bounds is not None and len(each) and np.ptp(each) == 0:
-        low, high = (float(end) for end in all_agree(-each[0], len(each), bounds))
-    return 0.0 - value, interval.model_copy(update={"low": low, "high": high})
-
-
 def _rank(reading: AblationReading) -> tuple[int, float]:
     """Return how many draws have an accuracy as low as the treatment's, and the permutation p-value of that."""
     treatment = reading.treatment["accuracy"]
@@ -154,13 +110,13 @@ def _finding(
     exact = clopper_pearson(int(right.sum()), n)
     assert exact is not None
     ends = exact.model_copy(update={"low": 100 * exact.low, "high": 100 * exact.high})
-    control, control_ends = _mean(reading.control["accuracy"], (0.0, 100.0), seed)
-    difference, interval, each = _difference(reading, "accuracy", seed)
+    control, control_ends = mean_over_draws(reading.control["accuracy"], (0.0, 100.0), seed)
+    less, interval, each = difference(reading, "accuracy", seed)
     p = sign_flip(each, seed=seed)
     as_low, rank_p = _rank(reading)
     verdict: Verdict = "inconclusive"
     if n >= FEWEST_PROMPTS and interval is not None and p is not None:
-        low, high = _no_narrower(interval, n)
+        low, high = no_narrower(interval, n)
         could_break = control_ends is not None and control_ends.low > margin
         if interval.high < 0 and p < 0.05 and rank_p <= 0.05:
             verdict = "supported"
@@ -186,7 +142,7 @@ def _finding(
     return Finding(
         **said,
         headline=_headline(reading, verdict),
-        claim=_claim(reading, float(100 * right.mean()), ends, control, control_ends, difference, p, verdict, before),
+        claim=_claim(reading, float(100 * right.mean()), ends, control, control_ends, less, p, verdict, before),
         verdict=verdict,
         measured=Measurement(
             name=_MEASURED, value=100 * float(right.mean()), unit="%", interval=ends, n=n, dropped=left_out.total
@@ -200,7 +156,7 @@ def _finding(
         ),
         comparison=Comparison(
             name="found heads less others, in percentage points; sign-flip permutation test, paired by sample",
-            difference=difference,
+            difference=less,
             interval=interval,
             p_value=p,
             p_is_bound=p is not None and p <= 1e-4,
@@ -254,7 +210,7 @@ def _details(
             name="right answers of the untouched model", value=before[0], unit="%", interval=ends, n=before[2]
         )
     for key, name in (("answer_loss", "loss of the right answer"), ("text_loss", "loss of the prompt's text")):
-        value, interval, each = _difference(reading, key, seed)
+        value, interval, each = difference(reading, key, seed)
         if len(each):
             name = f"{name}, found heads removed less others removed"
             yield Measurement(name=name, value=value, unit="nats per token", interval=interval, n=len(each))
@@ -289,7 +245,7 @@ def _condition(
         known = known[np.isfinite(known).any(axis=1)]
         if not len(known):
             return (float("nan"),) * 3
-        value, ends = _mean(known, None, seed)
+        value, ends = mean_over_draws(known, None, seed)
         return (value, ends.low, ends.high) if ends is not None and draw is None else (value, np.nan, np.nan)
 
     counted = values["accuracy"] if values["accuracy"].ndim == 1 else values["accuracy"][:, 0]

@@ -1,3 +1,4 @@
+from probe.analyses.ablation_doses import ablation_doses as ablation_doses
 from probe.analyses.attention_dispersion import attention_dispersion as attention_dispersion
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
 from probe.analyses.context_use import context_use as context_use

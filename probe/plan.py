@@ -79,6 +79,8 @@ def resolve(
 ) -> list[Played]:
     """Resolve a stage's conditions in the casebook's order; raises CannotPlay naming what is missing.
 
+    A condition of more heads than were suggested (`top`) is not among them, nor what is matched to it.
+
     `draw_matched(heads, draws)` gives the random control's sets of heads, each with its norm ratio.
     """
     resolved: dict[str, list[Played]] = {}
@@ -114,8 +116,18 @@ def _resolve(
             raise CannotPlay(f"{name!r} plays what {intervention.from_finding!r} suggests, and it suggested nothing")
         suggestion = finding.suggests[0]
         values = {**suggestion.fields, **intervention.fields}
+        if intervention.top is not None:
+            heads: Any = values.get("heads")
+            if heads is None:
+                kind = suggestion.intervention
+                raise UsageError(f"{name!r} plays the top {intervention.top}, and {kind} names no heads")
+            if len(heads) < intervention.top:
+                return []
+            values["heads"] = heads[: intervention.top]
         return [dataclasses.replace(plain, intervention={suggestion.intervention: values})]
     if isinstance(intervention, MatchedControl):
+        if not resolved[intervention.matched_to]:
+            return []
         matched = resolved[intervention.matched_to][0]
         if not matched.intervention:
             raise UsageError(f"{name!r} is matched to {matched.name!r}, which has no intervention")

@@ -224,6 +224,9 @@ class Player:
             self.progress.message(f"stage {stage.name}: not played: {reason}")
             return
         self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}
+        if left_out := [name for name in stage.conditions if name not in {p.name for p in played}]:
+            self.stages[stage.name]["left_out"] = left_out
+            self.progress.message(f"stage {stage.name}: {', '.join(left_out)}: fewer heads were suggested; left out")
         self._record("running")
         requests = plan.requests_of(stage, self.model)
         committed = self.store.committed()

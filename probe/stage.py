@@ -20,6 +20,11 @@ class FromFinding(Strict):
 
     from_finding: str = Field(description="Name of the analysis whose suggestion is played.")
     fields: dict[str, JsonValue] = Field(default_factory=dict, description="Fields that replace the suggestion's.")
+    top: int | None = Field(
+        default=None,
+        ge=1,
+        description="Only the first so many of the suggested heads, strongest first; not played where there are fewer.",
+    )
 
 
 class MatchedControl(Strict):

@@ -1,0 +1,60 @@
+"""What a stage plays once findings are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from probe.errors import UsageError
+from probe.finding import Finding, Measurement, Suggestion
+from probe.plan import resolve
+from probe.stage import Stage
+
+HEADS = [[2, 9], [2, 2], [1, 5], [0, 0]]
+
+
+def found(intervention: str = "ablate_heads", **fields: Any) -> dict[str, Finding]:
+    suggestion = Suggestion(intervention=intervention, fields=fields or {"heads": HEADS, "form": "zero"}, reason="r")
+    measured = Measurement(name="m", value=1.0, n=1)
+    finding = Finding(
+        analysis="retrieval_heads", question="?", claim="c.", verdict="supported", measured=measured,
+        suggests=(suggestion,), definition="d", source="s",
+    )  # fmt: skip
+    return {"retrieval_heads": finding}
+
+
+def stage(*tops: int) -> Stage:
+    conditions: dict[str, Any] = {}
+    for top in tops:
+        treatment = {"from_finding": "retrieval_heads", "top": top, "fields": {"form": "uniform"}}
+        conditions[f"top-{top}"] = {"role": "treatment", "intervention": treatment}
+        conditions[f"others-{top}"] = {"role": "control", "intervention": {"matched_to": f"top-{top}", "draws": 2}}
+    return Stage.model_validate({"name": "doses", "conditions": conditions})
+
+
+def test_a_dose_is_the_strongest_of_the_suggested_heads_and_so_is_its_control() -> None:
+    drawn: list[Any] = []
+
+    def draw(heads: Any, draws: int) -> Any:
+        drawn.append(heads)
+        return [(tuple((layer, head + 20) for layer, head in heads), 1.0)] * draws
+
+    played = {(p.name, p.draw): p for p in resolve(stage(1, 3), found(), draw)}
+    assert played["top-1", None].intervention == {"ablate_heads": {"heads": HEADS[:1], "form": "uniform"}}
+    assert played["top-3", None].intervention == {"ablate_heads": {"heads": HEADS[:3], "form": "uniform"}}
+    assert sorted(map(len, drawn)) == [1, 3]
+    assert played["others-3", 1].intervention == {
+        "ablate_heads": {"heads": [[2, 29], [2, 22], [1, 25]], "form": "uniform"}
+    }
+    assert played["others-3", 1].matched_to == "top-3"
+
+
+def test_a_dose_of_more_heads_than_were_found_is_left_out_with_its_control() -> None:
+    played = resolve(stage(4, 5), found(), lambda heads, draws: [(heads, 1.0)] * draws)
+    assert {p.name for p in played} == {"top-4", "others-4"}
+
+
+def test_a_suggestion_without_heads_has_no_top() -> None:
+    with pytest.raises(UsageError, match="plays the top 1, and scale names no heads"):
+        resolve(stage(1), found("scale", factor=2), lambda heads, draws: [])
