@@ -310,7 +310,7 @@ def _details(
 def _rows(heads: _Heads, group: int, cache: NDArray[np.bool_]) -> Iterator[tuple[JsonValue, ...]]:
     """Yield a row for each head, those with a role first."""
     layers, num = heads.roles.shape[1:]
-    plays = heads.roles.any(axis=0)
+    plays = np.asarray(heads.roles.any(axis=0))
     order = sorted(np.ndindex(layers, num), key=lambda at: (not plays[at], at))
     for at in order:
         roles = [role for index, role in enumerate(ROLES) if heads.roles[(index, *at)]]

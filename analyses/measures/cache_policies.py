@@ -129,7 +129,8 @@ def _reading(trace: Trace, budgets: Sequence[float], window: int, votes_name: st
     layer, head = np.indices(keys.shape)[:2]
     np.add.at(later, (layer, head, index), np.where(inside, mass, 0.0))
     group = votes.shape[1] // norm.shape[1]
-    shared = [each.reshape(len(each), -1, group, num).mean(axis=2) for each in (votes, np.maximum(received - later, 0))]
+    past = np.maximum(received - later, 0).reshape(len(votes), -1, group, num).mean(axis=2)
+    votes = votes.reshape(len(votes), -1, group, num).mean(axis=2)
     needle = np.zeros(num, bool)
     for span in trace.sample.spans:
         if span.name == "needle":
@@ -147,7 +148,7 @@ def _reading(trace: Trace, budgets: Sequence[float], window: int, votes_name: st
             parts = []
             for draw in range(draws):
                 generator = np.random.default_rng([seed, b, draw, num])
-                kept = kept_keys(policy, policy_scores(policy, *shared, norm, generator), size, window)
+                kept = kept_keys(policy, policy_scores(policy, votes, past, norm, generator), size, window)
                 heads = np.repeat(kept, group, axis=1)
                 there = heads[layer, head, index] | ~inside
                 lost = np.where(there, 0.0, mass)
