@@ -81,9 +81,7 @@ def attention_dispersion(
     if margin <= 0:
         raise UsageError(f"margin {margin}: expected a probability above 0")
     left_out = LeftOut()
-    cases = [(trace, trace.outcome) for trace in selected(run)]
-    cases = [(trace, outcome) for trace, outcome in cases if outcome is None or not outcome.failed]
-    seen = [*spreads(cases, left_out)]
+    seen = [*spreads([each for each in selected(run) if each.outcome is None or not each.outcome.failed], left_out)]
     lengths = sorted({each.length for each in seen})
     said: dict[str, Any] = {
         "analysis": "attention_dispersion",
@@ -145,7 +143,7 @@ def _retrieving(cases: Sequence[tuple[Trace, Outcome]], threshold: float) -> NDA
 def _heads(seen: Sequence[Spread], margin: float, retrieves: NDArray[np.bool_] | None) -> _Heads:
     finding = [each for each in seen if each.half == "find"]
     at = [each.length for each in finding]
-    exists = np.isfinite(np.stack([e.normalised_entropy for e in seen])).all(axis=0)
+    exists = np.asarray(np.isfinite(np.stack([e.normalised_entropy for e in seen])).all(axis=0), np.bool_)
     largest = np.nan_to_num(np.stack([each.max_probability for each in finding]))
     index = np.nan_to_num(np.stack([each.normalised_entropy for each in finding]))
     adjusted = np.ones(exists.shape)

@@ -190,8 +190,8 @@ def _details(seen: list[Grown], without: list[Grown], seed: int) -> Iterator[Mea
     for name in _THIRDS:
         absent = [(each.rate(*third(each, name)), each.prompt) for each in without if len(each.items) >= 2]
         if known := [(value, prompt) for value, prompt in absent if value is not None]:
-            values, prompts = zip(*known, strict=True)
-            yield _mean(f"constraints kept with the text left out, {name} third", values, prompts, seed)
+            title = f"constraints kept with the text left out, {name} third"
+            yield _mean(title, [value for value, _ in known], [prompt for _, prompt in known], seed)
         lost = [(each.item_loss[slice(*_items(each, name))], each.prompt) for each in seen if each.item_loss]
         if lost:
             means, prompts = [float(np.mean(loss)) for loss, _ in lost], [prompt for _, prompt in lost]
@@ -206,8 +206,8 @@ def _details(seen: list[Grown], without: list[Grown], seed: int) -> Iterator[Mea
             yield _mean(title, values, [each.prompt for each in long], seed)
     right = [(each.right_repeats, each.prompt) for each in seen if each.right_repeats is not None]
     if right:
-        values, prompts = zip(*right, strict=True)
-        yield _mean("tokens of the right answer that end a repeat of 4 tokens", values, prompts, seed)
+        title = "tokens of the right answer that end a repeat of 4 tokens"
+        yield _mean(title, [value for value, _ in right], [prompt for _, prompt in right], seed)
     longest = [float(each.longest_repeat) for each in seen]
     yield _mean("longest repeat", longest, [each.prompt for each in seen], seed, "tokens")
     ends = [each for each in seen if each.stopped is not None]

@@ -14,7 +14,6 @@ from probe.intervals import percentiles, resamples
 from probe.selection import LeftOut, fact, has_top_keys, largest_key, length, reads_the_text
 
 if TYPE_CHECKING:
-    from probe.outcome import Outcome
     from probe.storage.trace_store import Trace
 
 Floats = NDArray[np.float64]
@@ -49,14 +48,14 @@ class Spread:
     """Mean largest probability over the steps that produce the answer; None without `top_keys`."""
 
 
-def spreads(cases: Sequence[tuple[Trace, Outcome]], left_out: LeftOut) -> Iterator[Spread]:
+def spreads(traces: Sequence[Trace], left_out: LeftOut) -> Iterator[Spread]:
     """Yield what each trace with `entropy` and `max_probability` shows; others are counted.
 
     Blocks of queries stand for their mean. Where samples are not halved, every second of a length is for testing.
     """
-    halved = any(fact(trace, "half") is not None for trace, _ in cases)
+    halved = any(fact(trace, "half") is not None for trace in traces)
     seen: dict[int, int] = {}
-    for trace, _ in cases:
+    for trace in traces:
         if "entropy" not in trace or "max_probability" not in trace or not reads_the_text(trace):
             left_out.add("entropy and largest probability were not captured")
             continue

@@ -151,7 +151,8 @@ def _sentence(at: int, key: str, value: str, begun: bool) -> str:
 
 def _stops(tokenizer: Any, tokens: tuple[int, ...], sentences: list[str]) -> list[int]:
     """Return after how many tokens of the answer each sentence is complete, white space aside."""
-    stops, wanted = [], 0
+    stops: list[int] = []
+    wanted = 0
     for sentence in sentences:
         wanted += len("".join(sentence.split()))
         first = stops[-1] if stops else 0
