@@ -139,8 +139,10 @@ class Scan:
             else:
                 first, stop = self._keys_seen or (0, 0)
                 arrays, start = tally.finish(first, stop), first
-                if pool is not None and any(facts.axes[-1] == "key" for facts in statistic.arrays.values()):
-                    arrays = pool(arrays, statistic.arrays, start)
+                by_key = {suffix for suffix, facts in statistic.arrays.items() if facts.axes[-1] == "key"}
+                if pool is not None and by_key:
+                    pooled = pool({s: v for s, v in arrays.items() if s in by_key}, statistic.arrays, start)
+                    arrays = {s: v for s, v in arrays.items() if s not in by_key} | pooled
             for suffix, values in arrays.items():
                 results[statistic.array_name(suffix)] = Result.of(
                     statistic, suffix, values, start, pool=pool, spans=self._spans, tally=tally

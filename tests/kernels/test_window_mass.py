@@ -49,3 +49,15 @@ def test_a_prompt_that_is_not_asked_gives_nothing(attention):
     assert not scan.finish()
     with pytest.raises(UsageError, match="window is at least 1"):
         parse({"window_mass": {"window": 0}})
+
+
+def test_pooled_over_blocks_it_keeps_its_count_of_queries(attention):
+    call = attention.make_call(attention.Shape(), 41)
+    scan = Scan(["window_mass"], pool_tokens=8)
+    scan.update(attention.cut(call, 0, 40, phase="prefill"))
+    scan.update(attention.cut(call, 40, 41))
+    found = scan.finish()
+    assert found["window_mass"].values.shape == (4, 6)
+    assert found["window_mass_num_queries"].values.tolist() == [32] * 4
+    p = attention.probabilities(call)[0][:, 9:41].sum(1)
+    np.testing.assert_allclose(found["window_mass"].values[:, :5], p[:, :40].reshape(4, 5, 8).mean(-1), atol=1e-5)
