@@ -69,6 +69,9 @@ class Call:
     logit_direction: Float[Tensor, "head query value_channel"] | None = None
     """What a unit of each head's output adds to the right answer's logit over a distractor's at each query, the norms'
     scales left aside (see `span_logit`); None where nobody asked."""
+    rotary_pairs: Int[Tensor, "rope_pair 2"] | None = None
+    """The channels of a head that turn together, in the order of the model's rotary frequencies, for statistics that
+    need it; None where the layer does not turn, or nobody asked."""
 
     @property
     def num_heads(self) -> int:

@@ -70,6 +70,9 @@ class Statistic:
     """Whether its blocks must say what a head's output adds to an answer's logit. Its arrays are along rows, and are
     multiplied by the norms' scales at each row once these are known."""
 
+    needs_rotary_pairs: ClassVar[bool] = False
+    """Whether its calls must say which channels turn together."""
+
     compares_positions: ClassVar[bool] = False
     """Whether it asks how far a key stands from the query, or whether tokens are the same: nothing that cross-attention
     can answer, whose queries and keys stand in two texts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probe.errors import NotReproducible, UsageError
+from probe.hooks.loading.rotary_pairs import rotary_pairs
 from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.hooks.sequence.answer_logits import AnswerLogits
 from probe.hooks.sequence.decoding import Cache
@@ -98,7 +99,9 @@ class Reader:
         self._check_layers(requests)
         self.left_out: dict[str, str] = {}
         self.answer_logits: AnswerLogits | None = None
-        self._find_answer_logits()
+        self._find("needs_logit_direction", self._find_answer_logits)
+        self.rotary_pairs: Mapping[int, Tensor] = {}
+        self._find("needs_rotary_pairs", self._find_rotary_pairs)
         self.pool_tokens = pool_tokens
         self.writer = writer
         self.scans: dict[int, Scan] = {}
@@ -121,17 +124,22 @@ class Reader:
         check_layers(requests, self.model)
 
     def _find_answer_logits(self) -> None:
-        """Prepare what statistics of the answer's logit need; those that the model does not allow are left out.
+        if not self.sample.answer_tokens:
+            raise NotReproducible(f"sample {self.sample.name!r} has no right answer, whose logit it would be about")
+        self.answer_logits = AnswerLogits(self.model, self.sample)
+
+    def _find_rotary_pairs(self) -> None:
+        self.rotary_pairs = rotary_pairs(self.model.hf)
+
+    def _find(self, need: str, find: Callable[[], None]) -> None:
+        """Prepare what statistics with this need ask of the model; where it has none, they are left out.
 
         Raises NotReproducible where nothing else was asked for.
         """
-        wanted = [request for request in self.of_attention if request.statistic.needs_logit_direction]
-        if not wanted:
-            return
+        wanted = [request for request in self.of_attention if getattr(request.statistic, need)]
         try:
-            if not self.sample.answer_tokens:
-                raise NotReproducible(f"sample {self.sample.name!r} has no right answer, whose logit it would be about")
-            self.answer_logits = AnswerLogits(self.model, self.sample)
+            if wanted:
+                find()
         except NotReproducible as reason:
             if wanted == [*self.of_attention, *self.of_residual, *self.of_recurrence]:
                 raise
@@ -311,7 +319,7 @@ class Reader:
         stop = call.key_start + call.num_keys
         # A model's layers may lie on different devices.
         tokens = self.fed[call.key_start : stop].to(call.query.device)
-        seen = dataclasses.replace(call, tokens=tokens)
+        seen = dataclasses.replace(call, tokens=tokens, rotary_pairs=self.rotary_pairs.get(layer))
         if self.answer_logits is not None:
             seen = self.answer_logits.directed(seen)
         self.scans[layer].update(seen, self.below)

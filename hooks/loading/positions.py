@@ -104,19 +104,30 @@ def _kinds(model: PreTrainedModel) -> dict[int, str]:
     return _seen[model]
 
 
-def _look(model: PreTrainedModel) -> dict[int, str]:
-    at_first, further_on = _recorder(), _recorder()
+def put_through(model: PreTrainedModel, *watching: tap) -> None:
+    """Put the same few tokens through once for each of these, each time one position further on.
+
+    Where the model's forward takes no positions they stand where they stood. Raises what the forward raises.
+    """
     tokens = torch.arange(3, 3 + _NUM_TOKENS, device=input_device(model))[None]
     tokens = tokens % int(model.config.get_text_config().vocab_size)
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     where = torch.arange(_NUM_TOKENS, device=tokens.device)[None]
+    for shift, each in enumerate(watching):
+        given = {"position_ids": where + shift} if _takes_positions(model) else {}
+        if getattr(model.config, "is_encoder_decoder", False):
+            given["decoder_input_ids"] = tokens
+        with torch.no_grad(), attached(model, each, alone=True):
+            model(input_ids=tokens, use_cache=False, **given)
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _look(model: PreTrainedModel) -> dict[int, str]:
+    at_first, further_on = _recorder(), _recorder()
     try:
-        for recorder, shift in ((at_first, 0), (further_on, 1)):
-            given = {"position_ids": where + shift} if takes_positions else {}
-            if getattr(model.config, "is_encoder_decoder", False):
-                given["decoder_input_ids"] = tokens
-            with torch.no_grad(), attached(model, recorder, alone=True):
-                model(input_ids=tokens, use_cache=False, **given)
+        put_through(model, at_first, further_on)
     except (NotReproducible, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
         return {layer: f"unknown: {type(error).__name__}" for layer in at_first.queries}
     absolute = _absolute(model)
@@ -124,7 +135,7 @@ def _look(model: PreTrainedModel) -> dict[int, str]:
     for layer, query in at_first.queries.items():
         if layer in at_first.bias:
             found[layer] = at_first.bias[layer]
-        elif not takes_positions:
+        elif not _takes_positions(model):
             found[layer] = absolute or ("rotary" if _has_table(model) else "unknown: its forward takes no positions")
         else:
             found[layer] = _kind(query, further_on.queries[layer], absolute)
