@@ -51,6 +51,12 @@ def test_every_casebook_that_ships_is_valid(name: str) -> None:
     assert load(name).name == name
 
 
+@pytest.mark.parametrize("name", discovery.names("casebooks"))
+def test_every_casebook_says_what_it_expects_and_has_a_readme_that_says_how_to_run_it(name: str) -> None:
+    assert load(name).expect
+    assert f"probe run {name}" in find(name).with_name("README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "place", "what"),
     [
