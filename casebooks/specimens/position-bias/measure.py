@@ -31,9 +31,22 @@ LENGTHS = (480, 580)
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Not the seed that a user's first run takes, so that nothing was chosen on the samples that it sees.
 WORKLOAD_SEED = 1000
-SAMPLES, DUMMY_SAMPLES = 60, 8
-BOUNDS: dict[str, tuple[float, float]] = {}
-"""What another machine's training must give: what the seeds on the card gave, with room on both sides."""
+SAMPLES, DUMMY_SAMPLES = 40, 6
+BOUNDS: dict[str, tuple[float, float]] = {
+    **{
+        f"right where no other document fits, {kind}, {length} tokens": (0.9, 1.0)
+        for kind in ("model", "control")
+        for length in LENGTHS
+    },
+    **{f"right first or last, model, {length} tokens": (0.65, 1.0) for length in LENGTHS},
+    **{
+        f"{end} place less inner places, model, {length} tokens": (0.1, 0.7)
+        for end in ("first", "last")
+        for length in LENGTHS
+    },
+    **{f"attention to dummies, ends less inner places, model, {length} tokens": (0.5, 4.0) for length in LENGTHS},
+}
+"""What another machine's training must give: what the seed on the card gave, with room on both sides."""
 
 
 def prompts(length: int, tokenizer: Any, given: str, samples: int) -> list[Sample]:
