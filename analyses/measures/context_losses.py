@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -164,7 +164,7 @@ def _usable(traces: Iterable[Trace], left_out: LeftOut) -> Iterator[tuple[Trace,
                 left_out.add("a loss was not finite")
 
 
-def _kinds(trace: Trace, near: int) -> Mapping[str, NDArray[np.bool_]]:
+def _kinds(trace: Trace, near: int) -> dict[str, NDArray[np.bool_]]:
     """Return which due tokens are of which kind; nothing for a private trace, which does not say."""
     frequent, begins, seen = (fact(trace, f"target_{name}") for name in ("frequent", "begins_word", "last_seen"))
     kinds: dict[str, NDArray[np.bool_]] = {}
