@@ -52,6 +52,7 @@ _METHOD = "bootstrap over prompts, within lengths"
     question=QUESTION,
     source=SOURCE,
     needs={"entropy": {}, "max_probability": {}, "top_keys": {"k": 1}},
+    does_without_attention=True,
 )
 def attention_dispersion(
     run: Run | Trace | Iterable[Trace],
@@ -103,7 +104,7 @@ def attention_dispersion(
     )
     if len(lengths) < 2 or fewest < 2:
         reason = (
-            "No attention was captured"
+            "No entropy and largest probability were captured (a model that has attention is needed)"
             if not seen
             else "All prompts are of one length"
             if len(lengths) < 2

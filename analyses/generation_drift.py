@@ -129,7 +129,7 @@ def _finding(
     interval = "" if ends is None else f" [{100 * ends.low:+.0f}, {100 * ends.high:+.0f}]"
     numbers = (
         f"{measured.value:.0%} of its constraints are kept in the last third of the items, {control.value:.0%} in the "
-        f"first ({100 * value:+.0f} points{interval}{p_words}, n = {len(means)} prompts)"
+        f"first ({100 * value:+.0f} points{interval}{p_words}, n = {len(means)} prompt{'s' if len(means) > 1 else ''})"
     )
     start = {
         "supported": "The model loses what was asked for as its output grows",
