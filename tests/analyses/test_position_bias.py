@@ -109,7 +109,7 @@ def test_an_effect_at_other_lengths_lends_no_shape_to_noise_at_one(sample, trace
 
 
 def test_an_effect_at_one_length_is_found_beside_a_flat_one(sample, trace):
-    finding = position_bias(counted(sample, trace, {512: (2,) * 5, 1024: (0, 0, 1, 4, 4)}))
+    finding = position_bias(counted(sample, trace, {512: (4,) * 5, 1024: (0, 0, 2, 8, 8)}, 8))
     assert finding.verdict == "supported"
     assert "the beginning is lost" in finding.claim
 
@@ -117,8 +117,8 @@ def test_an_effect_at_one_length_is_found_beside_a_flat_one(sample, trace):
 def test_nulls_are_supported_no_more_often_than_the_test_allows(sample, trace):
     null = {256: (1,) * 5, 512: (0.5,) * 5, 1024: (0.2,) * 5}
     findings = [position_bias(grid(sample, trace, null, num=4, seed=seed)) for seed in range(150)]
-    # 95 % of binomial(150, 0.05) lie at or below 12.
-    assert sum(finding.verdict == "supported" for finding in findings) <= 12
+    # 99 % of binomial(150, 0.01) lie at or below 5, 95 % of binomial(150, 0.05) at or below 12.
+    assert sum(finding.verdict == "supported" for finding in findings) <= 5
     assert sum(finding.measured.interval.low > 0 for finding in findings) <= 12
     assert not any(finding.verdict == "refuted" for finding in findings)
 
