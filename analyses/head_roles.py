@@ -76,7 +76,8 @@ def head_roles(
     Five scores a head, each a mean over queries and then over prompts. *Streaming*: mass on the first 4 keys and on the
     last `recent`, the query's own among them; *recency*: on the last `recent` alone; both over queries at positions
     from 4 · `recent` on. *Previous token*: on the key before the query, over all queries but the first. *Duplicate
-    token*: on earlier keys with the query's token; *induction*: on keys that follow one; over all queries. A head has a
+    token*: on earlier keys with the query's token; *induction*: on keys that follow one; over the queries whose token
+    stood before. A head has a
     role iff its score lies above the threshold (`streaming` for the first two, `threshold` for the others) and above
     chance by 0.1, each with 95 % certainty over prompts, and its excess over chance passes Benjamini and Hochberg's
     procedure at 5 % over all heads and roles (one-sided t tests over prompts). Chance is uniform attention over the
@@ -336,9 +337,9 @@ def _definition(recent: int, lazy_window: int, streaming: float, threshold: floa
     return (
         f"Mean attention on the first {NUM_SINK} and last {recent} keys (streaming), on the last {recent} (recency), "
         f"over queries from position {4 * recent} on; on the key before (previous token), on earlier keys with the "
-        "query's token (duplicate) and on keys that follow one (induction), over all queries; mean over prompts. Role: "
-        f"above {streaming:g} for the first two, {threshold:g} for the others, and {MARGIN:g} above chance, with 95 % "
-        f"certainty each, at a false-discovery rate of {RATE:g}. Lazy layer: attention of the prompt's last query on "
+        "query's token (duplicate) and on keys that follow one (induction), over queries whose token stood before. "
+        f"A role: above {streaming:g} for the first two, {threshold:g} for the others, and {MARGIN:g} above chance, with "
+        f"95 % certainty each, at a false-discovery rate of {RATE:g}. Lazy layer: attention of the prompt's last query on "
         f"the first {NUM_SINK} and the last {lazy_window} keys, its own included, mean over heads. Per query head."
     )
 

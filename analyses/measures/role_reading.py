@@ -90,7 +90,10 @@ def _reading(trace: Trace, recent: int, lazy_window: int, recency: str) -> RoleR
     edges = histogram["distance_bin"].to_numpy() if "distance_bin" in histogram.coords else _edges(bins)
     said = () if trace.outcome is None else trace.outcome.response_tokens
     tokens = [*trace.sample.tokens, *said][:num]
-    by_chance = by_distance_alone(histogram.to_numpy(), list(edges), tokens)
+    # Where a token stands for the first time no key can match it: 0 there is no head's doing.
+    again = 1 - len(set(tokens)) / num
+    by_chance = np.stack(by_distance_alone(histogram.to_numpy(), list(edges), tokens)) / max(again, 1 / num)
+    duplicate, induction = duplicate / max(again, 1 / num), induction / max(again, 1 / num)
     scores = np.stack([near + sinks, near, before, duplicate, induction])
     seen = windows(trace)
     seen = np.full(scores.shape[1], num, np.int64) if seen is None else seen
@@ -98,7 +101,7 @@ def _reading(trace: Trace, recent: int, lazy_window: int, recency: str) -> RoleR
     even = np.array([[_even(num, start, int(w), NUM_SINK, recent), _even(num, start, int(w), 0, recent)] for w in seen])
     previous = np.array([np.mean(1 / np.minimum(np.arange(1, num) + 1, w)) for w in seen]) * (seen > 1)
     flat = np.stack([even[:, 0], even[:, 1], previous])[..., None] * np.ones(scores.shape[2])
-    chance = np.concatenate([flat, np.stack(by_chance)])
+    chance = np.concatenate([flat, np.minimum(by_chance, 1.0)])
     apart = near / np.maximum(1 - sinks, 1e-6)
     lazy = None
     window = statistic_name("recent_mass", recent=(lazy_window, 64))

@@ -46,7 +46,10 @@ def test_each_planted_head_gets_its_own_role_and_its_score_is_the_mean_attention
     assert "duplicate token" in rows[1, 0]["roles"]
     assert "induction" in rows[1, 2]["roles"]
     assert "streaming" in rows[1, 3]["roles"]
-    induction = np.mean([t["match_mass_by_induction"].values[1, 2].mean() for t in traces])
+    again = [np.mean([token in t.sample.tokens[:at] for at, token in enumerate(t.sample.tokens)]) for t in traces]
+    induction = np.mean(
+        [t["match_mass_by_induction"].values[1, 2].mean() / a for t, a in zip(traces, again, strict=True)]
+    )
     assert rows[1, 2]["induction"] == pytest.approx(induction, rel=1e-3)
     before = np.mean([t["offset_mass"].values[0, 1, 1] / (effects.LENGTH + 0 - 1) for t in traces])
     assert rows[0, 1]["previous_token"] == pytest.approx(before, rel=1e-3)
