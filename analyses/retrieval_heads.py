@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from probe.analyses.figures.retrieval import atlas, curve
-from probe.analyses.measures.copying import Counting, Reading, SuccessRule, read, success
+from probe.analyses.measures.copying import Counting, Reading, SuccessRule, group_size, read, success
 from probe.analyses.measures.head_scores import FALSE_DISCOVERIES, HeadScores, across_contexts, head_scores, steadiness
 from probe.analysis import analysis
 from probe.errors import UsageError
@@ -82,7 +82,7 @@ def retrieval_heads(
             readings.append(reading)
             used.append(trace)
             rules.add(rule)
-            group = group or _group_size(trace)
+            group = group or group_size(trace)
     parameters = {
         "threshold": threshold,
         "denominator": denominator,
@@ -123,12 +123,6 @@ def _check(threshold: float, denominator: str, counting: str, success_rule: str)
         raise UsageError(f"counting {counting!r}: expected `set` or `occurrences`")
     if success_rule not in ("outcome", "recall"):
         raise UsageError(f"success_rule {success_rule!r}: expected `outcome` or `recall`")
-
-
-def _group_size(trace: Trace) -> int | None:
-    """Return how many query heads share a key-value head; None where the trace does not say."""
-    heads, kv_heads = trace.dataset.sizes.get("head"), trace.dataset.sizes.get("kv_head")
-    return heads // kv_heads if heads and kv_heads else None
 
 
 def _share(

@@ -126,6 +126,15 @@ def p_values(readings: Sequence[Reading]) -> Floats:
     return np.asarray(np.clip(stats.norm.sf(z), least, 1.0), np.float64)
 
 
+def group_size(trace: Trace) -> int | None:
+    """Return how many query heads share a key-value head; None where the trace does not say."""
+    heads, kv_heads = trace.dataset.sizes.get("head"), trace.dataset.sizes.get("kv_head")
+    said = set(trace.provenance.get("key_value_heads") or ()) - {0}
+    if kv_heads is None and len(said) == 1:
+        kv_heads = said.pop()
+    return heads // kv_heads if heads and kv_heads and heads % kv_heads == 0 else None
+
+
 def source_hits(trace: Trace, *, span: str = "needle_value") -> Floats | None:
     """Return for each head the share of steps at which it looks at the right answer's own token, `[layer head]`.
 

@@ -186,6 +186,7 @@ class HuggingFaceModel:
             "trust_remote_code": remote_code(self.hf, self.hf.config, self.tokenizer, ran=self.code),
             "attention_implementation": self.attention_implementation,
             "attention_in_chunks": self.attention_in_chunks,
+            "key_value_heads": self._key_value_heads(),
             "recurrent_layers": kinds_of_layers(self.hf),
             "versions": {
                 "python": platform.python_version(),
@@ -193,6 +194,13 @@ class HuggingFaceModel:
                 "transformers": transformers.__version__,
             },
         }
+
+    def _key_value_heads(self) -> list[int] | None:
+        try:
+            return self.num_kv_heads
+        except NotReproducible:
+            # Nothing of such a model's attention can be captured.
+            return None
 
     def positions(self, num_tokens: int) -> dict[str, Any]:
         """What a trace of a prompt of this length records of positions (see `probe.hooks.loading.positions`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,23 +16,35 @@ if TYPE_CHECKING:
     from probe.storage.trace_store import Trace
 
 
+_HEAD_GATES: Final = "duo_attention"
+
+
 def export(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Folder of a run, of a trace, or of one unit of a run.")],
     out: Annotated[Path, typer.Option(help="Folder to make; one file or folder for each trace goes into it.")],
-    form: Annotated[str, typer.Option("--format", help="netcdf, csv or safetensors.")] = "netcdf",
+    form: Annotated[str, typer.Option("--format", help="netcdf, csv, safetensors or duo_attention.")] = "netcdf",
     layers: Annotated[str | None, typer.Option(help="Layers alone, e.g. 0,5.")] = None,
     heads: Annotated[str | None, typer.Option(help="Query heads alone, e.g. 2,7.")] = None,
     positions: Annotated[str | None, typer.Option(help="Positions alone, e.g. 0:4096.")] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="What was kept of this layer alone, vectors too.")] = None,
 ) -> None:
-    """Write arrays as NetCDF, CSV or safetensors, and what each trace is as traces.csv."""
+    """Write arrays as NetCDF, CSV or safetensors, and what each trace is as traces.csv.
+
+    As duo_attention: which key-value heads retrieve, a folder as DuoAttention and kvpress read it.
+    """
     with exits(debug=context.obj):
         from probe.storage import trace_store
         from probe.storage.export import SUFFIXES
 
+        if form == _HEAD_GATES:
+            if any(each is not None for each in (layers, heads, positions, layer)):
+                raise UsageError(f"--format {form} is of all heads: leave out --layers, --heads, --positions, --layer")
+            _write_gates(source, out)
+            return
         if form not in SUFFIXES:
-            raise UsageError(f"there is no form {form!r} to export to; there are {', '.join(SUFFIXES)}")
+            forms = ", ".join((*SUFFIXES, _HEAD_GATES))
+            raise UsageError(f"there is no form {form!r} to export to; there are {forms}")
         selected: dict[str, Any] = {"layer": layer, "positions": _slice(positions)}
         for name, text in (("layers", layers), ("heads", heads)):
             selected[name] = whole_numbers(f"--{name}", text, least=0)
@@ -45,6 +57,16 @@ def export(
         for trace in traces:
             trace.export(out / f"{trace.unit}{SUFFIXES[form]}", form, **selected)
         print(f"{len(traces)} {'trace' if len(traces) == 1 else 'traces'} in {out}")
+
+
+def _write_gates(source: Path, out: Path) -> None:
+    from probe.head_gates import write_head_gates
+    from probe.storage import trace_store
+
+    whole, num_heads = write_head_gates(trace_store.open(source), out)
+    print(
+        f"{whole} of {num_heads} key-value heads retrieve (score above 0.1); sparsity and sizes: {out / 'config.json'}"
+    )
 
 
 def _write_index(path: Path, traces: list[Trace], suffix: str) -> None:
