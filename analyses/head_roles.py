@@ -338,9 +338,9 @@ def _definition(recent: int, lazy_window: int, streaming: float, threshold: floa
         f"Mean attention on the first {NUM_SINK} and last {recent} keys (streaming), on the last {recent} (recency), "
         f"over queries from position {4 * recent} on; on the key before (previous token), on earlier keys with the "
         "query's token (duplicate) and on keys that follow one (induction), over queries whose token stood before. "
-        f"A role: above {streaming:g} for the first two, {threshold:g} for the others, and {MARGIN:g} above chance, with "
-        f"95 % certainty each, at a false-discovery rate of {RATE:g}. Lazy layer: attention of the prompt's last query on "
-        f"the first {NUM_SINK} and the last {lazy_window} keys, its own included, mean over heads. Per query head."
+        f"A role: above {streaming:g} for the first two, {threshold:g} for the others, and {MARGIN:g} above chance, "
+        f"with 95 % certainty each, at a false-discovery rate of {RATE:g}. Lazy layer: attention of the prompt's last "
+        f"query on the first {NUM_SINK} and the last {lazy_window} keys, its own included, mean over heads. Per query head."
     )
 
 
