@@ -14,6 +14,7 @@ from probe.analyses.kv_cache import kv_cache as kv_cache
 from probe.analyses.lost_in_the_middle import lost_in_the_middle as lost_in_the_middle
 from probe.analyses.massive_activations import massive_activations as massive_activations
 from probe.analyses.position_bias import position_bias as position_bias
+from probe.analyses.positional_heads import positional_heads as positional_heads
 from probe.analyses.retrieval_heads import retrieval_heads as retrieval_heads
 from probe.analyses.sink_place import sink_place as sink_place
 from probe.analyses.state_collapse import state_collapse as state_collapse
