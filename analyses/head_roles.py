@@ -340,7 +340,8 @@ def _definition(recent: int, lazy_window: int, streaming: float, threshold: floa
         "query's token (duplicate) and on keys that follow one (induction), over queries whose token stood before. "
         f"A role: above {streaming:g} for the first two, {threshold:g} for the others, and {MARGIN:g} above chance, "
         f"with 95 % certainty each, at a false-discovery rate of {RATE:g}. Lazy layer: attention of the prompt's last "
-        f"query on the first {NUM_SINK} and the last {lazy_window} keys, its own included, mean over heads. Per query head."
+        f"query on the first {NUM_SINK} and the last {lazy_window} keys, its own included, mean over heads. Per query "
+        "head."
     )
 
 
