@@ -34,7 +34,7 @@ FORMAT: Final = 2
 """Version of the cached form."""
 NUM_TOKENS: Final = 16
 """Tokens of the prompt."""
-UNCHECKED: Final = "not compared: --no-check"
+UNCHECKED: Final = "not compared: --no-eager-check"
 """What is recorded where nobody wanted the check."""
 
 _log = logging.getLogger("probe")
@@ -158,7 +158,7 @@ def _compare_part(
         if off > allowed:
             raise NotReproducible(
                 f"{where}: what is captured is not what its own eager attention computes: probabilities differ by "
-                f"{off:.3g} where {allowed:.3g} is allowed (16 tokens; --no-check, or check=False, goes on regardless)"
+                f"{off:.3g} where {allowed:.3g} is allowed (16 tokens; --no-eager-check, or check=False, goes on regardless)"
             )
         largest, at_most = max(largest, off), max(at_most, allowed)
     return largest, at_most

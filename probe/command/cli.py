@@ -101,7 +101,7 @@ def run_casebook(
         str | None, typer.Option(help="Where keys and values lie: device, or offload (the host's memory).")
     ] = None,
     no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not hold the model against its own eager attention first.")
+        bool, typer.Option("--no-eager-check", help="Do not hold the model against its own eager attention first.")
     ] = False,
     held: Annotated[
         bool, typer.Option("--check", help="Exit 1 where the run does not show what the casebook expects.")

@@ -89,7 +89,7 @@ def test_a_disagreement_is_refused_with_the_layer_and_its_size(monkeypatch: pyte
     # What was refused is not remembered as fit.
     assert not list(forgets.glob("*.json"))
     trace = probe.trace(model, list(range(3, 30)), statistics=["entropy"], check=False)
-    assert trace.provenance["compared_with_eager"] == "not compared: --no-check"
+    assert trace.provenance["compared_with_eager"] == "not compared: --no-eager-check"
 
 
 def test_attention_that_is_another_when_eager_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
