@@ -1,3 +1,4 @@
+from probe.analyses.ablation_by_distance import ablation_by_distance as ablation_by_distance
 from probe.analyses.ablation_doses import ablation_doses as ablation_doses
 from probe.analyses.attention_dispersion import attention_dispersion as attention_dispersion
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks

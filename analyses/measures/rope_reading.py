@@ -55,7 +55,7 @@ def wavelengths(positions: Mapping[str, Any], layer: int) -> Floats | None:
 def rope_readings(traces: Iterable[Trace], trained: int, nearest: int, left_out: LeftOut) -> Iterator[RopeReading]:
     """Yield what each prompt says; those of which nothing can be said are left out and counted.
 
-    Where prompts are not in halves, every second one is to test with. Raises MissingStatistic where no trace holds a
+    Where prompts are not of both halves, every second one is to test with. Raises MissingStatistic where no trace holds a
     statistic that is needed.
     """
     usable = []
@@ -68,7 +68,7 @@ def rope_readings(traces: Iterable[Trace], trained: int, nearest: int, left_out:
             usable.append(trace)
     correlation = "rope_correlation" if nearest == 64 else f"rope_correlation_nearest_{nearest}"
     usable = holding(holding(usable, correlation, left_out), "rope_share", left_out)
-    halved = all(fact(trace, "half") in ("find", "test") for trace in usable)
+    halved = {str(fact(trace, "half")) for trace in usable} == {"find", "test"}
     for index, trace in enumerate(usable):
         half = str(fact(trace, "half")) if halved else ("find", "test")[index % 2]
         reading = _reading(trace, half, correlation, trained, nearest, left_out)

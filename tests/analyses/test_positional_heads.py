@@ -69,6 +69,18 @@ def test_the_configurations_training_length_is_the_default(planted):
     assert "give `trained_length`" in positional_heads(unknown).claim
 
 
+def test_one_half_of_a_run_is_halved_again(planted):
+    def in_half(trace, half):
+        sample = dataclasses.replace(trace.sample, facts={**trace.sample.facts, "half": half})
+        return dataclasses.replace(trace, sample=sample)
+
+    whole = positional_heads(planted, half="find", trained_length=256)
+    assert whole.measured.n == 0
+    finding = positional_heads([in_half(trace, "find") for trace in planted], half="find", trained_length=256)
+    assert effects.found(finding) == effects.TRUTH
+    assert finding.measured.n == effects.NUM_PROMPTS // 2
+
+
 def test_too_few_prompts_are_no_verdict(planted):
     assert positional_heads(planted[:4]).verdict == "inconclusive"
     assert positional_heads(planted[:1]).verdict == "inconclusive"
