@@ -158,7 +158,8 @@ def _compare_part(
         if off > allowed:
             raise NotReproducible(
                 f"{where}: what is captured is not what its own eager attention computes: probabilities differ by "
-                f"{off:.3g} where {allowed:.3g} is allowed (16 tokens; --no-eager-check, or check=False, goes on regardless)"
+                f"{off:.3g} where {allowed:.3g} is allowed (16 tokens; --no-eager-check, or check=False, goes on "
+                "regardless)"
             )
         largest, at_most = max(largest, off), max(at_most, allowed)
     return largest, at_most
