@@ -44,6 +44,8 @@ _COLUMNS = (
     "normalised_entropy_slope",
 )
 _MOST_ROWS = 64
+LARGEST_Q = 0.01
+"""Most of the heads named that may, on average, not disperse."""
 _MEASURED = "largest probability of the heads that disperse, per doubling of the length"
 _METHOD = "bootstrap over prompts, within lengths"
 
@@ -68,7 +70,7 @@ def attention_dispersion(
     the question (or the prompt's end), H their entropy: 1 for uniform attention at any length, falling with length for
     a head that spreads over a fixed number of keys. A head disperses where its largest probability falls by more than
     `margin` for each doubling of the length *and* its index rises. Heads are found on one half of the prompts
-    (Student's test of the slope, Benjamini and Hochberg at 5 %) and tested on the other, where their mean slopes are
+    (Student's test of the slope, Benjamini and Hochberg at 1 %) and tested on the other, where their mean slopes are
     the headline. Supported: it lies below -`margin` with 95 % certainty, and their index rises with the same certainty.
     Refuted: no head was found, and the mean slope over all heads lies within `margin`. The control is the mean slope of
     the heads that were not found; beside it stands uniform attention, whose largest probability is 1 / (i + 1).
@@ -153,7 +155,7 @@ def _heads(seen: Sequence[Spread], margin: float, retrieves: NDArray[np.bool_] |
     every = [each.length for each in seen]
     return _Heads(
         exists=exists,
-        found=exists & (adjusted < 0.05) & (slopes(index, at)[0] > 0),
+        found=exists & (adjusted < LARGEST_Q) & (slopes(index, at)[0] > 0),
         retrieves=np.zeros(exists.shape, np.bool_) if retrieves is None else retrieves,
         adjusted=adjusted,
         slope=slopes(np.nan_to_num(np.stack([each.max_probability for each in seen])), every)[0],
