@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -129,7 +130,8 @@ def _finding(
         "supported": f"What removing these heads costs is far answers: {numbers}, {p_text(p)}.",
         "refuted": f"Removing these heads costs far answers no more than near ones, give or take {margin:g} points: "
         f"{numbers}.",
-        "inconclusive": f"Whether removing these heads costs far answers more than near ones cannot be told: {numbers}.",
+        "inconclusive": "Whether removing these heads costs far answers more than near ones cannot be told: "
+        f"{numbers}.",
     }
     notes = [
         *left_out.notes(),
@@ -174,7 +176,7 @@ def _group(reading: AblationReading, which: NDArray[np.bool_], seed: int) -> tup
 def _bins(distances: Floats) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
     """Yield at most five bins of about as many prompts each, near first."""
     edges = np.unique(np.quantile(distances, np.linspace(0, 1, 6)))
-    for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for index, (low, high) in enumerate(pairwise(edges)):
         last = index == len(edges) - 2
         inside = (distances >= low) & ((distances <= high) if last else (distances < high))
         if inside.any():

@@ -55,8 +55,8 @@ def wavelengths(positions: Mapping[str, Any], layer: int) -> Floats | None:
 def rope_readings(traces: Iterable[Trace], trained: int, nearest: int, left_out: LeftOut) -> Iterator[RopeReading]:
     """Yield what each prompt says; those of which nothing can be said are left out and counted.
 
-    Where prompts are not of both halves, every second one is to test with. Raises MissingStatistic where no trace holds a
-    statistic that is needed.
+    Where prompts are not of both halves, every second one is to test with. Raises MissingStatistic where no trace
+    holds a statistic that is needed.
     """
     usable = []
     for trace in traces:

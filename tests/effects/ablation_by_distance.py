@@ -1,4 +1,4 @@
-"""Heads without which far answers are lost; heads without which answers are lost anywhere; and heads that do nothing."""
+"""Heads without which far answers are lost; heads without which any answers are; and heads that do nothing."""
 
 from __future__ import annotations
 
