@@ -203,8 +203,15 @@ class HuggingFaceModel:
             return None
 
     def positions(self, num_tokens: int) -> dict[str, Any]:
-        """What a trace of a prompt of this length records of positions (see `probe.hooks.loading.positions`)."""
-        return positions(self.hf, num_tokens)
+        """What a trace of a prompt of this length records of positions (see `probe.hooks.loading.positions`).
+
+        A specimen's card knows its training length; its configuration says how long a prompt may run.
+        """
+        found = positions(self.hf, num_tokens)
+        trained = self.card().get("trained_length")
+        if isinstance(trained, int):
+            found["training_length"] = {"tokens": trained, "source": "specimen.json"}
+        return found
 
     def card(self) -> dict[str, Any]:
         """What the model's folder says of how the model was made (its `specimen.json`); empty where it says nothing."""

@@ -17,7 +17,8 @@ from tests.effects import ablation_by_distance as effects
 def test_lost_far_answers_are_found_with_their_number():
     finding = ablation_by_distance(effects.experiment(1.0, 0.0, 0))
     assert finding.verdict == "supported"
-    # Two of five depths are beyond the median distance: every answer is lost there and none elsewhere, where others lose one in twenty: -95 less +5.
+    # Beyond the median distance, at two of five depths, every answer is lost, and nowhere else; others lose one in
+    # twenty: -95 less +5.
     assert finding.measured.value == pytest.approx(-100, abs=5)
     assert finding.control.value == pytest.approx(5, abs=3)
     assert finding.comparison.p_value < 0.001

@@ -97,3 +97,8 @@ def test_a_traces_arrays_do_not_depend_on_chunks(name: str) -> None:
     assert whole["rope_share"].sizes["rope_pair"] == len(wanted) + (2 * len(wanted) < 16)
     for each in ("rope_share", "rope_correlation", "rope_correlation_distance", "rope_correlation_shuffled"):
         np.testing.assert_allclose(pieces[each].values, whole[each].values, atol=1e-4)
+
+
+def test_a_specimens_training_length_is_its_cards() -> None:
+    model = probe.load("needle")
+    assert model.positions(64)["training_length"] == {"tokens": 256, "source": "specimen.json"}
