@@ -117,4 +117,14 @@ def _reading(trace: Trace, half: str, name: str, trained: int, nearest: int, lef
     whole = far.sum(-1, keepdims=True)
     mean = np.einsum("lhb,lhbp->lhp", far, np.nan_to_num(share)) / np.maximum(whole, 1)
     pair_share = np.where(whole > 0, mean, np.nan)
-    return RopeReading(trace.sample.name, trace.unit, half, *scores, low_share, pair_share, edges)
+    return RopeReading(
+        prompt=trace.sample.name,
+        unit=trace.unit,
+        half=half,
+        by_distance=scores[0],
+        shuffled=scores[1],
+        by_logit=scores[2],
+        low_share=low_share,
+        pair_share=pair_share,
+        edges=edges,
+    )
