@@ -255,8 +255,8 @@ def _details(heads: HeadScores, group: int | None, threshold: float) -> Iterator
         yield Measurement(name="largest score among the other heads", value=float(heads.mean[rest].max()), n=n)
     always = float((heads.activation[heads.exists] == 1).mean())
     yield Measurement(name="heads that copy something in every prompt", value=100 * always, unit="%", n=n)
-    sometimes = heads.activation[heads.exists]
-    sometimes = 100 * float(((sometimes > 0) & (sometimes < 1)).mean())
+    activation = heads.activation[heads.exists]
+    sometimes = 100 * float(((activation > 0) & (activation < 1)).mean())
     yield Measurement(name="heads that copy something in some prompts alone", value=sometimes, unit="%", n=n)
     name = "steps at which a key drawn at random would lie at the source"
     yield Measurement(name=name, value=100 * heads.chance, unit="%", n=n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -75,12 +75,15 @@ def selected(
         and (half in (None, "both") or fact(trace, "half") == half)
     ]
     chosen.sort(key=lambda trace: (trace.sample.name, trace.condition, trace.unit))
-    # A stage that reads the baseline again adds no prompt.
-    once = {
-        (trace.sample.name, trace.sample.tokens, trace.condition, trace.facts.get("draw")): trace
-        for trace in chosen[::-1]
-    }
-    return [*once.values()][::-1]
+    # A stage that reads the baseline again adds no prompt; of both readings the one that holds more is used.
+    again: dict[Hashable, list[Trace]] = {}
+    for trace in chosen:
+        key = (trace.sample.name, trace.sample.tokens, trace.condition, trace.facts.get("draw"))
+        again.setdefault(key, []).append(trace)
+    return [
+        max(some, key=lambda trace: len(trace.dataset.data_vars)) if len(some) > 1 else some[0]
+        for some in again.values()
+    ]
 
 
 def reads_the_text(trace: Trace) -> bool:

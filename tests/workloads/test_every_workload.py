@@ -150,7 +150,7 @@ ANOTHER_PROCESS = """
 import json, sys
 from transformers import PreTrainedTokenizerFast
 from probe.casebook import build
-tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1], **json.loads(sys.argv[3]))
 for name, fields in json.loads(sys.argv[2]).items():
     for sample in build("workloads", name, fields).build(tokenizer):
         print(json.dumps(sample.to_json()))
@@ -162,6 +162,7 @@ def test_another_process_builds_the_same_samples(plain: PreTrainedTokenizerFast,
     asked = {name: {"lengths": [1000], "samples": 2, **fields} for name, (fields, _) in CASES.items()}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "123"}
     command = [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path / "tokenizer.json"), json.dumps(asked)]
+    command.append(json.dumps(plain.special_tokens_map))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     here = [sample for name, fields in asked.items() for sample in build("workloads", name, fields).build(plain)]

@@ -49,7 +49,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 """What another machine's training must give: what the seed on the card gave, with room on both sides."""
 
 
-def prompts(length: int, tokenizer: Any, given: str, samples: int) -> list[Sample]:
+def prompts(length: int, tokenizer: Any, given: Any, samples: int) -> list[Sample]:
     """Return the prompts of one length, the gold at five places."""
     workload = documents((length,), samples, WORKLOAD_SEED, depths=PLACES, num_documents=NUM_DOCUMENTS, given=given)
     return list(workload.build(tokenizer))
