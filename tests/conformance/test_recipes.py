@@ -38,8 +38,8 @@ def test_no_statistic_of_attention_is_left_out() -> None:
     captured = {parse(each).name() for each in [*ways.STATISTICS, *ways.OF_TOKENS]}
     kinds = {name: parse(name).kind for name in names() if name != "queries_and_keys"}
     # What rotary pairs add is computed of drawn pairs of tokens: tests/hooks/test_rotary_pairs.py.
-    # What heads write for an answer rests on the path to the logits: tests/hooks hold that against the logits themselves.
-    # What the last queries give each key is held against float64 over every shape in tests/kernels.
+    # What heads write for an answer rests on the path to the logits, against which tests/hooks hold it; what the last
+    # queries give each key is held against float64 over every shape in tests/kernels.
     elsewhere = {name for name in kinds if parse(name).needs_rotary_pairs or parse(name).needs_logit_direction}
     kinds = {name: kind for name, kind in kinds.items() if name not in elsewhere | {"window_mass"}}
     assert {name for name, kind in kinds.items() if kind != "recurrence"} == captured
