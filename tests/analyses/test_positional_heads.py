@@ -25,7 +25,9 @@ def test_planted_heads_are_found_with_both_variants(planted):
     assert finding.verdict == "supported"
     assert effects.found(finding) == effects.TRUTH
     assert finding.measured.n == effects.NUM_PROMPTS // 2
-    assert finding.measured.interval.low > 0.1 > abs(finding.control.value)
+    # What goes with the query's place alone, shuffled distances keep: the queries' slow channel grows along the text.
+    assert finding.measured.interval.low > max(0.1, finding.control.value)
+    assert finding.comparison.interval.low > 0
     assert "own operational definition" in finding.source
     # The slow channels carry the planted heads' logits: variant 2 agrees.
     rows = {(row["layer"], row["head"]): row for row in finding.records()}

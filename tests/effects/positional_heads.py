@@ -16,10 +16,10 @@ from probe.kernels.scan import Scan
 from probe.sample import Sample
 from tests.analyses.conftest import StandIn, make_trace
 
-LENGTH, NUM_PROMPTS, TRAINED = 320, 10, 256
+LENGTH, NUM_PROMPTS, TRAINED = 320, 16, 256
 SHAPE, NUM_PAIRS = (2, 4), 4
 TRUTH = {(0, 2), (1, 0)}
-STRENGTHS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
+STRENGTHS = (0.0, 0.2, 0.25, 0.3, 0.4, 1.0)
 PARAMETERS = {"trained_length": TRAINED}
 FREQUENCIES = tuple(10_000.0 ** (-d / NUM_PAIRS) for d in range(NUM_PAIRS))
 POSITIONS = {
@@ -98,7 +98,7 @@ def null_strong(seed: int) -> list[Any]:
 
 
 def null_untrained(seed: int) -> list[Any]:
-    """Random weights: ten prompts of random tokens through a Llama of 2 layers and 4 heads, its weights drawn anew, and
+    """Random weights: 16 prompts of random tokens through a Llama of 2 layers and 4 heads, its weights drawn anew, and
     how wide they are, for every null."""
     generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
