@@ -215,8 +215,9 @@ class HuggingFaceModel:
 
     def card(self) -> dict[str, Any]:
         """What the model's folder says of how the model was made (its `specimen.json`); empty where it says nothing."""
-        path = Path(str(getattr(self.hf.config, "_name_or_path", ""))) / "specimen.json"
-        if not path.is_file():
+        folder = str(getattr(self.hf.config, "_name_or_path", ""))
+        path = Path(folder, "specimen.json")
+        if not folder or not path.is_file():
             return {}
         said = json.loads(path.read_text(encoding="utf-8"))
         return said if isinstance(said, dict) else {}
