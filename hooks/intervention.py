@@ -10,19 +10,28 @@ from typing import Any
 
 from probe import discovery
 from probe.errors import UsageError
+from probe.sample import Sample
 
 
 class Intervention(ABC):
     """A change to what a model computes: `with intervention(model):` makes it, and leaves the model bit-identical.
 
     An intervention is a frozen dataclass in a file of its own name. Interventions nest: each acts on what the ones
-    entered before it have left, on the queries before the attention product and on the heads' outputs after it.
-    Statistics captured in the block see the queries as all interventions left them, whichever was entered first.
+    entered before it have left. What is done to a prompt is done before it is read; then, layer by layer, what is done
+    to queries, what is done to a call (its keys, values, logits), and what is done to the heads' outputs. Statistics
+    captured in the block see calls as all interventions left them, whichever was entered first.
     """
 
     @abstractmethod
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Return the block within which `model`, wrapped or a bare transformers model, is changed."""
+
+    def check(self, model: Any, sample: Sample) -> None:
+        """Raise `UsageError`, naming the field, where it could do nothing to a sample that `model` is to read.
+
+        A run asks before its first unit, of every sample and condition; nothing is entered.
+        """
+        _ = model, sample
 
     def to_json(self) -> dict[str, Any]:
         """Return `{name: fields}` as JSON values; `from_json` turns it back into an equal intervention."""

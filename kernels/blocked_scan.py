@@ -84,7 +84,12 @@ class BlockedScan:
         self, call: Call, visibility: Visibility, tokens: Tensor | None, tokens_start: int
     ) -> CompiledWalk | None:
         """Return the compiled walk over the queries that all of the statistics want that the last query wants."""
-        if self.compiled is False or call.query.device.type != "cpu" or call.num_queries < LEAST_QUERIES:
+        if (
+            self.compiled is False
+            or call.changes
+            or call.query.device.type != "cpu"
+            or call.num_queries < LEAST_QUERIES
+        ):
             return None
         if self.compiled == "auto" and call.num_heads * call.num_queries * call.num_keys < AUTO_FROM_SCORES:
             return None

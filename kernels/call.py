@@ -8,6 +8,8 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.kernels.score_change import ScoreChange
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -72,6 +74,9 @@ class Call:
     rotary_pairs: Int[Tensor, "rope_pair 2"] | None = None
     """The channels of a head that turn together, in the order of the model's rotary frequencies, for statistics that
     need it; None where the layer does not turn, or nobody asked."""
+
+    changes: tuple[ScoreChange, ...] = ()
+    """What interventions make of the logits, one after the other, before the mask; empty in a model left alone."""
 
     @property
     def num_heads(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probe.errors import UsageError
 from probe.kernels.call import Call
+from probe.kernels.score_change import MASKED, Place
 from probe.sample import Span
 
 MAX_KEYS = 4096
@@ -73,6 +74,10 @@ class Dense:
         if self.call.distance_bias is not None:
             index = (self.distance - self.call.distance_bias_start).clamp(0, self.call.distance_bias.shape[1] - 1)
             logit = logit + self.call.distance_bias.double()[:, index]
+        place = Place(self.call, self.call.query_start, self.call.num_queries, self.call.key_start, self.call.num_keys)
+        for change in self.call.changes:
+            logit = change(logit, place)
+        logit = logit.masked_fill(logit <= MASKED / 2, -torch.inf)
         return logit.masked_fill(~self.visible, -torch.inf)
 
     @cached_property

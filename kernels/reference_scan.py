@@ -61,6 +61,9 @@ def _joined(before: Call, call: Call) -> Call:
     if not 0 <= kept <= before.num_keys:
         raise ValueError(f"keys from {call.key_start} on do not go on from those before")
 
+    if before.changes or call.changes:
+        raise UsageError("engine 'reference' takes a prompt whose logits an intervention changes in one call alone")
+
     def rows(old: Tensor | None, new: Tensor | None) -> Tensor | None:
         return None if old is None or new is None else torch.cat([old[:kept], new])
 

@@ -7,11 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.kernels.call import Call
+from probe.kernels.score_change import MASKED, Place
 from probe.kernels.visibility import Visibility
 
-MASKED = -1e30
-"""Stands for a logit that the mask hides. Finite, so that 0 · log 0 needs no care: exp(MASKED) is zero, and zero times
-MASKED is zero; an infinity or a NaN that the model itself made stays visible."""
+__all__ = ["MASKED", "Scores", "check_order"]
 
 
 class Scores:
@@ -72,6 +71,8 @@ class Scores:
             distance.clamp_(0, call.distance_bias.shape[1] - 1)
             for head, bias in zip(logits, call.distance_bias, strict=True):
                 head.add_(bias.float()[distance])
+        for change in call.changes:
+            logits = change(logits, Place(call, query_start, num_queries, key_start, num_keys))
         key_stop = key_start + num_keys
         rows = slice(query_start - call.query_start, query_start - call.query_start + num_queries)
         first, stop = self.visibility.first[rows], self.visibility.stop[rows]

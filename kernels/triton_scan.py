@@ -27,7 +27,8 @@ class TritonScan:
     Sums that many programs add to (`received_mass`, `attention_map`) are atomic additions in float32, whose order and
     with it their rounding differs from run to run; how much has not been measured on a GPU yet. With `deterministic`
     they are 64-bit integers with 36 binary places, and two runs are equal bit for bit. A statistic without an epilogue
-    goes through the blocked scan, and so do all for calls of fewer than sixteen queries.
+    goes through the blocked scan, and so do all for calls of fewer than sixteen queries, and for calls whose logits an
+    intervention changes.
     """
 
     def __init__(
@@ -51,18 +52,21 @@ class TritonScan:
         self._others = [s for s in statistics if s not in self._own]
         self._blocked = BlockedScan(self._others, series, tallies)
         self._few = BlockedScan(statistics, series, tallies)
+        self._changed = False
 
     @property
     def name(self) -> str:
         """What a trace says ran."""
         name = "triton, interpreted" if interpreted() else "triton"
         name += ", deterministic" if self.deterministic else ""
-        return name + (f"; blocked for {', '.join(s.key for s in self._others)}" if self._others else "")
+        name += f"; blocked for {', '.join(s.key for s in self._others)}" if self._others else ""
+        return name + ("; blocked where an intervention changed the logits" if self._changed else "")
 
     def take(self, call: Call, tokens: Tensor | None, tokens_start: int) -> None:
         """Take the next call; `tokens` are the sample's from position `tokens_start` on, up to the last key."""
         check_order(call)
-        if self.blocks == (None, None) and call.num_queries < MIN_QUERIES:
+        self._changed |= bool(call.changes)
+        if call.changes or (self.blocks == (None, None) and call.num_queries < MIN_QUERIES):
             self._few.take(call, tokens, tokens_start)
             return
         if self._others:

@@ -18,6 +18,8 @@ from probe.fits import check_fits, check_room
 from probe.hooks.loading.backend import load
 from probe.hooks.models.eager_check import UNCHECKED, compared_with_eager
 from probe.hooks.models.huggingface import HuggingFaceModel
+from probe.hooks.sequence.sample_read import prepared
+from probe.hooks.sequence.sample_read import reading as sample_reading
 from probe.kernels.engine import EngineName
 from probe.kernels.statistic import Statistic
 from probe.outcome import Outcome
@@ -125,6 +127,7 @@ def _traced(
     options: Mapping[str, Any],
     compared: Mapping[str, str],
 ) -> Trace:
+    sample = prepared(model.hf, sample)
     kept = withheld_sample(sample) if options["private"] else sample
     writer = store.begin_unit(
         unit_id(kept.name, {"sample": kept.to_json()}),
@@ -240,8 +243,9 @@ def read(
     reader = reader_class(model)(model, sample, requests, pool_tokens, writer, spans, reading)
     num_new = max_new_tokens if max_new_tokens is not None else sample.num_new_tokens
     check_room(model, sample, num_new)
-    outcome = with_thinking_answer(reader.play(num_new, chunk_tokens), sample, model.tokenizer)
-    reader.finish()
+    with sample_reading(sample):
+        outcome = with_thinking_answer(reader.play(num_new, chunk_tokens), sample, model.tokenizer)
+        reader.finish()
     if not private:
         ids = (*sample.tokens, *sample.answer_tokens, *outcome.response_tokens)
         writer.write_token_text(token_text(model.tokenizer, ids))

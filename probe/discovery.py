@@ -28,9 +28,13 @@ ROOMS: Final[dict[str, str]] = {
 """What one member of each room is called."""
 
 _MARKS: Final = {
-    "kernels": "Statistic", "hooks": "Intervention", "backends": "Backend", "analyses": "analysis", "dashboard": "Page",
-}  # fmt: skip
-"""Class that a member derives from, or decorator that it bears; other files of a room are what its members share."""
+    "kernels": ("Statistic",),
+    "hooks": ("Intervention", "ChangeOfCalls", "ChangeOfPrompt", "ChangeOfRecurrences"),
+    "backends": ("Backend",),
+    "analyses": ("analysis",),
+    "dashboard": ("Page",),
+}
+"""Classes that a member derives from, or decorator that it bears; other files of a room are what its members share."""
 
 _WITHIN: Final = {"backends": "hooks", "published": "casebooks"}
 """The room whose folder a room's own lies in."""
@@ -142,11 +146,11 @@ def _is_member(room: str, path: Path) -> bool:
     """Return whether a file holds a public object of its own name that is marked as its room's kind."""
     if path.name.startswith("_"):
         return False
-    mark = _MARKS.get(room)
+    known = _MARKS.get(room)
     for node in _tree(path).body:
         match node:
             case ast.ClassDef(name=name, bases=marks) | ast.FunctionDef(name=name, decorator_list=marks):
-                if name == path.stem and (mark is None or mark in map(_last_name, marks)):
+                if name == path.stem and (known is None or not {*known}.isdisjoint(map(_last_name, marks))):
                     return True
     return False
 

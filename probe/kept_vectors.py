@@ -26,6 +26,11 @@ class KeptVectors:
 
     def take(self, call: Call) -> None:
         """Write the next call's queries, and those of its keys that are new."""
+        if call.changes:
+            raise NotReproducible(
+                f"layer {call.layer}: queries_and_keys cannot keep attention whose logits an intervention changes; "
+                "capture statistics of it instead"
+            )
         facts = _facts(call)
         if not self.facts:
             self.facts = {**facts, "query_start": call.query_start, "key_start": call.key_start}

@@ -16,6 +16,7 @@ from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.expectation import judged
 from probe.finding import Finding
+from probe.hooks.sequence.sample_read import prepared
 from probe.kernels.engine import EngineName
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
 from probe.matched_sets import MatchedSets
@@ -167,7 +168,10 @@ class Player:
                 check_private(requests)
         for condition in conditions:
             if isinstance(condition.intervention, dict):
-                with plan.built(condition.intervention)(self.model):
+                intervention = plan.built(condition.intervention)
+                for sample in self._made(condition.workload):
+                    intervention.check(self.model, sample)
+                with intervention(self.model):
                     pass
         if any(condition.capture for condition in conditions):
             shortest = min(samples, key=len)
@@ -249,6 +253,7 @@ class Player:
                     self._read(unit, stage, condition, sample, requests if condition.capture else [])
 
     def _read(self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> None:
+        sample = prepared(self.model.hf, sample)
         writer = self.store.begin_unit(
             unit,
             stage=stage.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 import weakref
 from collections.abc import Iterator
@@ -18,24 +17,21 @@ from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks.attention.bridge import bridge_attention
 from probe.hooks.attention.calls_by_phase import by_phase, from_query
 from probe.hooks.attention.chunk import attend
-from probe.hooks.attention.documents import chunk_of_keys
-from probe.hooks.attention.fused import fused_attention, log_sum_exp_of
+from probe.hooks.attention.fused import fused_attention
 from probe.hooks.attention.handed_out import handed_out
 from probe.hooks.attention.interface import name_of, own_attention, redirected, text_decoder
-from probe.hooks.attention.key_bias import check_key_bias
-from probe.hooks.attention.mask_agreement import as_masked
 from probe.hooks.attention.module import attention_module_of
 from probe.hooks.attention.products import products_caught
-from probe.hooks.attention.relative_bias import attend_with, biases_as_tables, relative_bias
+from probe.hooks.attention.relative_bias import attend_with, biases_as_tables
 from probe.hooks.attention.tap import site, tap
-from probe.hooks.attention.verification import recomputed
+from probe.hooks.attention.verified_calls import verified_calls
 from probe.hooks.loading.compiled import uncompiled
 from probe.hooks.models.two_stacks import facts_of_stack, two_stacks
 from probe.hooks.recurrence.layer import recurs_everywhere
 from probe.hooks.sequence.forward_facts import Part, Phase, forward_facts
+from probe.kernels.attention_output import attention_output
 from probe.kernels.call import Call
 
-_log = logging.getLogger("probe")
 _switches: weakref.WeakKeyDictionary[nn.Module, attention_switch] = weakref.WeakKeyDictionary()
 
 
@@ -119,7 +115,7 @@ class attention_switch:
         self.tokens: Tensor | None = None
         self.handed: handed_out | None = None
         self.rests = False
-        self.said: set[int] = set()
+        self.verified = verified_calls(self.name)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -237,9 +233,10 @@ class attention_switch:
                 f"{self.name}, layer {here.layer}: its attention returned shape {tuple(output.shape)}, not batch × "
                 "query × head × channel"
             )
-        if observers := [each for each in self._taps(here.part) if each.wants_calls]:
-            self._hand_out(observers, here, query, key, value, mask, output, options, fused)
-        for each in self._taps(here.part):
+        taps = self._taps(here.part)
+        if any(each.wants_calls or each.changes_calls for each in taps):
+            output = self._go_through(taps, here, query, key, value, mask, output, options, fused)
+        for each in taps:
             output = each.change_output(here, output)
         return output
 
@@ -258,58 +255,35 @@ class attention_switch:
     def _observers(self) -> list[tap]:
         return [each for each in self._taps() if each.wants_calls]
 
-    def _hand_out(
-        self, observers: list[tap], here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    def _go_through(
+        self, taps: list[tap], here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
         output: Tensor, options: dict[str, Any], fused: fused_attention | None,
-    ) -> None:  # fmt: skip
-        facts = here.forward
-        if query.shape[2] != facts.num_queries or query.shape[0] != facts.num_samples:
-            self._refuse(
-                here, f"attention sees {query.shape[2]} queries where the forward has {facts.num_queries} tokens"
-            )
-        bias = options.get("position_bias")
-        # T5 adds zeros where it has learnt nothing.
-        if isinstance(bias, Tensor) and bool(bias.any()):
-            self._refuse(here, "a position bias is added to its logits")
-        if here.part == "cross" and key.shape[2] != facts.num_keys:
-            self._refuse(here, f"it looks over {key.shape[2]} keys where the encoder has {facts.num_keys} tokens")
-        scale, window, sink = options.get("scaling"), options.get("sliding_window"), options.get("s_aux")
-        total = facts.num_keys
-        # A sliding cache holds fewer keys than were seen; a static one has room for more.
-        first_key = max(total - key.shape[2], 0)
-        for sample in range(query.shape[0]):
-            start, stop = facts.keys_of(sample)
-            rows = facts.queries_of(sample)
-            if rows[0] == rows[1]:
-                continue
-            columns = max(start - first_key, 0), min(stop - first_key, key.shape[2])
-            call = Call(
-                layer=here.layer,
-                query=query[sample, :, rows[0] : rows[1]].detach(),
-                key=key[sample, :, columns[0] : columns[1]].detach(),
-                value=value[sample, :, columns[0] : columns[1]].detach(),
-                scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
-                query_start=facts.num_past + rows[0] - facts.ranges[sample][0],
-                key_start=first_key + columns[0] - start,
-                causal=here.causal,
-                window=int(window) if window else None,
-                softcap=options.get("softcap"),
-                sink_logit=None if sink is None else sink.detach().reshape(-1),
-                alibi_slope=options.get("alibi_slope"),
-                part=here.part,
-                phase=facts.phase or "prefill",
-            )
-            if isinstance(bias, relative_bias):
-                call = dataclasses.replace(call, distance_bias=bias.table.detach(), distance_bias_start=bias.start)
-            call = dataclasses.replace(call, document=chunk_of_keys(here.module, call))
-            has_mask = isinstance(mask, Tensor) and mask.ndim == 4
-            if fused is not None and (fused.visible != "masked" or has_mask or bias is not None):
-                call = dataclasses.replace(call, log_sum_exp=log_sum_exp_of(call, sample, fused))
-            check_key_bias(call, options.get("key_bias"), sample, columns, f"{self.name}, layer {here.layer}")
-            call = self._verified(here, sample, rows, columns, call, mask, output, options)
-            for part in by_phase(call, facts, columns[0] + first_key):
-                for each in observers:
-                    self._give(each, here, sample, part)
+    ) -> Tensor:  # fmt: skip
+        """Let taps change the samples' calls and read them; return the output, the model's own or the changed one's."""
+        own = output
+        for sample, rows, first_key, call in self.verified.calls(here, query, key, value, mask, output, options, fused):
+            for part in by_phase(call, here.forward, first_key):
+                changed = part
+                for each in taps:
+                    if each.changes_calls:
+                        changed = each.change_call(here, sample, changed)
+                if changed is not part:
+                    output = output.clone() if output is own else output
+                    first = rows[0] + part.query_start - call.query_start
+                    changed = self._attended(here, changed, output[sample, first : first + part.num_queries])
+                for each in taps:
+                    if each.wants_calls:
+                        self._give(each, here, sample, changed)
+        return output
+
+    def _attended(self, here: site, call: Call, output: Tensor) -> Call:
+        """Write into `output` what a changed call's heads put out; return the call with its own log-sum-exp or none."""
+        try:
+            made, log_sum_exp = attention_output(call)
+        except ValueError as error:
+            self._refuse(here, f"as interventions have changed it, it cannot attend: {error}")
+        output.copy_(made)
+        return dataclasses.replace(call, log_sum_exp=log_sum_exp)
 
     def _give(self, reader: tap, here: site, sample: int, call: Call) -> None:
         handed, stop = here.forward.handed, call.query_start + call.num_queries
@@ -327,39 +301,6 @@ class attention_switch:
             ) from error
         if handed is not None:
             handed.done(reader, call.layer, stop)
-
-    def _verified(
-        self, here: site, sample: int, rows: tuple[int, int], columns: tuple[int, int], call: Call,
-        mask: Tensor | None, output: Tensor, options: dict[str, Any],
-    ) -> Call:  # fmt: skip
-        masked = as_masked(call, mask, here.forward, options, sample=sample, rows=rows, columns=columns)
-        if isinstance(masked, str):
-            self._refuse(here, masked)
-        call = masked
-        off = recomputed(call, output[sample, rows[0] : rows[1]])
-        if off.output > off.output_allowed:
-            # In some versions of transformers SDPA takes a softcap and does not apply it.
-            hint = "" if call.softcap is None else "; it may not apply the softcap: load it with eager attention"
-            self._refuse(
-                here,
-                "the attention output cannot be reproduced from queries, keys and mask: largest difference "
-                f"{off.output:.3g}, where {off.output_allowed:.3g} is allowed for "
-                f"{str(call.query.dtype).removeprefix('torch.')}{hint}",
-            )
-        if not off.finite:
-            # The CPU's operator gives 0 for a row of NaN.
-            call = dataclasses.replace(call, log_sum_exp=None)
-        elif off.log_sum_exp > off.log_sum_exp_allowed:
-            # The output is right, so the call is; without the log-sum-exp it is merely computed once more.
-            if here.layer not in self.said:
-                _log.warning(
-                    "%s, layer %d: the log-sum-exp that its attention operator handed over is off by %.3g nats where "
-                    "%.3g is allowed, and is not used; nothing more is said of this layer",
-                    self.name, here.layer, off.log_sum_exp, off.log_sum_exp_allowed,
-                )  # fmt: skip
-            self.said.add(here.layer)
-            call = dataclasses.replace(call, log_sum_exp=None)
-        return call
 
     def _refuse(self, here: site, reason: str) -> NoReturn:
         raise NotReproducible(f"{self.name}, layer {here.layer}: {reason}")

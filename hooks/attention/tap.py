@@ -45,18 +45,29 @@ class site:
 class tap:
     """What is done where attention happens: override the methods that are wanted.
 
-    Taps that change something act in the order in which they were attached, on the query before the attention product
-    and on the output after it. `call` sees the queries as all of them left them, whatever the order.
+    Taps that change something act in the order in which they were attached: all of them on the query before the
+    attention product, then all on the call, then all on the output. `call` sees calls as all of them left them.
     """
 
     part: Part | None = "self"
     """Which attention of an encoder-decoder it takes part in; None for all. Other models have `self` alone."""
     wants_calls = False
     """Whether `call` is to be called; each call is then verified."""
+    changes_calls = False
+    """Whether `change_call` is to be called; each call is verified before."""
 
     def change_query(self, here: site, query: Float[Tensor, "batch head query channel"]) -> Tensor:
         """Return the queries that attention shall use; the given ones must not be written to."""
         return query
+
+    def change_call(self, here: site, sample: int, call: Call) -> Call:
+        """Return one sample's call as attention shall happen; the very same object where nothing changes.
+
+        It comes after the model's own attention, with which it has been verified, cut where its phase changes. Where it
+        comes back changed, its output is computed anew (see `probe.kernels.attention_output`) and takes the place of
+        the model's own.
+        """
+        return call
 
     def change_output(self, here: site, output: Float[Tensor, "batch query head value_channel"]) -> Tensor:
         """Return the heads' outputs that the model shall go on with; the given ones must not be written to."""
