@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,9 @@ class ChangeOfCalls(Intervention):
     """Half-open range of the query positions on which it acts; None for all."""
     phase: ChangedPhase = "both"
     """Whether it acts on the prompt (`prefill`), from the prompt's last token on (`decode`), or on both."""
+
+    remembers: ClassVar[bool] = False
+    """Whether `change` must see the calls on which it does not act, too: what it makes of those is left aside."""
 
     def __post_init__(self) -> None:
         who = type(self).__name__
@@ -107,11 +110,17 @@ class _changing(tap):
     def __init__(self, asked: ChangeOfCalls, change: Change, chosen: dict[int, Bool[Tensor, "head"] | None]) -> None:
         self.asked, self.change, self.chosen = asked, change, chosen
 
+    def changes_layer(self, layer: int) -> bool:
+        return layer in self.chosen
+
     def change_call(self, here: site, sample: int, call: Call) -> Call:
         first, stop = self.asked.queries or (0, call.query_start + call.num_queries)
-        if here.layer not in self.chosen or self.asked.phase not in ("both", call.phase):
+        if here.layer not in self.chosen:
             return call
-        if stop <= call.query_start or call.query_start + call.num_queries <= first:
+        elsewhere = stop <= call.query_start or call.query_start + call.num_queries <= first
+        if elsewhere or self.asked.phase not in ("both", call.phase):
+            if self.asked.remembers:
+                self.change(here, sample, call)
             return call
         changed = self.change(here, sample, call)
         heads = self.chosen[here.layer]

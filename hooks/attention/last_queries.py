@@ -1,0 +1,61 @@
+"""The last queries of a prompt, for what is chosen when it ends."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.errors import UsageError
+from probe.kernels.call import Call
+
+
+class LastQueries:
+    """Keeps, by layer and sample, the last `window` queries of a prompt that comes in one piece or in chunks.
+
+    A chunk that failed may come again in halves; a prompt that begins anew forgets the one before. Nothing is kept of
+    what is decoded, so that the prompt's end can be come back to.
+    """
+
+    def __init__(self, window: int, who: str) -> None:
+        """`who` is the intervention that asks, for the messages."""
+        self.window, self.who = window, who
+        self._kept: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+        self._ends: dict[tuple[int, int], int] = {}
+
+    def take(self, sample: int, call: Call) -> None:
+        """Keep the last queries of a call of the prompt."""
+        before = self._before(sample, call)
+        stop = call.query_start + call.num_queries
+        now = stop, torch.cat([before[1], call.query], 1)[:, -self.window :].clone()
+        self._kept[call.layer, sample] = [before, now]
+        self._ends.pop((call.layer, sample), None)
+
+    def at_the_end(self, sample: int, call: Call) -> Float[Tensor, "head query channel"] | None:
+        """Return the prompt's last queries where a decoding call begins with the last of them; None in later calls.
+
+        Raises `UsageError` where the prompt was not seen.
+        """
+        where = call.layer, sample
+        if where in self._ends and call.query_start > self._ends[where]:
+            return None
+        stop, queries = self._before(sample, call)
+        self._kept[where] = [(stop, queries)]
+        self._ends[where] = call.query_start
+        return torch.cat([queries, call.query[:, :1]], 1)[:, -self.window :]
+
+    def end(self, sample: int, call: Call) -> int:
+        """Return the position of the prompt's last token."""
+        return self._ends[call.layer, sample]
+
+    def _before(self, sample: int, call: Call) -> tuple[int, Tensor]:
+        """Return what was kept when the prompt had come as far as this call's first query."""
+        if call.query_start == 0:
+            return 0, call.query[:, :0]
+        for stop, queries in self._kept.get((call.layer, sample), []):
+            if stop == call.query_start:
+                return stop, queries
+        raise UsageError(
+            f"{self.who}: layer {call.layer} goes on at position {call.query_start} of a prompt that it has not seen "
+            "to that point; enter it before the prompt is read"
+        )
