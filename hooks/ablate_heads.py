@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.errors import UsageError
+from probe.hooks.attention.chosen_heads import ChosenHeads, HeadPhase, as_heads, as_queries, check_choice
 from probe.hooks.attention.interface import name_of
-from probe.hooks.attention.layers import attention_parts, layers_with_bias
+from probe.hooks.attention.layers import layers_with_bias
 from probe.hooks.attention.switch import attached
 from probe.hooks.attention.tap import site, tap
 from probe.hooks.intervention import Intervention
 from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.mean_head_output import mean_head_output
 from probe.hooks.sequence.forward_facts import Part
+from probe.hooks.sequence.token_ids import token_ids
 
 Form = Literal["zero", "mean", "uniform"]
-AblatedPhase = Literal["both", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -46,57 +47,47 @@ class ablate_heads(Intervention):
     form: Form = "zero"
     """`zero`: the head's output, before the output projection, is 0. `mean`: it is the head's mean output over
     `reference`. `uniform`: its query is 0, so that it averages the values it may see uniformly."""
-    phase: AblatedPhase = "both"
+    phase: HeadPhase = "both"
     """Whether it acts on the prompt (`prefill`), from the prompt's last token on (`decode`), or on both."""
-    reference: Sequence[Sequence[int]] | None = None
-    """Token ids of the prompts that `mean` averages over, every position counting alike, on the model without any
-    intervention; computed on entering."""
+    reference: Sequence[Sequence[int] | str] | None = None
+    """The prompts that `mean` averages over, as token ids or as text (with the special tokens that the tokenizer adds),
+    every position counting alike, on the model without any intervention; computed on entering."""
     part: Part = "self"
     """Whose heads, where there is an encoder and a decoder: the decoder's own, those of the `encoder`, or those with
     which the decoder looks over the encoder (`cross`). The reference prompts of `mean` are texts that an encoder
     reads: a decoder's heads have no mean over them."""
+    queries: tuple[int, int] | None = None
+    """Half-open range of the query positions at which they are removed, None for all; within the phase."""
 
     def __post_init__(self) -> None:
-        try:
-            heads = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in self.heads))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"ablate_heads: heads are pairs of layer and head, not {self.heads!r}") from error
-        object.__setattr__(self, "heads", heads)
-        for name, kinds in (("form", Form), ("phase", AblatedPhase), ("part", Part)):
-            if getattr(self, name) not in get_args(kinds):
-                raise UsageError(
-                    f"ablate_heads: {name} is {getattr(self, name)!r}; expected {', '.join(get_args(kinds))}"
-                )
+        object.__setattr__(self, "heads", as_heads("ablate_heads", self.heads))
+        object.__setattr__(self, "queries", as_queries("ablate_heads", self.queries))
+        for name, kinds in (("form", Form), ("phase", HeadPhase), ("part", Part)):
+            check_choice("ablate_heads", name, getattr(self, name), kinds)
         if self.reference is not None:
-            reference = tuple(tuple(int(token) for token in tokens) for tokens in self.reference)
-            object.__setattr__(self, "reference", reference)
+            given = (text if isinstance(text, str) else tuple(map(int, text)) for text in self.reference)
+            object.__setattr__(self, "reference", tuple(given))
         if self.form == "mean" and not any(self.reference or ()):
             raise UsageError("ablate_heads: form 'mean' needs reference prompts to average over")
 
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Return the block within which the heads of `model` are ablated."""
-        return self._applied(transformers_model_of(model))
+        reference = [token_ids(model, each, "ablate_heads", "reference") for each in self.reference or ()]
+        return self._applied(transformers_model_of(model), reference)
 
     @contextmanager
-    def _applied(self, model: PreTrainedModel) -> Iterator[None]:
-        parts = attention_parts(model)
-        if self.part != "self" and self.part not in parts:
-            raise UsageError(f"ablate_heads: {name_of(model)} has no part {self.part!r}; it has {', '.join(parts)}")
-        shape = {layer: found.num_heads for layer, found in parts.get(self.part, {}).items()}
-        for layer, head in self.heads:
-            if not 0 <= head < shape.get(layer, 0):
-                raise UsageError(f"ablate_heads: {name_of(model)} has no head ({layer}, {head}); {_in_words(shape)}")
-        wanted = sorted({layer for layer, _ in self.heads})
-        means = mean_head_output(model, self.reference or (), self.part) if self.form == "mean" and wanted else {}
-        if self.form == "uniform" and (biased := set(wanted) & layers_with_bias(model, self.part)):
+    def _applied(self, model: PreTrainedModel, reference: Sequence[Sequence[int]]) -> Iterator[None]:
+        chosen = ChosenHeads.of(
+            model, "ablate_heads", self.heads, phase=self.phase, queries=self.queries, part=self.part
+        )
+        wanted = set(chosen.by_layer)
+        means = mean_head_output(model, reference, self.part) if self.form == "mean" and wanted else {}
+        if self.form == "uniform" and (biased := wanted & layers_with_bias(model, self.part)):
             raise UsageError(
                 f"ablate_heads: {name_of(model)}, layer {min(biased)} adds a bias by distance to its logits, so a "
                 "query of 0 does not average uniformly; use form 'zero' or 'mean'"
             )
-        chosen = {
-            layer: torch.tensor([(layer, head) in self.heads for head in range(shape[layer])]) for layer in wanted
-        }
-        with attached(model, _ablation(self.form, self.phase, self.part, chosen, means)):
+        with attached(model, _ablation(self.form, self.part, chosen, means)):
             yield
 
 
@@ -104,34 +95,21 @@ class _ablation(tap):
     def __init__(
         self,
         form: Form,
-        phase: AblatedPhase,
         part: Part,
-        chosen: Mapping[int, Bool[Tensor, "head"]],
+        chosen: ChosenHeads,
         means: Mapping[int, Float[Tensor, "head value_channel"]],
     ) -> None:
-        self.form, self.phase, self.part, self.chosen, self.means = form, phase, part, chosen, means
+        self.form, self.part, self.chosen, self.means = form, part, chosen, means
 
     def change_query(self, here: site, query: Float[Tensor, "batch head query channel"]) -> Tensor:
-        if self.form != "uniform" or here.layer not in self.chosen:
+        if self.form != "uniform" or here.layer not in self.chosen.by_layer:
             return query
-        return query.masked_fill(self._where(here, query).transpose(1, 2), 0)
+        return query.masked_fill(self.chosen.where(here, query.device).transpose(1, 2), 0)
 
     def change_output(self, here: site, output: Float[Tensor, "batch query head value_channel"]) -> Tensor:
-        if self.form == "uniform" or here.layer not in self.chosen:
+        if self.form == "uniform" or here.layer not in self.chosen.by_layer:
             return output
+        where = self.chosen.where(here, output.device)
         if self.form == "zero":
-            return output.masked_fill(self._where(here, output), 0)
-        return torch.where(self._where(here, output), self.means[here.layer].to(output), output)
-
-    def _where(self, here: site, like: Tensor) -> Bool[Tensor, "batch query head 1"]:
-        # A model's layers may lie on different devices.
-        chosen = self.chosen[here.layer].to(like.device)
-        decode = here.decode_rows().to(like.device)
-        rows = {"both": torch.ones_like(decode), "prefill": ~decode, "decode": decode}[self.phase]
-        return (rows[:, :, None] & chosen)[..., None]
-
-
-def _in_words(shape: Mapping[int, int]) -> str:
-    if len(set(shape.values())) == 1 and list(shape) == list(range(len(shape))):
-        return f"it has {len(shape)} layers of {shape[0]} heads"
-    return "it has " + ", ".join(f"{count} heads in layer {layer}" for layer, count in sorted(shape.items()))
+            return output.masked_fill(where, 0)
+        return torch.where(where, self.means[here.layer].to(output), output)

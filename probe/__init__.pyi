@@ -27,6 +27,7 @@ from probe.finding import Interval as Interval
 from probe.hooks.ablate_heads import ablate_heads as ablate_heads
 from probe.hooks.forget_faster import forget_faster as forget_faster
 from probe.hooks.limit_distance import limit_distance as limit_distance
+from probe.hooks.scale_heads import scale_heads as scale_heads
 from probe.hooks.select_input import select_input as select_input
 from probe.hooks.think_channels import think_channels as think_channels
 from probe.player import run as run

@@ -126,6 +126,11 @@ class forward_facts:
             rows[sample, first:last] = True
         return rows
 
+    def query_positions(self) -> Int[Tensor, "batch query"]:
+        """Where each row stands in its own sample; below 0 where it is padding before it."""
+        start = torch.tensor([start for start, _ in self.ranges])
+        return self.num_past + torch.arange(self.num_queries) - start[:, None]
+
     def decode_rows(self, causal: bool = True) -> Bool[Tensor, "batch query"]:
         """True at the real rows whose phase is `decode`."""
         if (not causal and self.part != "cross") or self.phase == "prefill":

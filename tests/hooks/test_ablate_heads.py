@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import probe
 from probe.errors import UsageError
 from probe.hooks.ablate_heads import ablate_heads
 from probe.hooks.intervention import Intervention
@@ -177,6 +178,30 @@ def test_right_padding_decodes_at_each_samples_own_last_token(make: Any, tokens:
     torch.testing.assert_close(batch[1, :11], alone[0], rtol=0, atol=1e-5)
 
 
+def test_a_reference_may_be_text_where_there_is_a_tokenizer(make: Any, tokens: Any) -> None:
+    model, prompt = probe.load("needle"), torch.arange(3, 30)[None]
+    text = "The baker found the old map in the evening."
+    ids = model.tokenizer(text)["input_ids"]
+    heads = [(2, 5), (1, 3)]
+    with ablate_heads(heads, "mean", reference=[ids])(model):
+        expected = logits_of(model, prompt)
+    written = ablate_heads(heads, "mean", reference=[text])
+    with Intervention.from_json(json.loads(json.dumps(written.to_json())))(model):
+        assert torch.equal(logits_of(model, prompt), expected)
+    with pytest.raises(UsageError, match="reference is text, and the model brings no tokenizer"), written(model.hf):
+        pass
+
+
+def test_queries_that_are_chosen_in_a_padded_batch(make: Any, tokens: Any) -> None:
+    model, prompt = load(make("llama-gqa")), tokens(2, 19)
+    mask = torch.ones(2, 19, dtype=torch.long)
+    mask[1, :8] = 0
+    with ablate_heads([(0, 1), (1, 1)], queries=(3, 6))(model), torch.no_grad():
+        batch = model.hf(input_ids=prompt, attention_mask=mask).logits
+        alone = model.hf(input_ids=prompt[1:, 8:]).logits
+    torch.testing.assert_close(batch[1, 8:], alone[0], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("head", [(2, 0), (0, 4), (-1, 0), (0, -1)])
 def test_heads_that_the_model_does_not_have_are_refused_with_its_shape(make: Any, head: tuple[int, int]) -> None:
     model = load(make("llama-gqa"))
@@ -194,6 +219,7 @@ def test_heads_that_the_model_does_not_have_are_refused_with_its_shape(make: Any
         ({"form": "mean"}, "needs reference prompts"),
         ({"form": "mean", "reference": [[]]}, "needs reference prompts"),
         ({"heads": [3]}, "pairs of layer and head"),
+        ({"queries": [4, 4]}, "queries is a range"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(fields: dict[str, Any], reason: str) -> None:

@@ -102,7 +102,9 @@ def test_a_trace_shows_what_it_did(name: str, which: int) -> None:
     def seeing(layer: int, query: Any, key: Any, value: Any, scale: float) -> Any:
         made = module.definition(module.EXAMPLES[which], model)
         one_hot = torch.eye(key.shape[1], dtype=torch.float64).expand(len(key), -1, -1)
-        probability = made(layer, query, key, one_hot, scale)
+        # What changes heads' outputs alone leaves their attention as it finds it, and says so.
+        looks = getattr(module, "looks", module.definition)(module.EXAMPLES[which], model)
+        probability = looks(layer, query, key, one_hot, scale)
         found[layer] = torch.special.entr(probability).sum(-1)
         return made(layer, query, key, value, scale)
 
