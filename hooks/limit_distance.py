@@ -74,6 +74,11 @@ class _lambda(ScoreChange):
     """The queries as the first tokens' keys meet them, where they do otherwise than the near ones."""
 
     def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
+        # Most blocks lie wholly near or wholly far, and need no look at their single distances.
+        if place.query_stop - 1 - place.key_start < self.window:
+            return logits
+        if place.key_start >= self.num_first and place.query_start - place.key_stop >= self.window - 1:
+            return logits.fill_(MASKED)
         far, of_first = place.distance >= self.window, place.key_position < self.num_first
         logits = logits.masked_fill_(far & ~of_first, MASKED)
         if self.query is None or place.key_start >= self.num_first:

@@ -34,14 +34,24 @@ class Place:
     """Keys in the block."""
 
     @property
+    def query_stop(self) -> int:
+        """Position after the block's last query."""
+        return self.query_start + self.num_queries
+
+    @property
+    def key_stop(self) -> int:
+        """Position after the block's last key."""
+        return self.key_start + self.num_keys
+
+    @property
     def query_position(self) -> Int[Tensor, "query"]:
         """Positions of the queries, on the call's device."""
-        return torch.arange(self.query_start, self.query_start + self.num_queries, device=self.call.query.device)
+        return torch.arange(self.query_start, self.query_stop, device=self.call.query.device)
 
     @property
     def key_position(self) -> Int[Tensor, "key"]:
         """Positions of the keys, on the call's device."""
-        return torch.arange(self.key_start, self.key_start + self.num_keys, device=self.call.query.device)
+        return torch.arange(self.key_start, self.key_stop, device=self.call.query.device)
 
     @property
     def distance(self) -> Int[Tensor, "query key"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from probe.hooks.attention.handed_out import handed_out
 from probe.hooks.attention.interface import name_of, own_attention, redirected, text_decoder
 from probe.hooks.attention.module import attention_module_of
 from probe.hooks.attention.products import products_caught
-from probe.hooks.attention.relative_bias import attend_with, biases_as_tables
+from probe.hooks.attention.relative_bias import attend_with, biases_as_tables, relative_bias
 from probe.hooks.attention.tap import site, tap
 from probe.hooks.attention.verified_calls import verified_calls
 from probe.hooks.loading.compiled import uncompiled
@@ -32,6 +32,13 @@ from probe.hooks.sequence.forward_facts import Part, Phase, forward_facts
 from probe.kernels.attention_output import attention_output
 from probe.kernels.call import Call
 
+MANY_QUERIES = 64
+"""From so many queries on, where all shall attend otherwise, the model's own attention is computed of a few alone."""
+VERIFIED_ROWS = 16
+"""As many, the last ones: with them the call is verified."""
+
+# Sample, first row of the forward, the call as it shall be and as it was: the same object where nothing changes it.
+_part = tuple[int, int, Call, Call]
 _switches: weakref.WeakKeyDictionary[nn.Module, attention_switch] = weakref.WeakKeyDictionary()
 
 
@@ -198,10 +205,46 @@ class attention_switch:
         if self.rests:
             return attend_with(own, module, query, key, value, mask, options, causal=causal)
         here, query = self.begin(module, query, key, value_dim=value.shape[-1], causal=causal)
+        last = self._last_rows(own, here, query, key, value, mask, options)
+        if last is not None:
+            changed = self._changed(here, query, key, value, mask, last, options, None)
+            if all(now is not before for _, _, now, before in changed):
+                output = value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+                return self._passed_on(here, changed, output), None
         output, weights, mask, fused = attend(
             own, module, query, key, value, mask, options, causal=causal, observed=bool(self._observers())
         )
-        return self.finish(here, query, key, value, mask, output, options, fused), weights
+        if last is None:
+            return self.finish(here, query, key, value, mask, output, options, fused), weights
+        # Some of it is the model's own after all. What is to change has been asked, and is not asked again.
+        own_calls = self._parts(here, query, key, value, mask, output, options, fused)
+        kept = [
+            (sample, first, now if now is not before else part, part)
+            for (sample, first, now, before), (_, _, part) in zip(changed, own_calls, strict=True)
+        ]
+        return self._passed_on(here, kept, output), weights
+
+    def _last_rows(
+        self, own: own_attention, here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor | None:  # fmt: skip
+        """Return the model's own output of the last queries, to verify by, where all of them shall be computed anew.
+
+        None where they are few, where nothing changes them, or where the last ones are not told by a mask.
+        """
+        taps = [each for each in self._taps(here.part) if each.changes_calls and each.changes_layer(here.layer)]
+        ends = {here.forward.queries_of(sample)[1] for sample in range(query.shape[0])}
+        if not taps or not own.is_sdpa or query.shape[2] < MANY_QUERIES or ends != {query.shape[2]} or not here.causal:
+            return None
+        if isinstance(options.get("position_bias"), relative_bias) or (mask is not None and mask.ndim != 4):
+            return None
+        if mask is None:
+            position = torch.arange(key.shape[2], device=key.device)
+            rows = (position <= position[-VERIFIED_ROWS:, None])[None, None]
+        else:
+            rows = mask[:, :, -VERIFIED_ROWS:]
+        output: Tensor = own(here.module, query[:, :, -VERIFIED_ROWS:], key, value, rows, **options)[0]
+        return output
 
     def begin(
         self, module: nn.Module, query: Tensor, key: Tensor, *, value_dim: int, causal: bool
@@ -233,12 +276,10 @@ class attention_switch:
                 f"{self.name}, layer {here.layer}: its attention returned shape {tuple(output.shape)}, not batch × "
                 "query × head × channel"
             )
-        taps = self._taps(here.part)
-        if any(each.wants_calls or each.changes_calls for each in taps):
-            output = self._go_through(taps, here, query, key, value, mask, output, options, fused)
-        for each in taps:
-            output = each.change_output(here, output)
-        return output
+        changed: list[_part] = []
+        if any(each.wants_calls or each.changes_calls for each in self._taps(here.part)):
+            changed = self._changed(here, query, key, value, mask, output, options, fused)
+        return self._passed_on(here, changed, output)
 
     def not_reproducible(self, module: nn.Module, reason: str) -> NotReproducible:
         """The refusal of a module's attention, by name."""
@@ -255,25 +296,41 @@ class attention_switch:
     def _observers(self) -> list[tap]:
         return [each for each in self._taps() if each.wants_calls]
 
-    def _go_through(
-        self, taps: list[tap], here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    def _parts(
+        self, here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
         output: Tensor, options: dict[str, Any], fused: fused_attention | None,
-    ) -> Tensor:  # fmt: skip
-        """Let taps change the samples' calls and read them; return the output, the model's own or the changed one's."""
-        own = output
+    ) -> Iterator[tuple[int, int, Call]]:  # fmt: skip
+        """Yield sample, first row and verified call, cut where its phase changes."""
         for sample, rows, first_key, call in self.verified.calls(here, query, key, value, mask, output, options, fused):
             for part in by_phase(call, here.forward, first_key):
-                changed = part
-                for each in taps:
-                    if each.changes_calls:
-                        changed = each.change_call(here, sample, changed)
-                if changed is not part:
-                    output = output.clone() if output is own else output
-                    first = rows[0] + part.query_start - call.query_start
-                    changed = self._attended(here, changed, output[sample, first : first + part.num_queries])
-                for each in taps:
-                    if each.wants_calls:
-                        self._give(each, here, sample, changed)
+                yield sample, rows[0] + part.query_start - call.query_start, part
+
+    def _changed(
+        self, here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+        output: Tensor, options: dict[str, Any], fused: fused_attention | None,
+    ) -> list[_part]:  # fmt: skip
+        """Return each part of the calls as taps have changed it, and as it was."""
+        changing = [each for each in self._taps(here.part) if each.changes_calls]
+        found = []
+        for sample, first, before in self._parts(here, query, key, value, mask, output, options, fused):
+            now = before
+            for each in changing:
+                now = each.change_call(here, sample, now)
+            found.append((sample, first, now, before))
+        return found
+
+    def _passed_on(self, here: site, parts: Sequence[_part], output: Tensor) -> Tensor:
+        """Attend to what was changed, hand all out, and return the output as the taps will have it."""
+        taps, own = self._taps(here.part), output
+        for sample, first, now, before in parts:
+            if now is not before:
+                output = output.clone() if output is own else output
+                now = self._attended(here, now, output[sample, first : first + before.num_queries])
+            for each in taps:
+                if each.wants_calls:
+                    self._give(each, here, sample, now)
+        for each in taps:
+            output = each.change_output(here, output)
         return output
 
     def _attended(self, here: site, call: Call, output: Tensor) -> Call:

@@ -54,18 +54,22 @@ class tap:
     wants_calls = False
     """Whether `call` is to be called; each call is then verified."""
     changes_calls = False
-    """Whether `change_call` is to be called; each call is verified before."""
+    """Whether `change_call` is to be called; each call is verified before, a long one by its last rows."""
 
     def change_query(self, here: site, query: Float[Tensor, "batch head query channel"]) -> Tensor:
         """Return the queries that attention shall use; the given ones must not be written to."""
         return query
 
+    def changes_layer(self, layer: int) -> bool:
+        """Whether `change_call` may change calls of this layer."""
+        return True
+
     def change_call(self, here: site, sample: int, call: Call) -> Call:
         """Return one sample's call as attention shall happen; the very same object where nothing changes.
 
-        It comes after the model's own attention, with which it has been verified, cut where its phase changes. Where it
-        comes back changed, its output is computed anew (see `probe.kernels.attention_output`) and takes the place of
-        the model's own.
+        The call has been verified with the model's own attention, and is cut where its phase changes. Where it comes
+        back changed, its output is computed anew (see `probe.kernels.attention_output`) and takes the place of the
+        model's own. It is asked once for each call.
         """
         return call
 

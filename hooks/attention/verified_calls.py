@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from probe.errors import NotReproducible
+from probe.hooks.attention.calls_by_phase import from_query
 from probe.hooks.attention.documents import chunk_of_keys
 from probe.hooks.attention.fused import fused_attention, log_sum_exp_of
 from probe.hooks.attention.key_bias import check_key_bias
@@ -33,7 +34,10 @@ class verified_calls:
         self, here: site, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
         output: Tensor, options: dict[str, Any], fused: fused_attention | None,
     ) -> Iterator[tuple[int, tuple[int, int], int, Call]]:  # fmt: skip
-        """Yield each sample's verified call, with its rows among the forward's and where its keys begin there."""
+        """Yield each sample's verified call, with its rows among the forward's and where its keys begin there.
+
+        `output` is that of all the forward's queries, or of its last ones alone.
+        """
         facts = here.forward
         if query.shape[2] != facts.num_queries or query.shape[0] != facts.num_samples:
             self._refuse(
@@ -89,7 +93,9 @@ class verified_calls:
         if isinstance(masked, str):
             self._refuse(here, masked)
         call = masked
-        off = recomputed(call, output[sample, rows[0] : rows[1]])
+        missing = here.forward.num_queries - output.shape[1]
+        first = max(missing, rows[0])
+        off = recomputed(from_query(call, first - rows[0]), output[sample, first - missing : rows[1] - missing])
         if off.output > off.output_allowed:
             # In some versions of transformers SDPA takes a softcap and does not apply it.
             hint = "" if call.softcap is None else "; it may not apply the softcap: load it with eager attention"
