@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,10 @@ from probe.hooks.attention.last_queries import LastQueries
 from probe.hooks.attention.tap import site
 from probe.kernels.call import Call
 from probe.kernels.keys import BLOCK_KEYS, as_float64
+from probe.kernels.score_change import Place, ScoreChange
+from probe.kernels.scores import Scores
+
+_LastToken = Literal["cut", "full"]
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,18 @@ class think_channels(ChangeOfCalls):
     rotation; the `int(width · ratio)` lowest go. Xu et al. (2024, arXiv 2407.21018, ThinK) in the form of NVIDIA's
     kvpress; the paper's own norm of the channel's products is not computed.
 
-    Chosen once, when the prompt's last token is attended from, which knows the question where the prompt ends with it.
-    That query and all later ones meet the prompt's keys without those channels; the keys of decoded tokens keep theirs.
-    kvpress leaves the prompt's last query the whole keys; here it is the first that answers. Where a layer sees a
-    window of tokens, the keys are those that the last query sees.
+    Chosen once, when the prompt ends: a question with which it ends is known. The keys of decoded tokens keep their
+    channels. Where a layer sees a window of tokens, the keys are those that the last query sees.
     """
 
     ratio: float
     """Share of the channels that go, from 0 (nothing changes) to below 1; the paper takes 0.4 and 0.5, kvpress 0."""
     window: int = 32
-    """The prompt's last queries, that of its last token included; kvpress' default."""
+    """The prompt's last queries, of which the choice is made; kvpress' default."""
+    last_token: _LastToken = "cut"
+    """Whether the prompt's last token, from whose logits the answer's first token comes, meets `cut` keys or `full`
+    ones. kvpress cuts after it, and so gives an answer's first token for free; here every answer token is of the cut
+    cache unless one says otherwise, and the queries and keys that count are those before the last token."""
 
     remembers: ClassVar[bool] = True
 
@@ -47,10 +53,10 @@ class think_channels(ChangeOfCalls):
             raise UsageError(f"think_channels: ratio is at least 0 and below 1, not {self.ratio}")
         if self.window < 1:
             raise UsageError(f"think_channels: window is at least 1, not {self.window}")
+        if self.last_token not in get_args(_LastToken):
+            raise UsageError(f"think_channels: last_token is {self.last_token!r}; expected cut, full")
         if self.phase == "prefill":
-            raise UsageError(
-                "think_channels: phase 'prefill' leaves nothing to change: it acts from the prompt's end on"
-            )
+            raise UsageError("think_channels: phase 'prefill' leaves nothing: it acts from the prompt's end on")
 
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
@@ -64,35 +70,64 @@ class think_channels(ChangeOfCalls):
             if call.phase == "prefill":
                 last.take(sample, call)
                 return call
-            where = call.layer, sample
-            queries = last.at_the_end(sample, call)
+            where, queries = (call.layer, sample), last.at_the_end(sample, call)
+            stop = last.end(sample, call) + (self.last_token == "full")
             if queries is not None:
-                dropped[where] = lowest_channels(call, queries, self.ratio)
+                if self.last_token == "full":
+                    queries = torch.cat([queries, call.query[:, :1]], 1)[:, -self.window :]
+                dropped[where] = lowest_channels(call, queries, stop, self.ratio)
             if not bool(dropped[where].any()):
                 return call
-            of_prompt = last.end(sample, call) + 1 - call.key_start
-            key = call.key.clone()
-            key[:, :of_prompt] = key[:, :of_prompt].masked_fill(dropped[where][:, None], 0)
-            return dataclasses.replace(call, key=key, log_sum_exp=None)
+            return self._without(call, dropped[where], stop)
 
         return change
 
+    def _without(self, call: Call, dropped: Bool[Tensor, "kv_head channel"], stop: int) -> Call:
+        """Return the call with the keys before position `stop` cut for the queries that meet them so."""
+        key = call.key.clone()
+        of_prompt = key[:, : stop - call.key_start]
+        of_prompt.masked_fill_(dropped[:, None], 0)
+        changed = dataclasses.replace(call, key=key, log_sum_exp=None)
+        if call.query_start >= stop or self.last_token == "cut":
+            return changed
+        if call.num_queries == 1:
+            return call
+        return dataclasses.replace(call, changes=(*call.changes, _later(Scores(changed), stop)), log_sum_exp=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _later(ScoreChange):
+    """Queries from position `first` on have the logits of another call."""
+
+    scores: Scores
+    first: int
+
+    def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
+        rows = place.query_position >= self.first
+        query = self.scores.query(place.query_start, place.query_start + place.num_queries)
+        key = self.scores.key(place.key_start, place.key_start + place.num_keys)
+        out = torch.empty(len(query), query.shape[1], key.shape[1], device=query.device)
+        others = self.scores.logits(query, key, place.query_start, place.key_start, out)
+        return torch.where(rows[:, None], others.to(logits.dtype), logits)
+
 
 def lowest_channels(
-    call: Call, queries: Float[Tensor, "head query channel"], ratio: float
+    call: Call, queries: Float[Tensor, "head query channel"], stop: int, ratio: float
 ) -> Bool[Tensor, "kv_head channel"]:
-    """Return which channels go, by these queries and the keys that a call's first query sees."""
-    stop = call.query_start + 1 - call.key_start
-    start = 0 if call.window is None else max(0, stop - call.window)
+    """Return which channels go, by these queries and by the keys before `stop` that the last of these sees."""
+    count = stop - call.key_start
+    start = 0 if call.window is None else max(0, count - call.window)
     energy, number = torch.zeros(call.num_kv_heads, call.key.shape[-1], dtype=torch.float64), 0
-    for first in range(start, stop, BLOCK_KEYS):
-        part = slice(first, min(first + BLOCK_KEYS, stop))
+    for first in range(start, count, BLOCK_KEYS):
+        part = slice(first, min(first + BLOCK_KEYS, count))
         squares = as_float64(call.key[:, part]).square()
         if call.key_visible is not None:
             squares = squares[:, call.key_visible[part].to(squares.device)]
         energy += squares.sum(1).cpu()
         number += squares.shape[1]
+    if not number:
+        return torch.zeros_like(energy, dtype=torch.bool).to(call.key.device)
     asked = as_float64(queries).square().mean(1).unflatten(0, (call.num_kv_heads, -1)).mean(1).cpu()
-    score = asked * energy / max(number, 1)
+    score = asked * energy / number
     order = score.argsort(dim=-1, stable=True)[:, : int(score.shape[-1] * ratio)]
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True).to(call.key.device)

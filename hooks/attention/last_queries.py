@@ -32,7 +32,7 @@ class LastQueries:
         self._ends.pop((call.layer, sample), None)
 
     def at_the_end(self, sample: int, call: Call) -> Float[Tensor, "head query channel"] | None:
-        """Return the prompt's last queries where a decoding call begins with the last of them; None in later calls.
+        """Return the last queries before a decoding call that begins with the prompt's last token; None in later calls.
 
         Raises `UsageError` where the prompt was not seen.
         """
@@ -42,7 +42,7 @@ class LastQueries:
         stop, queries = self._before(sample, call)
         self._kept[where] = [(stop, queries)]
         self._ends[where] = call.query_start
-        return torch.cat([queries, call.query[:, :1]], 1)[:, -self.window :]
+        return queries
 
     def end(self, sample: int, call: Call) -> int:
         """Return the position of the prompt's last token."""
