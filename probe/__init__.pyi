@@ -2,6 +2,8 @@ from probe.analyses.ablation_by_distance import ablation_by_distance as ablation
 from probe.analyses.ablation_doses import ablation_doses as ablation_doses
 from probe.analyses.attention_dispersion import attention_dispersion as attention_dispersion
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
+from probe.analyses.choose_condition import choose_condition as choose_condition
+from probe.analyses.compare_conditions import compare_conditions as compare_conditions
 from probe.analyses.context_use import context_use as context_use
 from probe.analyses.document_attention import document_attention as document_attention
 from probe.analyses.effective_length import effective_length as effective_length

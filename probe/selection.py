@@ -57,20 +57,22 @@ def depth(trace: Trace) -> float | None:
     return None if value is None else float(value)
 
 
+def traces_of(run: Run | Trace | Iterable[Trace]) -> list[Trace]:
+    """Return the traces of a run, of a single one, or of some."""
+    if hasattr(run, "traces"):
+        return list(run.traces())
+    if hasattr(run, "dataset"):
+        return [cast("Trace", run)]
+    return list(run)
+
+
 def selected(
     run: Run | Trace | Iterable[Trace], *, role: str | None = "baseline", half: str | None = None
 ) -> list[Trace]:
     """Return the traces of one role and one half of the samples, sorted, so that their order decides nothing."""
-    traces: Iterable[Trace]
-    if hasattr(run, "traces"):
-        traces = run.traces()
-    elif hasattr(run, "dataset"):
-        traces = [cast("Trace", run)]
-    else:
-        traces = run
     chosen = [
         trace
-        for trace in traces
+        for trace in traces_of(run)
         if (role is None or (trace.facts.get("role") or "baseline") == role)
         and (half in (None, "both") or fact(trace, "half") == half)
     ]
@@ -153,13 +155,22 @@ def largest_key(trace: Trace) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any
     return arrays[0], arrays[1]
 
 
-def intervention_text(facts: Mapping[str, Any]) -> str:
-    """Return an intervention in words, e.g. `ablate_heads (form zero, phase both)`; empty where there was none."""
+def interventions_of(facts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what a condition did, as names with fields in the order of entering; empty where it did nothing."""
     intervention = facts.get("intervention")
     if not isinstance(intervention, Mapping) or not intervention:
-        return ""
+        return []
     name, fields = next(iter(intervention.items()))
-    if not isinstance(fields, Mapping):
-        return str(name)
-    said = ", ".join(f"{key} {fields[key]}" for key in ("form", "phase") if fields.get(key))
-    return f"{name} ({said})" if said else str(name)
+    fields = fields if isinstance(fields, Mapping) else {}
+    if name != "together":
+        return [(str(name), fields)]
+    return [each for part in fields["interventions"] for each in interventions_of({"intervention": part})]
+
+
+def intervention_text(facts: Mapping[str, Any]) -> str:
+    """Return an intervention in words, e.g. `ablate_heads (form zero, phase both)`; empty where there was none."""
+    said = []
+    for name, fields in interventions_of(facts):
+        how = ", ".join(f"{key} {fields[key]}" for key in ("form", "phase") if fields.get(key))
+        said.append(f"{name} ({how})" if how else name)
+    return ", then ".join(said)
