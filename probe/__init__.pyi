@@ -27,6 +27,7 @@ from probe.errors import ProbeError as ProbeError
 from probe.finding import Finding as Finding
 from probe.finding import Interval as Interval
 from probe.hooks.ablate_heads import ablate_heads as ablate_heads
+from probe.hooks.block_attention import block_attention as block_attention
 from probe.hooks.forget_faster import forget_faster as forget_faster
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.scale_heads import scale_heads as scale_heads
