@@ -28,10 +28,16 @@ from probe.finding import Finding as Finding
 from probe.finding import Interval as Interval
 from probe.hooks.ablate_heads import ablate_heads as ablate_heads
 from probe.hooks.block_attention import block_attention as block_attention
+from probe.hooks.cap_logits import cap_logits as cap_logits
 from probe.hooks.forget_faster import forget_faster as forget_faster
+from probe.hooks.insert_sink import insert_sink as insert_sink
 from probe.hooks.limit_distance import limit_distance as limit_distance
+from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling
+from probe.hooks.remove_sink import remove_sink as remove_sink
 from probe.hooks.scale_heads import scale_heads as scale_heads
 from probe.hooks.select_input import select_input as select_input
+from probe.hooks.sharpen_top_k import sharpen_top_k as sharpen_top_k
+from probe.hooks.temperature import temperature as temperature
 from probe.hooks.think_channels import think_channels as think_channels
 from probe.player import run as run
 from probe.sample import Sample as Sample
