@@ -30,6 +30,7 @@ from probe.hooks.ablate_heads import ablate_heads as ablate_heads
 from probe.hooks.block_attention import block_attention as block_attention
 from probe.hooks.cap_logits import cap_logits as cap_logits
 from probe.hooks.forget_faster import forget_faster as forget_faster
+from probe.hooks.found_in_the_middle import found_in_the_middle as found_in_the_middle
 from probe.hooks.insert_sink import insert_sink as insert_sink
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling

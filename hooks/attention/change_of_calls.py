@@ -81,8 +81,14 @@ class ChangeOfCalls(Intervention):
     @contextmanager
     def _applied(self, model: PreTrainedModel) -> Iterator[None]:
         chosen = self._chosen(model)
-        with attached(model, _changing(self, self.change(model), chosen)):
+        with self._acting(model, self.change(model), chosen):
             yield
+
+    def _acting(
+        self, model: PreTrainedModel, change: Change, chosen: dict[int, Bool[Tensor, "head"] | None]
+    ) -> AbstractContextManager[None]:
+        """Return the block within which calls are changed so, where the fields say."""
+        return attached(model, _changing(self, change, chosen))
 
     def _chosen(self, model: PreTrainedModel) -> dict[int, Bool[Tensor, "head"] | None]:
         """Return the layers in which it acts, and on which of their heads where not on all."""
