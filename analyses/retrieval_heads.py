@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from probe.analyses.figures.retrieval import atlas, curve
+from probe.analyses.figures.retrieval import atlas, curve, pairs
 from probe.analyses.measures.copying import Counting, Reading, SuccessRule, group_size, read, success
 from probe.analyses.measures.head_scores import FALSE_DISCOVERIES, HeadScores, across_contexts, head_scores, steadiness
+from probe.analyses.measures.rope_signature import RopeSignature, rope_signature
 from probe.analysis import analysis
 from probe.errors import UsageError
 from probe.finding import Finding, Interval, Measurement, Suggestion, Verdict
@@ -67,6 +68,8 @@ def retrieval_heads(
 
     It needs answers that are right: without one it measures nothing. It does not show that a head is used (see
     `head_ablation`), and a head whose largest probability is on the first token scores 0 however well it copies.
+    Where `span_logit` and `rope_share` were captured, it says what these heads write, and which rotary pairs make their
+    logits beside the other heads of their layers.
     """
     _check(threshold, denominator, counting, success_rule)
     left_out = LeftOut()
@@ -110,8 +113,10 @@ def retrieval_heads(
     heads = head_scores(readings, used, _SPAN[denominator], threshold, counting, seed)
     kinds = {trace.sample.name: str(length(trace)) for trace in used}
     across = across_contexts(heads, [kinds[name] for name in sorted(kinds)])
-    steady = [*steadiness(heads, seed), *([across] if across else [])]
-    return _finding(said, heads, left_out, threshold, group, steady)
+    signature = rope_signature(used, heads.above)
+    turning = None if signature is None else signature.measurement(seed)
+    steady = [*steadiness(heads, seed), *(each for each in (across, turning) if each)]
+    return _finding(said, heads, left_out, threshold, group, steady, signature)
 
 
 def _check(threshold: float, denominator: str, counting: str, success_rule: str) -> None:
@@ -156,6 +161,7 @@ def _finding(
     threshold: float,
     group: int | None,
     steady: list[Measurement],
+    signature: RopeSignature | None,
 ) -> Finding:
     n, exists = heads.num_prompts, heads.exists
     measured = _share("heads that retrieve", heads.mean[exists] > threshold, heads.drawn, threshold, n, left_out.total)
@@ -190,7 +196,7 @@ def _finding(
         details=(*_details(heads, group, threshold), *steady),
         columns=_COLUMNS,
         table=tuple(_rows(heads, group, threshold)),
-        figures=(atlas(heads, threshold), curve(heads, threshold)),
+        figures=(atlas(heads, threshold), curve(heads, threshold), *([pairs(signature)] if signature else [])),
         suggests=tuple(_suggestions(heads)),
         notes=tuple(notes),
     )

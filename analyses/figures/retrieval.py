@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from probe import chart
 from probe.analyses.measures.head_scores import HeadScores
+from probe.analyses.measures.rope_signature import RopeSignature
 from probe.finding import Figure
 from probe.intervals import percentiles
 
@@ -64,4 +65,29 @@ def curve(heads: HeadScores, threshold: float) -> Figure:
             "yaxis": chart.axis("share of heads", tickformat=".1~%", range=[-0.02 * top, top]),
             "shapes": [chart.rule(x=threshold)],
         },
+    )
+
+
+def pairs(signature: RopeSignature) -> Figure:
+    """Return the share of each rotary pair in the logits of the heads that retrieve and of the others."""
+    order = np.arange(len(signature.chosen))
+    data = [
+        chart.line("heads that retrieve", order, signature.chosen, color=chart.ACCENT, symbol="circle"),
+        chart.line("other heads of these layers", order, signature.others, color=chart.QUIET, symbol="square"),
+    ]
+    layout = {
+        "xaxis": chart.axis("rotary pair, from the fastest to the slowest"),
+        "yaxis": chart.axis("share of the logit's parts", tickformat=".0%", rangemode="tozero"),
+    }
+    shapes = []
+    if signature.slow is not None and signature.slow.any() and not signature.slow.all():
+        shapes = [chart.rule(x=float(np.argmax(signature.slow)) - 0.5)]
+    return chart.figure(
+        "retrieval_rope_pairs",
+        "Which rotary pairs make the logits of the heads that retrieve",
+        "Share of each rotary pair in the absolute parts of the logits, over drawn pairs of tokens 64 or more apart "
+        f"(this toolkit's own), over {len(signature.by_prompt)} prompts."
+        + (" Right of the upright line a pair turns slower than training is long." if shapes else ""),
+        data,
+        {**layout, "shapes": shapes} if shapes else layout,
     )
