@@ -34,6 +34,7 @@ from probe.hooks.found_in_the_middle import found_in_the_middle as found_in_the_
 from probe.hooks.insert_sink import insert_sink as insert_sink
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling
+from probe.hooks.patch_heads import patch_heads as patch_heads
 from probe.hooks.remove_sink import remove_sink as remove_sink
 from probe.hooks.scale_heads import scale_heads as scale_heads
 from probe.hooks.select_input import select_input as select_input
