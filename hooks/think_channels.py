@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
-from probe.hooks.attention.last_queries import LastQueries
+from probe.hooks.attention.last_tokens import LastTokens
 from probe.hooks.attention.tap import site
 from probe.kernels.call import Call
 from probe.kernels.keys import BLOCK_KEYS, as_float64
@@ -61,20 +61,20 @@ class think_channels(ChangeOfCalls):
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
         _ = model
-        last = LastQueries(self.window, "think_channels")
+        last = LastTokens(self.window, "think_channels")
         dropped: dict[tuple[int, int], Bool[Tensor, "kv_head channel"]] = {}
 
         def change(here: site, sample: int, call: Call) -> Call:
             if not call.causal:
                 return call
             if call.phase == "prefill":
-                last.take(sample, call)
+                last.take(sample, call, call.query)
                 return call
-            where, queries = (call.layer, sample), last.at_the_end(sample, call)
+            where, queries = (call.layer, sample), last.at_the_end(sample, call, call.query)
             stop = last.end(sample, call) + (self.last_token == "full")
             if queries is not None:
                 if self.last_token == "full":
-                    queries = torch.cat([queries, call.query[:, :1]], 1)[:, -self.window :]
+                    queries = last.latest(torch.cat([queries, call.query[:, :1]], 1))
                 dropped[where] = lowest_channels(call, queries, stop, self.ratio)
             if not bool(dropped[where].any()):
                 return call
