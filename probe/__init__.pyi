@@ -31,7 +31,10 @@ from probe.hooks.block_attention import block_attention as block_attention
 from probe.hooks.cap_logits import cap_logits as cap_logits
 from probe.hooks.forget_faster import forget_faster as forget_faster
 from probe.hooks.found_in_the_middle import found_in_the_middle as found_in_the_middle
+from probe.hooks.heavy_hitters import heavy_hitters as heavy_hitters
 from probe.hooks.insert_sink import insert_sink as insert_sink
+from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent as keep_sinks_and_recent
+from probe.hooks.key_norm import key_norm as key_norm
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling
 from probe.hooks.patch_heads import patch_heads as patch_heads
@@ -39,8 +42,10 @@ from probe.hooks.remove_sink import remove_sink as remove_sink
 from probe.hooks.scale_heads import scale_heads as scale_heads
 from probe.hooks.select_input import select_input as select_input
 from probe.hooks.sharpen_top_k import sharpen_top_k as sharpen_top_k
+from probe.hooks.snapkv import snapkv as snapkv
 from probe.hooks.temperature import temperature as temperature
 from probe.hooks.think_channels import think_channels as think_channels
+from probe.hooks.tova import tova as tova
 from probe.player import run as run
 from probe.sample import Sample as Sample
 from probe.sample import Span as Span

@@ -29,7 +29,16 @@ ROOMS: Final[dict[str, str]] = {
 
 _MARKS: Final = {
     "kernels": ("Statistic",),
-    "hooks": ("Intervention", "ChangeOfCalls", "ChangeOfPrompt", "ChangeOfRecurrences"),
+    "hooks": (
+        "Intervention",
+        "ChangeOfCalls",
+        "ChangeOfPositions",
+        "RescaledPositions",
+        "ChangeOfPrompt",
+        "ChangeOfRecurrences",
+        "EvictionAtPromptEnd",
+        "EvictionByStep",
+    ),
     "backends": ("Backend",),
     "analyses": ("analysis",),
     "dashboard": ("Page",),

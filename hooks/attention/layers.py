@@ -81,6 +81,15 @@ def layers_with_bias(model: PreTrainedModel, part: Part) -> set[int]:
     return seen.layers
 
 
+@torch.no_grad()
+def windowed_layers(model: PreTrainedModel) -> set[int]:
+    """The layers that see only so many tokens back (a sliding window, or chunks of the text), by index."""
+    seen = _windows()
+    with attached(model, seen, alone=True):
+        model(**_two_tokens(model, torch.zeros(1, 2, dtype=torch.long, device=input_device(model))))
+    return seen.layers
+
+
 def _two_tokens(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
     given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     return {**given, "decoder_input_ids": tokens} if getattr(model.config, "is_encoder_decoder", False) else given
@@ -108,4 +117,15 @@ class _biases(tap):
 
     def call(self, sample: int, call: Call) -> None:
         if call.alibi_slope is not None or call.distance_bias is not None:
+            self.layers.add(call.layer)
+
+
+class _windows(tap):
+    wants_calls = True
+
+    def __init__(self) -> None:
+        self.layers: set[int] = set()
+
+    def call(self, sample: int, call: Call) -> None:
+        if call.window is not None or call.document is not None:
             self.layers.add(call.layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,11 @@ def qwen3() -> PreTrainedModel:
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=3,
         num_key_value_heads=1, head_dim=60, max_position_embeddings=TRAINED, initializer_range=0.15,
     )  # fmt: skip
-    return Qwen3ForCausalLM(config).eval()
+    model = Qwen3ForCausalLM(config).eval()
+    # As new, its keys would all have the same norm.
+    for layer in model.model.layers:
+        torch.nn.init.uniform_(layer.self_attn.k_norm.weight, 0.5, 1.5)
+    return model
 
 
 def gpt2() -> PreTrainedModel:
@@ -61,7 +66,8 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
-MODELS = {"llama": llama, "qwen3": qwen3, "gpt2": gpt2}
+# Made once: that an intervention leaves them bit-identical is what is tested of each.
+MODELS = {"llama": functools.cache(llama), "qwen3": functools.cache(qwen3), "gpt2": functools.cache(gpt2)}
 
 
 def tokens(length: int, seed: int = 0) -> list[int]:
@@ -119,3 +125,37 @@ def unturned(model: PreTrainedModel, vectors: Tensor) -> Tensor:
     """Return queries or keys of a whole prompt as they were before their positions turned them."""
     position = torch.arange(vectors.shape[1], dtype=torch.float64)
     return turned(vectors, -position[:, None] * inverse_frequencies(model))
+
+
+def chosen_logits(asked: Any, layer: int, changed: Tensor, logits: Tensor) -> Tensor:
+    """Take changed logits [head query key] where the intervention's layers, heads and queries say that it acts."""
+    if asked.layers is not None and layer not in asked.layers:
+        return logits
+    head, position = torch.arange(len(logits)), torch.arange(logits.shape[1])
+    heads, rows = torch.ones(len(head), dtype=torch.bool), torch.ones(len(position), dtype=torch.bool)
+    if asked.heads is not None:
+        heads = torch.tensor([(layer, int(h)) in asked.heads for h in head])
+    if asked.queries is not None:
+        rows = (position >= asked.queries[0]) & (position < asked.queries[1])
+    return torch.where(heads[:, None, None] & rows[:, None], changed, logits)
+
+
+def rotated_anew(
+    asked: Any,
+    model: PreTrainedModel,
+    angle: Callable[[Tensor, Tensor], Tensor],
+    larger: Callable[[int], float] = lambda length: 1.0,
+) -> Definition:
+    """Attention of queries and keys [head token channel] turned by `angle(position, frequency)` in their own's place.
+
+    Both are `larger(length)` times as long.
+    """
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        radians = angle(torch.arange(query.shape[1], dtype=torch.float64), inverse_frequencies(model))
+        logits = query @ key.transpose(1, 2) * scale
+        anew = [turned(unturned(model, each), radians) * larger(query.shape[1]) for each in (query, key)]
+        changed = anew[0] @ anew[1].transpose(1, 2) * scale
+        return causal(chosen_logits(asked, layer, changed, logits)).softmax(-1) @ value
+
+    return attend
