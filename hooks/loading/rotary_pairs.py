@@ -18,8 +18,9 @@ from probe.hooks.loading.placement import input_device
 from probe.hooks.loading.positions import positions, put_through
 
 Pairs = Int[Tensor, "rope_pair 2"]
-LARGEST_ERROR = 0.02
-"""How far queries may be from what turning the pairs gives, as a share of how far they turn: bfloat16 rounds more."""
+LARGEST_ERROR, LARGEST_HALF_ERROR = 0.02, 0.2
+"""How far queries may be from what turning the pairs gives, as a share of how far they turn; and in half precision,
+where what a layer reads differs by the rounding of all before it. A wrong way of pairing is off by 1 and more."""
 
 _seen: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, Pairs]] = weakref.WeakKeyDictionary()
 
@@ -69,7 +70,8 @@ def _look(model: PreTrainedModel) -> dict[int, Pairs]:
         if table is None:
             raise NotReproducible(f"{name}, layer {layer}: which table of rotary frequencies it turns by is not known")
         frequencies = torch.tensor(table["inverse_frequencies"], dtype=torch.float64)
-        pairs = _pairs(here.of[layer], further_on.of[layer], frequencies)
+        allowed = LARGEST_ERROR if torch.finfo(model.dtype).bits > 16 else LARGEST_HALF_ERROR
+        pairs = _pairs(here.of[layer], further_on.of[layer], frequencies, allowed)
         if pairs is None:
             raise NotReproducible(
                 f"{name}, layer {layer}: its queries turn neither by halves nor by neighbouring channels as its table "
@@ -79,7 +81,7 @@ def _look(model: PreTrainedModel) -> dict[int, Pairs]:
     return found
 
 
-def _pairs(query: Tensor, further_on: Tensor, frequency: Tensor) -> Pairs | None:
+def _pairs(query: Tensor, further_on: Tensor, frequency: Tensor, allowed: float) -> Pairs | None:
     """Return the way of pairing that explains best how queries [head token channel] turn by one position."""
     turned = (further_on - query).norm()
     errors = [
@@ -87,7 +89,7 @@ def _pairs(query: Tensor, further_on: Tensor, frequency: Tensor) -> Pairs | None
         for pairs in _ways(query.shape[-1], len(frequency))
     ]
     best = min(errors, key=lambda each: each[0], default=None)
-    return best[1] if best is not None and best[0] <= LARGEST_ERROR else None
+    return best[1] if best is not None and best[0] <= allowed else None
 
 
 def _ways(channels: int, num_pairs: int) -> Iterator[Pairs]:

@@ -102,3 +102,12 @@ def test_a_traces_arrays_do_not_depend_on_chunks(name: str) -> None:
 def test_a_specimens_training_length_is_its_cards() -> None:
     model = probe.load("needle")
     assert model.positions(64)["training_length"] == {"tokens": 256, "source": "specimen.json"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "expected"), [("llama", halves(0, 32)), ("cohere", neighbours(0, 32))])
+def test_rounding_of_many_layers_hides_no_rotation(kind: str, expected: list[list[int]], dtype: torch.dtype) -> None:
+    deep = {"num_hidden_layers": 24, "hidden_size": 256, "head_dim": 64, "initializer_range": 0.02}
+    pairs = rotary_pairs(made(kind, **deep).to(dtype))
+    assert len(pairs) == 24
+    assert all(each.tolist() == expected for each in pairs.values())
