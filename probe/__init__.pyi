@@ -37,12 +37,14 @@ from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent as keep_sink
 from probe.hooks.key_norm import key_norm as key_norm
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling
+from probe.hooks.move_documents import move_documents as move_documents
 from probe.hooks.patch_heads import patch_heads as patch_heads
 from probe.hooks.remove_sink import remove_sink as remove_sink
 from probe.hooks.scale_heads import scale_heads as scale_heads
 from probe.hooks.select_input import select_input as select_input
 from probe.hooks.sharpen_top_k import sharpen_top_k as sharpen_top_k
 from probe.hooks.snapkv import snapkv as snapkv
+from probe.hooks.sort_documents import sort_documents as sort_documents
 from probe.hooks.temperature import temperature as temperature
 from probe.hooks.think_channels import think_channels as think_channels
 from probe.hooks.tova import tova as tova

@@ -21,12 +21,12 @@ from probe.kernels.call import Call
 from probe.kernels.exact import exact
 from probe.kernels.score_change import MASKED
 from probe.kernels.walk import Walk
-from probe.sample import Sample
+from probe.sample import Sample, Span
 
 Documents = tuple[tuple[int, int], ...]
 """Half-open ranges of token positions, in the order of the prompt."""
 
-_DOCUMENT: Final = re.compile(r"document_(\d+)")
+_DOCUMENT: Final = re.compile(r"document_\d+")
 _CHUNK_TOKENS: Final = 2048
 
 
@@ -44,12 +44,17 @@ class DocumentRows(NamedTuple):
         return self.log_mass - self.num_seen.clamp(min=1).log()
 
 
+def is_document(span: Span) -> bool:
+    """Return whether a span is one of `document_0`, `document_1`, …"""
+    return _DOCUMENT.fullmatch(span.name) is not None
+
+
 def documents_of(sample: Sample, who: str, fewest: int = 2) -> Documents:
     """Return the ranges of a sample's spans `document_0`, `document_1`, … in the order of the prompt.
 
     Raises `UsageError`, naming the intervention `who` and the sample, where there are fewer than `fewest`.
     """
-    found = sorted((span.start, span.stop) for span in sample.spans if _DOCUMENT.fullmatch(span.name) and len(span))
+    found = sorted((span.start, span.stop) for span in sample.spans if is_document(span) and len(span))
     if len(found) < fewest:
         raise UsageError(
             f"{who}: sample {sample.name!r} has {len(found)} spans document_0, document_1, …; at least {fewest} are "

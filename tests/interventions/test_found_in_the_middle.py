@@ -114,7 +114,7 @@ def test_calibrates_by_dummies_that_it_measures(
     assert found == pytest.approx(expected(model, sample, relevance, attention, temperature), rel=1e-5, abs=2e-5)
     # What was measured before and given gives the same.
     given = dataclasses.replace(intervention, dummy=(), dummy_attention=tuple(dummy.tolist()))
-    assert answer_loss(model, sample, given) == pytest.approx(found, rel=1e-5, abs=2e-5)
+    assert answer_loss(model, sample, given) == pytest.approx(found, rel=1e-5, abs=2e-4)
     assert Intervention.from_json(given.to_json()) == given
 
 
