@@ -37,6 +37,7 @@ from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent as keep_sink
 from probe.hooks.key_norm import key_norm as key_norm
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling
+from probe.hooks.merge_layers import merge_layers as merge_layers
 from probe.hooks.move_documents import move_documents as move_documents
 from probe.hooks.patch_heads import patch_heads as patch_heads
 from probe.hooks.remove_sink import remove_sink as remove_sink
