@@ -43,6 +43,7 @@ from probe.hooks.patch_heads import patch_heads as patch_heads
 from probe.hooks.remove_sink import remove_sink as remove_sink
 from probe.hooks.scale_heads import scale_heads as scale_heads
 from probe.hooks.select_input import select_input as select_input
+from probe.hooks.set_activations import set_activations as set_activations
 from probe.hooks.sharpen_top_k import sharpen_top_k as sharpen_top_k
 from probe.hooks.snapkv import snapkv as snapkv
 from probe.hooks.sort_documents import sort_documents as sort_documents
