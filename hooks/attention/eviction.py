@@ -237,11 +237,13 @@ class PromptLengths:
         self.who = who
         self.known: dict[tuple[int, int], int | None] = {}
 
-    def budget(self, budget: float, here: site, sample: int, call: Call) -> int:
-        """Return the budget in tokens; raises `UsageError` for a share of a prompt whose length nobody said."""
-        if budget >= 1:
-            return int(budget)
+    def of(self, here: site, sample: int, call: Call) -> int | None:
+        """Return the prompt's length, None where nobody said it."""
         found = prompt_tokens(here, sample, call)
         if found is not None or call.query_start == 0:
             self.known[here.layer, sample] = found
-        return budget_in_tokens(self.who, budget, self.known.get((here.layer, sample)))
+        return self.known.get((here.layer, sample))
+
+    def budget(self, budget: float, here: site, sample: int, call: Call) -> int:
+        """Return the budget in tokens; raises `UsageError` for a share of a prompt whose length nobody said."""
+        return int(budget) if budget >= 1 else budget_in_tokens(self.who, budget, self.of(here, sample, call))
