@@ -31,6 +31,7 @@ from probe.hooks.block_attention import block_attention as block_attention
 from probe.hooks.cap_logits import cap_logits as cap_logits
 from probe.hooks.forget_faster import forget_faster as forget_faster
 from probe.hooks.found_in_the_middle import found_in_the_middle as found_in_the_middle
+from probe.hooks.full_and_streaming_heads import full_and_streaming_heads as full_and_streaming_heads
 from probe.hooks.heavy_hitters import heavy_hitters as heavy_hitters
 from probe.hooks.insert_sink import insert_sink as insert_sink
 from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent as keep_sinks_and_recent

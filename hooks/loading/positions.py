@@ -19,6 +19,7 @@ from probe.hooks.attention.interface import text_decoder
 from probe.hooks.attention.switch import attached
 from probe.hooks.attention.tap import site, tap
 from probe.hooks.loading.placement import input_device
+from probe.hooks.loading.specimen_card import specimen_card
 from probe.kernels.call import Call
 
 _seen: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, str]] = weakref.WeakKeyDictionary()
@@ -62,6 +63,10 @@ def training_length(model: PreTrainedModel, rotary: dict[str, Any]) -> dict[str,
     """Return the length that the model was trained for and where that is said; None where nothing says it."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
+    # A specimen's card knows; its configuration says how long a prompt may run.
+    trained = specimen_card(model).get("trained_length")
+    if isinstance(trained, int):
+        return {"tokens": trained, "source": "specimen.json"}
     for table in rotary.values():
         length = table["parameters"].get("original_max_position_embeddings")
         if length:

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,6 +31,7 @@ from probe.hooks.loading.placement import check_loaded, check_parts, chosen_map,
 from probe.hooks.loading.positions import positions
 from probe.hooks.loading.quantisation import quantisation
 from probe.hooks.loading.remote_code import code_of, remote_code
+from probe.hooks.loading.specimen_card import specimen_card
 from probe.hooks.loading.tokenisation import check_tokenizer, tokenisation
 from probe.hooks.loading.weights import tokenizer_sha256, weights_sha256
 from probe.hooks.recurrence.layer import kinds_of_layers, recurrent_layer, recurrent_layers
@@ -205,22 +205,12 @@ class HuggingFaceModel:
     def positions(self, num_tokens: int) -> dict[str, Any]:
         """What a trace of a prompt of this length records of positions (see `probe.hooks.loading.positions`).
 
-        A specimen's card knows its training length; its configuration says how long a prompt may run.
         """
-        found = positions(self.hf, num_tokens)
-        trained = self.card().get("trained_length")
-        if isinstance(trained, int):
-            found["training_length"] = {"tokens": trained, "source": "specimen.json"}
-        return found
+        return positions(self.hf, num_tokens)
 
     def card(self) -> dict[str, Any]:
         """What the model's folder says of how the model was made (its `specimen.json`); empty where it says nothing."""
-        folder = str(getattr(self.hf.config, "_name_or_path", ""))
-        path = Path(folder, "specimen.json")
-        if not folder or not path.is_file():
-            return {}
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return said if isinstance(said, dict) else {}
+        return specimen_card(self.hf)
 
     @contextmanager
     def calls(
@@ -283,6 +273,7 @@ class HuggingFaceModel:
         (see `check_continuation`).
         """
         state = decoding.empty_state(self.hf, cache)
+        state.prompt_tokens = (len(tokens) if whole is None else whole) or None
         with self.attention_in_parts(), rotated_as_whole(self.hf, len(tokens) if whole is None else whole):
             prefill(self.hf, state, tokens, chunk_tokens=chunk_tokens, on_logits=on_logits)
         return state

@@ -22,6 +22,7 @@ from probe.hooks.sequence.continuation import check_continuation
 from probe.hooks.sequence.decoding_state import Cache, decoding_state, empty_state, put_through
 from probe.hooks.sequence.forward_facts import Phase
 from probe.hooks.sequence.memory_mark import decoding_mark, marked, restore
+from probe.hooks.sequence.prompt_length import prompt_of
 
 __all__ = ["Cache", "advance", "decoding_mark", "decoding_state", "empty_state", "mark", "rollback"]
 
@@ -49,7 +50,7 @@ def advance(
     chunk = prompt_chunk(state.num_tokens, len(new))
     try:
         plain = without_plain_masks(chunk) if phase == "prefill" else nullcontext()
-        with uncompiled(model), declared(model, phase, whole, handed), plain:
+        with uncompiled(model), declared(model, phase, whole, handed), prompt_of(state.prompt_tokens), plain:
             output = put_through(model, state, new, repairs, **options)
     except (TypeError, ValueError, NotImplementedError) as error:
         if "past_key_values" not in str(error):

@@ -42,6 +42,8 @@ class decoding_state:
     """Every token that went in, on the model's device."""
     in_modules: list[Tensor | None] = field(default_factory=list)
     """What the model would keep in its modules (Recurrent Gemma); put there for the length of each forward."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt, those that are still to come included, where it is known."""
     prompt: str = ""
     """How the prompt went in, in words."""
 
