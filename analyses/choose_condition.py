@@ -233,11 +233,11 @@ def _leads(better: Floats, seed: int) -> float | None:
         return None
     generator = np.random.default_rng(seed)
     means = better.mean(axis=1)
-    observed = means.max() - means.mean()
-    as_far = sum(
-        float((drawn := generator.permuted(better, axis=0).mean(axis=1)).max() - drawn.mean()) >= observed - 1e-9
-        for _ in range(_SHUFFLES)
-    )
+    observed = float(means.max() - means.mean())
+    as_far = 0
+    for _ in range(_SHUFFLES):
+        drawn = generator.permuted(better, axis=0).mean(axis=1)
+        as_far += float(drawn.max() - drawn.mean()) >= observed - 1e-9
     return (1 + as_far) / (1 + _SHUFFLES)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import JsonValue
 
@@ -25,11 +25,11 @@ from probe.analyses.measures.condition_verdict import (
     Judged,
     Judgement,
     judge,
+    might_gain,
     prompts_needed,
-    to_gain,
     verdict_of,
 )
-from probe.analysis import analysis
+from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Measurement, Suggestion, Verdict
 from probe.selection import LeftOut
@@ -41,7 +41,7 @@ QUESTION = "Which of these interventions help, which hurt, and what do they cost
 SOURCE = (
     "This toolkit's own; McNemar 1947 (exact), Newcombe 1998 for pairs, Benjamini and Hochberg 1995 over the conditions"
 )
-NEEDS = {"span_mass": {}, "sink_mass": {}, "entropy": {}}
+NEEDS: Final[Needs] = {"span_mass": {}, "sink_mass": {}, "entropy": {}}
 
 
 @analysis(question=QUESTION, source=SOURCE, needs=NEEDS, does_without_attention=True)
@@ -246,8 +246,8 @@ def _claim(judged: Sequence[Judged], best: Judged, verdict: Verdict, by: By, mar
     closing = ""
     if verdict == "inconclusive":
         needed = prompts_needed([each for each in judged if each.judgement == "cannot be told"] or judged, margin)
-        if not all(to_gain(each, by, margin) for each in judged):
-            closing = "; there was too little to gain for a cure to show"
+        if not any(might_gain(each, by, margin) for each in judged):
+            closing = "; there is too little to gain for a cure to show"
         elif needed is not None:
             closing = f"; about {needed} prompts would tell a difference of {_margin(by, margin)}"
     return f"{start}; of {of} {'; '.join(parts)}{closing}."

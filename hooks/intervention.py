@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from probe import discovery
 from probe.errors import UsageError
@@ -22,6 +22,10 @@ class Intervention(ABC):
     captured in the block see calls as all interventions left them, whichever was entered first.
     """
 
+    sets: ClassVar[frozenset[str]] = frozenset()
+    """What it decides alone where it acts: `positions` (where keys seem to stand), `cache` (which keys are kept),
+    `softcap`, … Two that set the same thing in the same layers, heads and phase contradict each other."""
+
     @abstractmethod
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Return the block within which `model`, wrapped or a bare transformers model, is changed."""
@@ -32,6 +36,13 @@ class Intervention(ABC):
         A run asks before its first unit, of every sample and condition; nothing is entered.
         """
         _ = model, sample
+
+    def check_beside(self, other: Intervention) -> None:
+        """Raise `UsageError` naming both where this one and another set the same thing in the same place."""
+        both = sorted(self.sets & other.sets)
+        if both and _meet(self, other):
+            names = f"{_shown(self)} and {_shown(other)}"
+            raise UsageError(f"{names} contradict each other: both set {', '.join(both)}, in the same layers")
 
     def to_json(self) -> dict[str, Any]:
         """Return `{name: fields}` as JSON values; `from_json` turns it back into an equal intervention."""
@@ -55,6 +66,32 @@ class Intervention(ABC):
             raise UsageError(f"{name}: {error}") from error
         assert isinstance(made, Intervention)
         return made
+
+
+def _meet(one: Intervention, other: Intervention) -> bool:
+    """Return whether two act in the same place: in a layer, on a head, in a phase of reading."""
+    if {getattr(each, "phase", "both") for each in (one, other)} == {"prefill", "decode"}:
+        return False
+    heads = [getattr(each, "heads", None) for each in (one, other)]
+    if heads[0] is not None and heads[1] is not None:
+        return bool({*heads[0]} & {*heads[1]})
+    layers = [_layers(each) for each in (one, other)]
+    return layers[0] is None or layers[1] is None or bool(layers[0] & layers[1])
+
+
+def _layers(intervention: Intervention) -> set[int] | None:
+    """Return the layers in which it acts; None where it does not say, which is all."""
+    layers, heads = (getattr(intervention, field, None) for field in ("layers", "heads"))
+    if layers is not None:
+        return {int(layer) for layer in layers}
+    return None if heads is None else {int(layer) for layer, _ in heads}
+
+
+def _shown(intervention: Intervention) -> str:
+    name, fields = next(iter(intervention.to_json().items()))
+    defaults = {f.name: _plain(f.default) for f in dataclasses.fields(intervention)}  # type: ignore[arg-type]
+    said = ", ".join(f"{key} {value}" for key, value in fields.items() if defaults.get(key) != value)
+    return f"{name} ({said})" if said else name
 
 
 def _plain(value: Any) -> Any:

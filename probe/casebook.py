@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, 
 from probe import discovery, strict_yaml
 from probe.errors import CasebookError, UsageError
 from probe.expectation import Expectation
-from probe.stage import Condition, FromFinding, MatchedControl, Stage, Strict
+from probe.stage import Condition, FromFinding, MatchedControl, Named, Stage, Strict, labelled, named, parts_of
 from probe.strict_yaml import Document
 
 FORMAT = 1
@@ -165,7 +166,8 @@ def check(document: Document) -> Casebook:
     name = casebook.workload_name
     _known(document, ("workload", name), "workloads", name)
     _build(document, ("workload", name), "workloads", name, casebook.workload[name])
-    seen: set[str] = set()
+    # How often a stage gives a finding of that name; a later stage's is the one that is meant.
+    seen: dict[str, int] = {}
     for i, stage in enumerate(casebook.stages):
         where: strict_yaml.Path = ("stages", i)
         if stage.name in {s.name for s in casebook.stages[:i]}:
@@ -175,8 +177,14 @@ def check(document: Document) -> Casebook:
         listed = isinstance(document.value["stages"][i].get("capture"), list)
         for j, request in enumerate(stage.capture):
             _check_statistic(document, (*where, "capture", j) if listed else (*where, "capture"), request)
-        for j, request in enumerate(stage.analyses):
-            seen.add(_check_analysis(document, (*where, "analyses", j), request))
+        labels = [
+            _check_analysis(document, (*where, "analyses", j), request, seen)
+            for j, request in enumerate(stage.analyses)
+        ]
+        for j, label in enumerate(labels):
+            if label in labels[:j] and label != labelled(stage.analyses[j])[0]:
+                raise document.error((*where, "analyses", j, "as"), f"two findings are called {label!r}")
+        seen |= Counter(labels)
     for i, expectation in enumerate(casebook.expect):
         _check_expectation(document, ("expect", i), expectation, casebook)
     return casebook
@@ -186,7 +194,8 @@ def _check_expectation(
     document: Document, path: strict_yaml.Path, expectation: Expectation, casebook: Casebook
 ) -> None:
     """Raise where an expectation is of an analysis or a stage that the casebook has not, or could be of two."""
-    places = [(stage.name, named(each)[0]) for stage in casebook.stages for each in stage.analyses]
+    asked = [(stage.name, *labelled(each)) for stage in casebook.stages for each in stage.analyses]
+    places = [(stage, name) for stage, analysis, _, label in asked for name in dict.fromkeys((analysis, label))]
     names, stages = {name for _, name in places}, [stage.name for stage in casebook.stages]
     if expectation.analysis not in names:
         raise document.error(
@@ -216,9 +225,15 @@ def _check_statistic(document: Document, path: strict_yaml.Path, request: JsonVa
         raise document.error((*path, name), str(error)) from None
 
 
-def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonValue) -> str:
-    """Return the analysis' name, its parameters known, of their types, and accepted by the analysis itself."""
-    name, parameters = _named(document, path, request)
+def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonValue, seen: Mapping[str, int]) -> str:
+    """Return what the finding is called, its parameters known, of their types, and accepted by the analysis itself."""
+    try:
+        name, parameters, label = labelled(request)
+    except UsageError as error:
+        raise document.error(path, str(error)) from None
+    if label != name and (label in seen or label in discovery.names("analyses")):
+        taken = "an earlier finding is called that" if label in seen else "an analysis is called that"
+        raise document.error((*path, "as"), f"{label!r} is no name of its own: {taken}")
     _known(document, path, "analyses", name)
     analysis = discovery.get("analyses", name)
     allowed = list(inspect.signature(analysis).parameters)[1:]
@@ -236,20 +251,7 @@ def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonVal
         analysis([], **parameters)
     except UsageError as error:
         raise document.error((*path, name), str(error)) from None
-    return name
-
-
-def named(request: JsonValue) -> tuple[str, dict[str, Any]]:
-    """Split `name` or `{name: {parameter: value}}` into name and parameters; a list in their place is `layers`."""
-    if isinstance(request, str):
-        return request, {}
-    if isinstance(request, dict) and len(request) == 1:
-        name, parameters = next(iter(request.items()))
-        if isinstance(parameters, list):
-            return name, {"layers": list(parameters)}
-        if parameters is None or isinstance(parameters, dict):
-            return name, dict(parameters or {})
-    raise UsageError(f"expected a name or {{name: {{parameter: value}}}}, got {request!r}")
+    return label
 
 
 def build(room: str, name: str, values: Mapping[str, Any]) -> Any:
@@ -279,36 +281,59 @@ def _check_condition(
     casebook: Casebook,
     stage: Stage,
     condition: Condition,
-    findings: set[str],
+    findings: Mapping[str, int],
 ) -> None:
     name = casebook.workload_name
     if condition.workload:
         merged = {**casebook.workload[name], **condition.workload}
         _build(document, (*path, "workload"), "workloads", name, merged)
-    intervention = condition.intervention
-    if isinstance(intervention, FromFinding):
-        if intervention.from_finding not in findings:
-            raise document.error(
-                (*path, "intervention", "from_finding"),
-                f"no earlier stage runs the analysis {intervention.from_finding!r}; those are {sorted(findings)}",
-            )
-    elif isinstance(intervention, MatchedControl):
+    intervention, at = condition.intervention, (*path, "intervention")
+    if isinstance(intervention, MatchedControl):
         if intervention.matched_to not in stage.conditions:
             raise document.error(
-                (*path, "intervention", "matched_to"),
+                (*at, "matched_to"),
                 f"this stage has no condition {intervention.matched_to!r}; it has {sorted(stage.conditions)}",
             )
-        if isinstance(stage.conditions[intervention.matched_to].intervention, MatchedControl | None):
+        if isinstance(stage.conditions[intervention.matched_to].intervention, MatchedControl | list | None):
             raise document.error(
-                (*path, "intervention", "matched_to"),
-                f"{intervention.matched_to!r} names no heads of its own to be matched",
+                (*at, "matched_to"), f"{intervention.matched_to!r} names no heads of its own to be matched"
             )
-    elif intervention is not None:
-        if len(intervention) != 1:
-            raise document.error((*path, "intervention"), "expected one intervention, by name")
-        kind, values = next(iter(intervention.items()))
-        _known(document, (*path, "intervention", kind), "hooks", kind)
-        _build(document, (*path, "intervention", kind), "hooks", kind, values)
+    several = isinstance(intervention, list)
+    stated = [
+        _check_part(document, (*at, i) if several else at, part, findings)
+        for i, part in enumerate(parts_of(intervention))
+    ]
+    for i, one in enumerate(stated):
+        for other in stated[:i]:
+            if one is not None and other is not None:
+                try:
+                    other.check_beside(one)
+                except UsageError as error:
+                    raise document.error((*at, i), str(error)) from None
+
+
+def _check_part(
+    document: Document, path: strict_yaml.Path, part: FromFinding | Named, findings: Mapping[str, int]
+) -> Any:
+    """Return an intervention that the casebook states itself, built; None where a finding will."""
+    if isinstance(part, FromFinding):
+        if part.from_finding not in findings:
+            raise document.error(
+                (*path, "from_finding"),
+                f"no earlier stage runs the analysis {part.from_finding!r}; those are {sorted(findings)}",
+            )
+        if findings[part.from_finding] > 1:
+            raise document.error(
+                (*path, "from_finding"), f"{part.from_finding!r} gives several findings; name the one meant with `as`"
+            )
+        return None
+    if len(part) != 1:
+        raise document.error(path, "expected one intervention, by name; several are a list, in their order")
+    kind, values = next(iter(part.items()))
+    if kind == "together":
+        raise document.error((*path, kind), "several interventions are a list, in their order")
+    _known(document, (*path, kind), "hooks", kind)
+    return _build(document, (*path, kind), "hooks", kind, values)
 
 
 def _named(document: Document, path: strict_yaml.Path, request: JsonValue) -> tuple[str, dict[str, Any]]:

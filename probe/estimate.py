@@ -15,7 +15,7 @@ from probe.casebook import Casebook
 from probe.errors import UsageError
 from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.sample import Sample
-from probe.stage import Condition, MatchedControl, Stage
+from probe.stage import Condition, FromFinding, MatchedControl, Stage, parts_of
 from probe.storage.store import RunStore
 
 _SCAN_BYTES: Final = 96 << 20
@@ -79,7 +79,8 @@ def estimate(book: Casebook, model: HuggingFaceModel) -> DryRun:
             seconds += times * sum(each(len(s)) for s in chosen)
             stored = 6 + (per_token if condition.capture else 0)
             disk += times * sum(_UNIT_BYTES + stored * len(s) for s in chosen)
-        stages.append(StageEstimate(stage.name, units, stage.lengths == "solved", seconds))
+        at_most = stage.lengths == "solved" or any(map(_may_be_left_out, stage.conditions.values()))
+        stages.append(StageEstimate(stage.name, units, at_most, seconds))
     return DryRun(
         units=sum(stage.units for stage in stages),
         peak_memory_bytes=_peak(model, max(lengths), watched[1]),
@@ -123,6 +124,11 @@ def _chosen(
 
 def _times(condition: Condition) -> int:
     return condition.intervention.draws if isinstance(condition.intervention, MatchedControl) else 1
+
+
+def _may_be_left_out(condition: Condition) -> bool:
+    """Return whether a condition is played only where a finding suggests enough for it."""
+    return any(isinstance(part, FromFinding) for part in parts_of(condition.intervention))
 
 
 def _peak(model: HuggingFaceModel, length: int, stored_per_token: float) -> int:

@@ -16,7 +16,7 @@ _THERE_ARE: Final = "; there are "
 class Expectation(Strict):
     """A verdict, or the range of a number, that an analysis of the casebook is to give."""
 
-    analysis: str = Field(description="Name of an analysis that a stage runs.")
+    analysis: str = Field(description="Name of an analysis that a stage runs, or what its finding is called (`as`).")
     stage: str | None = Field(default=None, description="Its stage, where it stands in two.")
     verdict: Verdict | None = Field(default=None, description="The verdict expected.")
     measure: str | None = Field(
@@ -79,7 +79,12 @@ def judged(
 
 def _judged(expectation: Expectation, found: list[tuple[str, Finding]], reasons: Sequence[str]) -> dict[str, JsonValue]:
     finding = next(
-        (f for stage, f in found if f.analysis == expectation.analysis and expectation.stage in (None, stage)), None
+        (
+            f
+            for stage, f in found
+            if expectation.analysis in (f.analysis, f.name) and expectation.stage in (None, stage)
+        ),
+        None,
     )
     if finding is None:
         return _said(expectation, False, "; ".join(["no such finding", *reasons]))

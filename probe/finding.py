@@ -85,6 +85,9 @@ class Finding(_Frozen):
 
     format: Literal[1] = 1
     analysis: str = Field(description="Name of the analysis that made it.")
+    name: str = Field(
+        default="", description="What the casebook calls it, where it has a name of its own beside the analysis'."
+    )
     question: str
     headline: str = Field(default="", description="The answer in a few words, for a title; no brackets.")
     claim: str = Field(description="The answer in one sentence, with its number and interval.")

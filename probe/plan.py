@@ -9,11 +9,11 @@ from typing import Any
 
 from probe import discovery
 from probe.analysis import needed_one_by_one
-from probe.casebook import build, named
+from probe.casebook import build
 from probe.errors import UsageError
 from probe.finding import Finding
 from probe.sample import Sample
-from probe.stage import Condition, FromFinding, MatchedControl, Stage
+from probe.stage import Condition, FromFinding, MatchedControl, Named, Stage, labelled, named, parts_of
 
 Heads = tuple[tuple[int, int], ...]
 
@@ -31,7 +31,7 @@ class Played:
     workload: Mapping[str, Any]
     """Workload fields replaced."""
     intervention: Mapping[str, Mapping[str, Any]] | None = None
-    """The intervention by name with its fields, heads and all, as JSON values."""
+    """The intervention by name with its fields, heads and all, as JSON values; several are `together`."""
     draw: int | None = None
     """Which draw of a random control this is."""
     matched_to: str | None = None
@@ -110,21 +110,6 @@ def _resolve(
     intervention = condition.intervention
     if intervention is None:
         return [plain]
-    if isinstance(intervention, FromFinding):
-        finding = findings.get(intervention.from_finding)
-        if finding is None or not finding.suggests:
-            raise CannotPlay(f"{name!r} plays what {intervention.from_finding!r} suggests, and it suggested nothing")
-        suggestion = finding.suggests[0]
-        values = {**suggestion.fields, **intervention.fields}
-        if intervention.top is not None:
-            heads: Any = values.get("heads")
-            if heads is None:
-                kind = suggestion.intervention
-                raise UsageError(f"{name!r} plays the top {intervention.top}, and {kind} names no heads")
-            if len(heads) < intervention.top:
-                return []
-            values["heads"] = heads[: intervention.top]
-        return [dataclasses.replace(plain, intervention={suggestion.intervention: values})]
     if isinstance(intervention, MatchedControl):
         if not resolved[intervention.matched_to]:
             return []
@@ -146,7 +131,34 @@ def _resolve(
             )
             for i, (drawn, ratio) in enumerate(draw_matched(heads, intervention.draws))
         ]
-    return [dataclasses.replace(plain, intervention=intervention)]
+    parts = [_part(name, part, findings) for part in parts_of(intervention)]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return []
+    whole = known[0] if len(known) == 1 else {"together": {"interventions": [dict(part) for part in known]}}
+    return [dataclasses.replace(plain, intervention=whole)]
+
+
+def _part(
+    name: str, part: FromFinding | Named, findings: Mapping[str, Finding]
+) -> Mapping[str, Mapping[str, Any]] | None:
+    """Return an intervention by name with its fields; None where fewer heads were suggested than it plays."""
+    if not isinstance(part, FromFinding):
+        return part
+    finding = findings.get(part.from_finding)
+    if finding is None or not finding.suggests:
+        raise CannotPlay(f"{name!r} plays what {part.from_finding!r} suggests, and it suggested nothing")
+    suggestion = finding.suggests[0]
+    values = {**suggestion.fields, **part.fields}
+    if part.top is not None:
+        heads: Any = values.get("heads")
+        if heads is None:
+            kind = suggestion.intervention
+            raise UsageError(f"{name!r} plays the top {part.top}, and {kind} names no heads")
+        if len(heads) < part.top:
+            return None
+        values["heads"] = heads[: part.top]
+    return {suggestion.intervention: values}
 
 
 def requests_of(stage: Stage, model: Any = None) -> list[dict[str, Any]]:
@@ -159,7 +171,7 @@ def requests_of(stage: Stage, model: Any = None) -> list[dict[str, Any]]:
     recurs = model is None or bool(getattr(model, "recurrent_layers", None))
     requests: dict[str, dict[str, Any]] = {}
     for request in stage.analyses:
-        name, parameters = named(request)
+        name, parameters, _ = labelled(request)
         asked = discovery.get("analyses", name)
         if (asked.does_without_attention and not attends) or (asked.about_recurrence and not recurs):
             continue
@@ -177,6 +189,23 @@ def intervention_of(played: Played) -> Any | None:
 
 
 def built(intervention: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Build an intervention from its name and fields."""
+    """Build an intervention from its name and fields, each of several strictly; UsageError names the field."""
     kind, values = next(iter(intervention.items()))
+    if kind == "together":
+        if other := sorted({*values} - {"interventions"}):
+            raise UsageError(f"several interventions have no field {', '.join(other)} in common")
+        return discovery.get("hooks", kind)([built(part) for part in values["interventions"]])
     return build("hooks", kind, values)
+
+
+def stated(condition: Condition) -> list[Any]:
+    """Return the interventions that a condition states itself, built; what a finding will name is not among them."""
+    own = [part for part in parts_of(condition.intervention) if not isinstance(part, FromFinding)]
+    if len(own) > 1:
+        return [built({"together": {"interventions": own}})]
+    return [built(part) for part in own]
+
+
+def from_findings(condition: Condition) -> bool:
+    """Return whether a finding says what a condition does."""
+    return any(isinstance(part, FromFinding) for part in parts_of(condition.intervention))

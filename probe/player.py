@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from probe import capture, discovery, plan
-from probe.casebook import Casebook, load, named
+from probe.casebook import Casebook, load
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
 from probe.estimate import DryRun, estimate
 from probe.expectation import judged
@@ -25,11 +25,12 @@ from probe.prepare import check_samples, default_folder, prepare
 from probe.private import withheld_sample
 from probe.progress import Progress, Silent
 from probe.reader import Reading
+from probe.reading_cost import measured
 from probe.reporting.report import write_report
 from probe.requested import all_requested, check_layers, check_private
-from probe.run_identity import run_identity
+from probe.run_identity import run_identity, unit_of
 from probe.sample import Sample
-from probe.stage import Stage
+from probe.stage import Stage, labelled
 from probe.storage import store
 from probe.storage.hold import LOCK_FILE
 from probe.storage.run_folder import read_record
@@ -166,17 +167,24 @@ class Player:
             check_layers(requests, self.model)
             if self.private:
                 check_private(requests)
-        for condition in conditions:
-            if isinstance(condition.intervention, dict):
-                intervention = plan.built(condition.intervention)
-                for sample in self._made(condition.workload):
-                    intervention.check(self.model, sample)
-                with intervention(self.model):
-                    pass
+        for stage in self.book.stages:
+            for name, condition in stage.conditions.items():
+                for intervention in plan.stated(condition):
+                    self._check(name, intervention, self._made(condition.workload))
         if any(condition.capture for condition in conditions):
             shortest = min(samples, key=len)
             with self.model.calls(lambda *_: None):
                 self.model.step(self.model.prefill(shortest.tokens[:-1]), shortest.tokens[-1:])
+
+    def _check(self, name: str, intervention: Any, samples: Sequence[Sample]) -> None:
+        """Raise UsageError naming the condition and the field where its intervention does not apply to what is read."""
+        try:
+            for sample in samples:
+                intervention.check(self.model, sample)
+            with intervention(self.model):
+                pass
+        except UsageError as error:
+            raise CannotPlay(f"condition {name!r}: {error}") from error
 
     def judge(self, *, force: bool) -> bool:
         """Return whether another run in the folder is to be replaced; raises RunFolderInUse where it may not be.
@@ -223,6 +231,9 @@ class Player:
             if not any(work.values()):
                 which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
                 raise CannotPlay(f"there is no sample in the {which}; two samples a cell (--limit 2) give both halves")
+            for i, condition in enumerate(played):
+                if plan.from_findings(stage.conditions[condition.name]):
+                    self._check(condition.name, plan.intervention_of(condition), work[i])
         except CannotPlay as reason:
             self.stages[stage.name] = {"skipped": str(reason)}
             self.progress.message(f"stage {stage.name}: not played: {reason}")
@@ -263,7 +274,9 @@ class Player:
             provenance=self.provenance | {"positions": self.model.positions(len(sample))},
         )
         try:
-            outcome = capture.read(self.model, sample, requests, writer, private=self.private, reading=self.reading)
+            with measured(self.model.device) as cost:
+                outcome = capture.read(self.model, sample, requests, writer, private=self.private, reading=self.reading)
+            writer.note(cost=cost)
         except NotReproducible:
             writer.abandon()
             raise
@@ -297,9 +310,9 @@ class Player:
 
     def _samples(self, stage: Stage, played: Played) -> list[Sample]:
         solved = None
-        if "effective_length" in self.findings:
-            value = self.findings["effective_length"].measured.value
-            solved = None if value is None else int(value)
+        lengths = [each.measured.value for _, each in self.found if each.analysis == "effective_length"]
+        if lengths and lengths[-1] is not None:
+            solved = int(lengths[-1])
         return plan.chosen(stage, self._made(played.workload), solved)
 
     def _made(self, replaced: Mapping[str, Any]) -> list[Sample]:
@@ -315,30 +328,20 @@ class Player:
         return samples
 
     def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
-        # A private sample's own JSON says less of what it is, so that the casebook has to.
-        run = self.identity if self.private else self.identity | {"casebook": ""}
-        sample = withheld_sample(sample) if self.private else sample
-        identity = {
-            "run": run,
-            "stage": stage.name,
-            "condition": {"name": condition.name, **condition.facts()},
-            "sample": sample.to_json(),
-            "requests": requests if condition.capture else [],
-        }
-        draw = "" if condition.draw is None else f"-{condition.draw}"
-        return store.unit_id(f"{condition.name}{draw}-{sample.name}", identity)
+        return unit_of(self.identity, stage.name, condition, sample, requests, private=self.private)
 
     def _analyse(self, stage: Stage) -> None:
         traces = Run(self.folder)
         for request in stage.analyses:
-            name, parameters = named(request)
+            name, parameters, label = labelled(request)
             if self.private and discovery.get("analyses", name).reads_tokens:
                 why = f"{name} compares token ids, which a private run leaves out"
                 self.stages[stage.name].setdefault("not_analysed", {})[name] = why
                 self.progress.message(f"stage {stage.name}: {why}")
                 continue
-            self.findings[name] = discovery.get("analyses", name)(traces, **parameters)
-            self.found.append((stage.name, self.findings[name]))
+            finding = discovery.get("analyses", name)(traces, **parameters)
+            self.findings[label] = finding if label == name else finding.model_copy(update={"name": label})
+            self.found.append((stage.name, self.findings[label]))
         store.write_json(self.folder / "findings.json", [finding.to_json() for _, finding in self.found])
 
     def _expected(self) -> dict[str, Any]:

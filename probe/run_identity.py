@@ -10,7 +10,11 @@ from typing import Any
 
 import probe
 from probe.casebook import Casebook
+from probe.plan import Played
+from probe.private import withheld_sample
 from probe.reader import Reading
+from probe.sample import Sample
+from probe.storage import store
 from probe.workloads.sources import source_hashes
 
 
@@ -35,3 +39,27 @@ def run_identity(book: Casebook, provenance: Mapping[str, Any], reading: Reading
     if private:
         identity["private"] = "True"
     return identity | source_hashes(book.build_workload())
+
+
+def unit_of(
+    run: Mapping[str, str],
+    stage: str,
+    condition: Played,
+    sample: Sample,
+    requests: list[dict[str, Any]],
+    *,
+    private: bool,
+) -> str:
+    """Return the id of the unit in which a condition of a stage reads a sample, the same in every run that is `run`."""
+    # A private sample's own JSON says less of what it is, so that the casebook has to.
+    of_run = dict(run) if private else {**run, "casebook": ""}
+    sample = withheld_sample(sample) if private else sample
+    identity = {
+        "run": of_run,
+        "stage": stage,
+        "condition": {"name": condition.name, **condition.facts()},
+        "sample": sample.to_json(),
+        "requests": requests if condition.capture else [],
+    }
+    draw = "" if condition.draw is None else f"-{condition.draw}"
+    return store.unit_id(f"{condition.name}{draw}-{sample.name}", identity)

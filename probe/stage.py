@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+
+from probe.errors import UsageError
+
+_LABEL: Final = r"[a-z0-9][a-z0-9_-]{0,40}"
 
 Role = Literal["baseline", "needle_absent", "gold_only", "treatment", "control", "other"]
 
@@ -18,7 +23,9 @@ class Strict(BaseModel):
 class FromFinding(Strict):
     """Play what an earlier stage's finding suggested."""
 
-    from_finding: str = Field(description="Name of the analysis whose suggestion is played.")
+    from_finding: str = Field(
+        description="Name of the analysis whose suggestion is played, or what its finding is called (`as`)."
+    )
     fields: dict[str, JsonValue] = Field(default_factory=dict, description="Fields that replace the suggestion's.")
     top: int | None = Field(
         default=None,
@@ -36,6 +43,8 @@ class MatchedControl(Strict):
 
 def _kind_of_intervention(value: Any) -> str:
     """Tell the forms apart by the key that only one of them has, so that an error is about the form that was meant."""
+    if isinstance(value, list | tuple):
+        return "<together>"
     if isinstance(value, FromFinding) or (isinstance(value, dict) and "from_finding" in value):
         return "<finding>"
     if isinstance(value, MatchedControl) or (isinstance(value, dict) and "matched_to" in value):
@@ -43,12 +52,28 @@ def _kind_of_intervention(value: Any) -> str:
     return "<named>"
 
 
+Named = dict[str, dict[str, JsonValue]]
+"""An intervention by name, with its fields."""
+
+Part = Annotated[
+    Annotated[FromFinding, Tag("<finding>")] | Annotated[Named, Tag("<named>")],
+    Discriminator(_kind_of_intervention),
+]
+
 Intervention = Annotated[
     Annotated[FromFinding, Tag("<finding>")]
     | Annotated[MatchedControl, Tag("<matched>")]
-    | Annotated[dict[str, dict[str, JsonValue]], Tag("<named>")],
+    | Annotated[list[Part], Field(min_length=2), Tag("<together>")]
+    | Annotated[Named, Tag("<named>")],
     Discriminator(_kind_of_intervention),
 ]
+
+
+def parts_of(intervention: Intervention | None) -> list[FromFinding | Named]:
+    """Return what a condition enters, in order, matched controls left out."""
+    if intervention is None or isinstance(intervention, MatchedControl):
+        return []
+    return list(intervention) if isinstance(intervention, list) else [intervention]
 
 
 class Condition(Strict):
@@ -58,8 +83,8 @@ class Condition(Strict):
     workload: dict[str, JsonValue] = Field(default_factory=dict, description="Workload fields that it replaces.")
     intervention: Intervention | None = Field(
         default=None,
-        description="An intervention by name with its fields, one that a finding suggested (from_finding), or a "
-        "matched random control (matched_to).",
+        description="An intervention by name with its fields, one that a finding suggested (from_finding), a list of "
+        "these, entered in their order, or a matched random control (matched_to).",
     )
     capture: bool = Field(default=False, description="Whether attention is captured, or behaviour alone is read.")
 
@@ -73,7 +98,7 @@ def _or_a_mapping(schema: dict[str, Any]) -> None:
 class Stage(Strict):
     """Conditions that are read, then the analyses of everything read so far."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
+    name: str = Field(pattern=f"^{_LABEL}$")
     half: Literal["find", "test", "both"] = Field(default="both", description="Which half of the samples is read.")
     lengths: Literal["all", "solved"] = Field(
         default="all", description="`solved`: only lengths up to the effective length that an earlier finding gave."
@@ -87,7 +112,11 @@ class Stage(Strict):
         "computed from.",
         json_schema_extra=_or_a_mapping,
     )
-    analyses: tuple[JsonValue, ...] = Field(default=(), description="Analyses, by name or {name: {parameter: value}}.")
+    analyses: tuple[JsonValue, ...] = Field(
+        default=(),
+        description="Analyses, by name or {name: {parameter: value}}; {name: {…}, as: label} gives the finding a name "
+        "of its own, where one analysis gives several.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -98,3 +127,28 @@ class Stage(Strict):
             value = {**value, "capture": tuple({name: given} for name, given in value["capture"].items())}
         lists = {k: tuple(v) for k, v in value.items() if k in ("capture", "analyses") and isinstance(v, list)}
         return {**value, **lists}
+
+
+def named(request: JsonValue) -> tuple[str, dict[str, Any]]:
+    """Split `name` or `{name: {parameter: value}}` into name and parameters; a list in their place is `layers`."""
+    if isinstance(request, str):
+        return request, {}
+    if isinstance(request, dict) and len(request) == 1:
+        name, parameters = next(iter(request.items()))
+        if isinstance(parameters, list):
+            return name, {"layers": list(parameters)}
+        if parameters is None or isinstance(parameters, dict):
+            return name, dict(parameters or {})
+    raise UsageError(f"expected a name or {{name: {{parameter: value}}}}, got {request!r}")
+
+
+def labelled(request: JsonValue) -> tuple[str, dict[str, Any], str]:
+    """Split an analysis' request into name, parameters, and what its finding is called: `as`, else the name."""
+    if not isinstance(request, dict) or "as" not in request:
+        name, parameters = named(request)
+        return name, parameters, name
+    name, parameters = named({key: value for key, value in request.items() if key != "as"})
+    label = request["as"]
+    if not isinstance(label, str) or not re.fullmatch(_LABEL, label):
+        raise UsageError(f"`as` is a name of small letters, digits, _ and -, at most 41, not {label!r}")
+    return name, parameters, label

@@ -46,15 +46,15 @@ def condition_figures(
             "nats per token more than without it",
             "%{x:+.3f} nats",
         )
-    for name, label, of in (
-        ("length", "prompt length (tokens)", lambda effect: effect.by_length),
-        ("depth", "where the answer stands, from first (0) to last (1)", lambda effect: effect.by_depth),
+    by_length = [(effect.name, effect.by_length) for effect in effects]
+    by_depth = [(effect.name, effect.by_depth) for effect in effects]
+    for of, label, rows in (
+        ("length", "prompt length (tokens)", by_length),
+        ("depth", "where the answer stands, from first (0) to last (1)", by_depth),
     ):
-        places = sorted({place for effect in effects for place in of(effect)})
+        places = sorted({place for _, each in rows for place in each})
         if len(places) > 1:
-            yield _cells(
-                f"conditions_by_{name}", name, label, [(effect.name, of(effect)) for effect in effects], places
-            )
+            yield _cells(f"conditions_by_{of}", of, label, rows, places)
 
 
 def _rows(

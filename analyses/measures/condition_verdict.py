@@ -93,6 +93,12 @@ def to_gain(judged: Judged, by: By, margin: float) -> bool:
     return ends is not None and 100 - 100 * ends.high > margin
 
 
+def might_gain(judged: Judged, by: By, margin: float) -> bool:
+    """Return whether there is more than `margin` to gain, going by these prompts alone."""
+    before = judged.effect.accuracy.before if by == "accuracy" else judged.gain.before
+    return (100 - before if by == "accuracy" else before) > margin
+
+
 def prompts_needed(judged: Sequence[Judged], margin: float) -> int | None:
     """Return how many prompts would give the widest interval a half-width of `margin`, if they scatter as these do."""
     needed = [

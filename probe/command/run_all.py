@@ -103,14 +103,14 @@ def unconcerned(book: Casebook, model: Any) -> str:
     A casebook's own model always does. One analysis that needs attention is enough to refuse a run of a model without
     any; one about recurrence beside others is not.
     """
-    from probe.casebook import named
+    from probe.stage import labelled
 
     if model is None:
         return ""
     asked = [
         (discovery.get("analyses", name), parameters)
         for stage in book.stages
-        for name, parameters in map(named, stage.analyses)
+        for name, parameters, _ in map(labelled, stage.analyses)
     ]
     if not getattr(model, "recurrent_layers", None) and asked and all(each.about_recurrence for each, _ in asked):
         return f"it asks about recurrent layers, and {model.name} has none"

@@ -58,6 +58,9 @@ class Trace:
             `num_values`, `first_position`."""
             self.private: bool = about["private"]
             """Whether token ids and text were left out."""
+            self.cost: dict[str, Any] | None = about.get("cost")
+            """What reading it took on the machine that did: `seconds`, `peak_bytes`, and what `memory` these are; None
+            outside of a run. No part of what the trace is: another run of the same has another."""
             self._num_queries = about["num_queries"]
             self._parts: tuple[str, ...] = tuple(about.get("parts", {}))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

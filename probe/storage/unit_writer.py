@@ -17,9 +17,9 @@ from probe.storage.layered_group import LayeredGroup, write_group
 from probe.storage.manifest import FORMAT
 from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
 
-NOTES: Final = ("num_queries", "engine", "prompt", "attention", "non_finite", "left_out", "private")
+NOTES: Final = ("num_queries", "engine", "prompt", "attention", "non_finite", "left_out", "private", "cost")
 """What capture may add: how many queries were seen, which scan ran, in which pieces the prompt went in, how layers
-attend, where numbers were bad, and whether words were left out."""
+attend, where numbers were bad, whether words were left out, and what reading took."""
 
 Part = Literal["encoder", "cross"]
 """What an encoder-decoder has beside its decoder's own attention: the encoder's, and the decoder's over the encoder."""
@@ -37,8 +37,8 @@ class PartWriter(LayeredGroup):
         """Record what was learnt of this part, as JSON values."""
         canonical_json(facts)
         for name, value in facts.items():
-            if name not in NOTES or name == "private":
-                raise UsageError(f"a part of a unit has no place for {name!r}; it has {', '.join(NOTES[:-1])}")
+            if name not in NOTES or name in ("private", "cost"):
+                raise UsageError(f"a part of a unit has no place for {name!r}; it has {', '.join(NOTES[:-2])}")
             self.notes[name] = value
 
 
@@ -76,6 +76,7 @@ class UnitWriter:
             "attention": {},
             "non_finite": [],
             "private": False,
+            "cost": None,
         }
         canonical_json(self._about)
         self._sample = sample
