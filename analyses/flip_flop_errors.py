@@ -11,10 +11,11 @@ from pydantic import JsonValue
 from scipy import stats
 
 from probe import chart
+from probe.analyses.measures.write_attention import Looks, looks_of, write_attention
 from probe.analysis import analysis
 from probe.finding import Comparison, Figure, Finding, Interval, Measurement, Verdict
-from probe.intervals import clopper_pearson, cluster_bootstrap, p_text
-from probe.selection import LeftOut, answered, fact, length, reads_the_text, selected
+from probe.intervals import clopper_pearson, p_text
+from probe.selection import LeftOut, answered, fact, length, selected
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run, Trace
@@ -40,8 +41,8 @@ class _Read:
     length: int
     age: int
     wrong: bool
-    attention: tuple[tuple[float, float], ...] | None
-    """For each head, layer by layer: its attention to the last write's bit, and to earlier writes."""
+    looks: Looks | None
+    """Each head's attention to the last write's bit, and to earlier writes."""
 
 
 @analysis(question=QUESTION, source=SOURCE, needs={"span_mass": {}}, does_without_attention=True)
@@ -62,7 +63,8 @@ def flip_flop_errors(
     Attention is `span_mass` of the row that reads: to the bit of the last write, and to earlier writes. It is shown for
     the head that gives the last write most where the model reads rightly. What it says of the cause is this toolkit's
     own: the write is *mistaken* where in wrong reads that head gives earlier writes more than the last, *lost* where it
-    gives neither half of what right reads give the last. Attention does not prove that a head is the cause.
+    gives neither half of what right reads give the last. Over right reads it is measured how attention to the last
+    write is *diluted* as it grows old, and *drifts* to earlier ones. Attention does not prove that a head is the cause.
     """
     left_out = LeftOut()
     reads = list(_reads(selected(run, half=half), left_out))
@@ -107,22 +109,8 @@ def _reads(traces: list[Trace], left_out: LeftOut) -> Iterator[_Read]:
             length=length(trace),
             age=int(age),
             wrong=not outcome.correct,
-            attention=_attention(trace),
+            looks=looks_of(trace),
         )
-
-
-def _attention(trace: Trace) -> tuple[tuple[float, float], ...] | None:
-    if "span_mass" not in trace or not reads_the_text(trace):
-        return None
-    array = trace["span_mass"]
-    names = array["span"].to_numpy().tolist()
-    if "needle_value" not in names or array.sizes["row"] == 0:
-        return None
-    row = array.isel(row=0).transpose("layer", "head", "span").to_numpy().astype(np.float64)
-    last = row[..., names.index("needle_value")]
-    earlier = [index for index, name in enumerate(names) if str(name).startswith("write_")]
-    pairs = np.stack([last, row[..., earlier].sum(-1)], -1).reshape(-1, 2)
-    return tuple((float(a), float(b)) for a, b in pairs)
 
 
 def _error(reads: Sequence[_Read]) -> tuple[int, int, Interval]:
@@ -202,10 +190,12 @@ def _finding(
     where, before = _place(worst), _place(usual)
     numbers = f"{wrong / n:.1%} [{interval.low:.1%}, {interval.high:.1%}] of reads are wrong at {where}"
     beside = f"{known_wrong / known_n:.1%} [{known.low:.1%}, {known.high:.1%}] at {before}"
-    looks, notes, details = _looks(reads, seed)
+    account = write_attention(
+        [(r.prompt, (r.p, r.length), r.age, r.wrong, r.looks) for r in reads if r.looks is not None], seed
+    )
     claims = {
         "supported": f"The model's memory of one bit glitches: {numbers}, {beside} ({p_text(p_value)}, n = {n} and "
-        f"{known_n}){looks}.",
+        f"{known_n}){account.clause}.",
         "refuted": f"No language or length has more than {margin:.2%} of its reads wrong: at most {numbers}, {beside} "
         f"(n = {n} and {known_n}).",
         "inconclusive": f"Whether the model's memory glitches cannot be told: {numbers}, {beside} ({p_text(p_value)}, "
@@ -221,6 +211,7 @@ def _finding(
         reasons.append(
             f"To say that errors lie below {margin:.2%}, {needed:,} reads without one are needed a language."
         )
+    said["figures"] = (*said["figures"], *account.figures)
     return Finding(
         **said,
         headline={
@@ -240,49 +231,10 @@ def _finding(
             p_value=p_value,
             n=n + known_n,
         ),
-        details=details,
-        notes=(*left_out.notes(), *reasons, *notes),
+        details=account.details,
+        notes=(*left_out.notes(), *reasons, *account.notes),
     )
 
 
 def _place(place: tuple[float, int]) -> str:
     return f"FFL({place[0]:g}), {place[1]:,} tokens"
-
-
-def _looks(reads: list[_Read], seed: int) -> tuple[str, tuple[str, ...], tuple[Measurement, ...]]:
-    """Return where the reading head looks in right and wrong reads: a clause of the claim, notes, numbers."""
-    seen = [read for read in reads if read.attention is not None]
-    right, wrong = [r for r in seen if not r.wrong], [r for r in seen if r.wrong]
-    if len(right) < 2 or len(wrong) < 2:
-        return "", ("Too few right or wrong reads with attention captured to say where the model looks.",), ()
-    masses = {name: np.array([r.attention for r in some]) for name, some in (("right", right), ("wrong", wrong))}
-    head = int(masses["right"][..., 0].mean(0).argmax())
-    details, mean = [], {}
-    for name, some in (("right", right), ("wrong", wrong)):
-        for index, what in enumerate(("the last write", "earlier writes")):
-            values = masses[name][:, head, index]
-            mean[name, what] = float(values.mean())
-            ends = cluster_bootstrap(values, [r.prompt for r in some], bounds=(0.0, 1.0), seed=seed)
-            details.append(
-                Measurement(
-                    name=f"attention to {what} in {name} reads, head {head} counted layer by layer",
-                    value=mean[name, what],
-                    unit="probability",
-                    interval=ends,
-                    n=len(some),
-                )
-            )
-    usual = mean["right", "the last write"]
-    last, earlier = mean["wrong", "the last write"], mean["wrong", "earlier writes"]
-    if earlier > last and earlier > usual / 2:
-        cause = "an earlier write is mistaken for it"
-    elif max(last, earlier) < usual / 2:
-        cause = "the write is lost"
-    else:
-        cause = "its attention does not tell why"
-    clause = (
-        f"; where they are, the head that reads gives the last write {last:.2g} of its attention instead of "
-        f"{usual:.2g}, and earlier ones {earlier:.2g}: {cause}"
-    )
-    note = "The head was chosen by its attention in right reads; that it is the cause is not shown by looking."
-    return clause, (note,), tuple(details)

@@ -90,3 +90,41 @@ def test_other_texts_are_counted_and_one_language_alone_tells_nothing(sample, tr
     assert finding.verdict == "inconclusive"
     assert finding.measured.dropped == 1
     assert any("not a flip-flop text" in note for note in finding.notes)
+
+
+def test_dilution_and_drift_are_what_was_planted(sample, trace):
+    """The last write loses 5 points a doubling, earlier ones gain 3; languages differ in level, as old writes do."""
+    made = []
+    for i, age in enumerate([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64] * 4):
+        language = int(age > 8)
+        each = sample(i, length=256, p=(0.8, 0.98)[language], age_pairs=age)
+        last = 0.4 + 0.3 * language - 0.05 * np.log2(age)
+        share = 0.1 + 0.2 * language + 0.03 * np.log2(age)
+        mass = np.full((2, 3, 1, 2), 0.001)
+        mass[1, 0, 0] = (last, last * share / (1 - share))
+        one = trace(each, correct=True, arrays={"span_mass": (("layer", "head", "row", "span"), mass)})
+        one.dataset = one.dataset.assign_coords(span=["needle_value", "write_1"])
+        made.append(one)
+    finding = flip_flop_errors(made)
+    details = {each.name.split(":")[0]: each for each in finding.details}
+    assert details["dilution"].value == pytest.approx(-5.0)
+    assert details["dilution"].interval.low == pytest.approx(-5.0)
+    assert details["drift"].value == pytest.approx(3.0)
+    assert "attention_by_age" in {figure.name for figure in finding.figures}
+
+
+def test_attention_that_does_not_change_with_age_is_neither_diluted_nor_drifts(sample, trace):
+    generator, inside = np.random.default_rng(3), 0
+    for _ in range(30):
+        made = []
+        for i in range(40):
+            each = sample(i, length=256, p=(0.8, 0.98)[i % 2], age_pairs=int(generator.integers(1, 100)))
+            mass = generator.uniform(0.05, 0.4, (1, 1, 1, 2))
+            one = trace(each, correct=True, arrays={"span_mass": (("layer", "head", "row", "span"), mass)})
+            one.dataset = one.dataset.assign_coords(span=["needle_value", "write_1"])
+            made.append(one)
+        details = {each.name.split(":")[0]: each for each in flip_flop_errors(made).details}
+        inside += details["dilution"].interval.low <= 0 <= details["dilution"].interval.high
+        inside += details["drift"].interval.low <= 0 <= details["drift"].interval.high
+    # Of 60 exact intervals fewer than 51 would hold the truth in one of a thousand seeds; 40 reads cost some.
+    assert inside >= 50
