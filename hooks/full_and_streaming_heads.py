@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from probe.errors import UsageError
 from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
 from probe.hooks.attention.chosen_heads import as_heads, check_choice
-from probe.hooks.attention.eviction import FOREVER, PromptLengths, budget_in_tokens, check_budget, evicted
+from probe.hooks.attention.eviction import FOREVER, budget_in_tokens, check_budget, evicted
 from probe.hooks.attention.interface import name_of
 from probe.hooks.attention.layers import attention_layers, windowed_layers
 from probe.hooks.attention.tap import site
 from probe.hooks.loading.backend import transformers_model_of
+from probe.hooks.sequence.prompt_length import PromptLengths
 from probe.kernels.call import Call
 from probe.sample import Sample
 
@@ -32,9 +33,9 @@ class full_and_streaming_heads(ChangeOfCalls):
     """Leave the cache of the named heads whole, stream all others: `full_and_streaming_heads([(2, 5)], 64)(model)`.
 
     A streaming head's query sees the first `num_first` tokens, the `budget − num_first` before it, and itself, of the
-    prompt as of the answer; tokens stay where they stood in the text. Xiao et al. (2024, arXiv 2410.10819, DuoAttention)
-    deploy it so, with the heads to which a trained gate gives most; here they are whichever are named, such as those
-    that `retrieval_heads` found (that is this toolkit's own). A layer with a sliding window is left alone.
+    prompt as of the answer; tokens stay where they stood in the text. So DuoAttention is deployed (Xiao et al. 2024,
+    arXiv 2410.10819), with the heads to which a trained gate gives most; here they are whichever are named, such as
+    those that `retrieval_heads` found (that is this toolkit's own). A layer with a sliding window is left alone.
     """
 
     heads: Sequence[tuple[int, int]] = dataclasses.field()
@@ -58,7 +59,7 @@ class full_and_streaming_heads(ChangeOfCalls):
             raise UsageError(f"full_and_streaming_heads: num_first is at least 0, not {self.num_first}")
         for name, kinds in (("group", Group), ("budget_of", BudgetOf)):
             check_choice("full_and_streaming_heads", name, getattr(self, name), kinds)
-        self._room(budget_in_tokens("", self.budget, FOREVER))
+        self._room(budget_in_tokens(self.budget, FOREVER))
 
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
@@ -67,13 +68,14 @@ class full_and_streaming_heads(ChangeOfCalls):
 
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
-        whole, lengths = self._whole(model), PromptLengths("full_and_streaming_heads")
+        whole, lengths = self._whole(model), PromptLengths()
         absolute = self.budget >= 1 and self.budget_of == "streaming_heads"
 
         def change(here: site, sample: int, call: Call) -> Call:
             if not call.causal or call.layer not in whole or bool(whole[call.layer].all()):
                 return call
-            budget = int(self.budget) if absolute else self._streaming(whole, lengths.of(here, sample, call))
+            length = 0 if absolute else lengths.of(here, sample, "full_and_streaming_heads")
+            budget = self._streaming(whole, length)
             stop = call.query_start + call.num_queries
             if stop - 1 <= budget:
                 return call
@@ -102,15 +104,10 @@ class full_and_streaming_heads(ChangeOfCalls):
             found[layer] = by_group.any(-1) if self.group == "any" else by_group.all(-1)
         return found
 
-    def _streaming(self, whole: dict[int, Bool[Tensor, "kv_head"]], num_tokens: int | None) -> int:
+    def _streaming(self, whole: dict[int, Bool[Tensor, "kv_head"]], num_tokens: int) -> int:
         """Return the tokens of each streaming head; raises `UsageError` where that is less than the first ones."""
-        budget = budget_in_tokens("full_and_streaming_heads", self.budget, num_tokens)
+        budget = budget_in_tokens(self.budget, num_tokens)
         if self.budget_of == "all_heads":
-            if num_tokens is None:
-                raise UsageError(
-                    "full_and_streaming_heads: what budget_of all_heads leaves the streaming heads depends on the "
-                    "prompt's length, and nobody said how long the whole is; read a sample"
-                )
             heads, full = (sum(int(count(each)) for each in whole.values()) for count in (len, torch.sum))
             if full == heads:
                 return num_tokens

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
-from probe.hooks.attention.eviction import PromptLengths, check_budget, check_share
+from probe.hooks.attention.eviction import budget_in_tokens, check_budget, check_share
 from probe.hooks.attention.rotation import rotations
 from probe.hooks.attention.tap import site
+from probe.hooks.sequence.prompt_length import PromptLengths
 from probe.kernels.call import Call
 from probe.kernels.score_change import MASKED, Place, ScoreChange, products
 from probe.sample import Sample
@@ -64,10 +65,11 @@ class keep_sinks_and_recent(ChangeOfCalls):
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
         turning = rotations(model, 1, "keep_sinks_and_recent") if self.positions == "cache" else {}
-        lengths = PromptLengths("keep_sinks_and_recent")
+        lengths = PromptLengths()
 
         def change(here: site, sample: int, call: Call) -> Call:
-            budget = lengths.budget(self.budget, here, sample, call)
+            length = 0 if self.budget >= 1 else lengths.of(here, sample, "keep_sinks_and_recent")
+            budget = budget_in_tokens(self.budget, length)
             if not call.causal or call.query_start + call.num_queries - 1 <= budget:
                 return call
             query = None

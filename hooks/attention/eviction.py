@@ -18,7 +18,7 @@ from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
 from probe.hooks.attention.interface import name_of
 from probe.hooks.attention.layers import windowed_layers
 from probe.hooks.attention.tap import site
-from probe.hooks.sequence.sample_read import sample_read
+from probe.hooks.sequence.prompt_length import PromptLengths
 from probe.kernels.call import Call
 from probe.kernels.score_change import MASKED, Place, ScoreChange
 from probe.kernels.scores import Scores
@@ -50,8 +50,8 @@ class Kept:
 
     until: Int[Tensor, "kv_head key"]
     """As in `evicted`, on the keys' device."""
-    prompt_tokens: int | None
-    """The prompt's length, where it is known by now."""
+    prompt_tokens: int
+    """The prompt's length, as `PromptLengths` tells it."""
     decoded_from: int | None
     """Position of the first decoded row, which is the prompt's last token; None while there was none."""
     value: Float[Tensor, "kv_head value_channel"]
@@ -91,8 +91,8 @@ class Eviction(ChangeOfCalls):
         """
 
     def tokens(self, kept: Kept) -> int:
-        """Return the budget in tokens; raises `UsageError` for a share of a prompt whose length nobody said."""
-        return budget_in_tokens(type(self).__name__, self.budget, kept.prompt_tokens)
+        """Return the budget in tokens."""
+        return budget_in_tokens(self.budget, kept.prompt_tokens)
 
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`; raises `UsageError` where no chosen layer sees its whole past."""
@@ -120,18 +120,18 @@ class _History:
 
     def __init__(self, policy: Eviction) -> None:
         self.policy = policy
+        self.lengths = PromptLengths()
         self.points: dict[int, Kept] = {}
 
     def after(self, here: site, sample: int, call: Call) -> Kept:
         """Return what is kept after a call, which may follow any point that is remembered."""
         first, stop = call.query_start, call.query_start + call.num_queries
         who = type(self.policy).__name__
-        if here.forward.packed is not None or call.document is not None or call.key_start != 0:
+        if call.document is not None or call.key_start != 0:
             raise UsageError(f"{who}: layer {here.layer} sees other keys than all before it; it cannot be acted upon")
         before = self._before(who, here, sample, call)
         if call.phase == "decode" and before.decoded_from is None:
-            tokens = first + 1 if before.prompt_tokens is None else before.prompt_tokens
-            before = dataclasses.replace(before, decoded_from=first, prompt_tokens=tokens)
+            before = dataclasses.replace(before, decoded_from=first)
         new = stop - before.until.shape[1]
         until = torch.nn.functional.pad(before.until, (0, new), value=FOREVER)
         after = self.policy.evict(dataclasses.replace(before, until=until), call)
@@ -145,7 +145,7 @@ class _History:
         first = call.query_start
         if first == 0:
             nothing = torch.empty(call.num_kv_heads, 0, dtype=torch.int32, device=call.key.device)
-            return Kept(nothing, prompt_tokens(here, sample, call), None, call.value[:, 0])
+            return Kept(nothing, self.lengths.of(here, sample, who), None, call.value[:, 0])
         before = self.points.get(first)
         if before is None or not _alike(before.value, call.value[:, first - 1]):
             raise UsageError(
@@ -163,18 +163,6 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= 0.05 * torch.maximum(one.abs().max(), other.abs().max()))
 
 
-def prompt_tokens(here: site, sample: int, call: Call) -> int | None:
-    """Return the length of the prompt that begins with this call: the sample's that is read, else that of a forward
-    on an empty cache which nobody said was part of one; None where neither is known.
-    """
-    if (read := sample_read()) is not None:
-        return len(read.tokens)
-    if here.forward.num_past == 0 and here.forward.phase is None:
-        first, stop = here.forward.queries_of(sample)
-        return stop - first
-    return None
-
-
 def check_budget(who: str, budget: float) -> None:
     """Raise `UsageError` for what is neither a number of tokens nor a share."""
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < FOREVER:
@@ -183,16 +171,9 @@ def check_budget(who: str, budget: float) -> None:
         raise UsageError(f"{who}: budget is a whole number of tokens, or a share below 1, not {budget!r}")
 
 
-def budget_in_tokens(who: str, budget: float, num_tokens: int | None) -> int:
-    """Return a budget in tokens; raises `UsageError` for a share of a prompt whose length nobody said."""
-    if budget >= 1:
-        return int(budget)
-    if num_tokens is None:
-        raise UsageError(
-            f"{who}: budget {budget} is a share of the prompt, of which this forward is a part and nobody said how "
-            "long the whole is; read a sample, or give the budget in tokens"
-        )
-    return max(1, int(budget * num_tokens))
+def budget_in_tokens(budget: float, num_tokens: int) -> int:
+    """Return a budget in tokens, for a prompt of so many."""
+    return int(budget) if budget >= 1 else max(1, int(budget * num_tokens))
 
 
 def logits_of_rows(call: Call, first: int, stop: int) -> Iterator[tuple[int, Float[Tensor, "head query key"]]]:
@@ -222,28 +203,9 @@ def probabilities(
 
 def check_share(who: str, budget: float, sample: Sample, least: int) -> None:
     """Raise `UsageError` where a budget leaves a sample fewer tokens than the `least` that the policy needs."""
-    found = budget_in_tokens(who, budget, len(sample.tokens))
+    found = budget_in_tokens(budget, len(sample.tokens))
     if found < least:
         raise UsageError(
             f"{who}: budget {budget} is {found} of the {len(sample.tokens)} tokens of sample {sample.name!r}, and at "
             f"least {least} are needed"
         )
-
-
-class PromptLengths:
-    """The lengths of the prompts that go through, for policies that need no other memory."""
-
-    def __init__(self, who: str) -> None:
-        self.who = who
-        self.known: dict[tuple[int, int], int | None] = {}
-
-    def of(self, here: site, sample: int, call: Call) -> int | None:
-        """Return the prompt's length, None where nobody said it."""
-        found = prompt_tokens(here, sample, call)
-        if found is not None or call.query_start == 0:
-            self.known[here.layer, sample] = found
-        return self.known.get((here.layer, sample))
-
-    def budget(self, budget: float, here: site, sample: int, call: Call) -> int:
-        """Return the budget in tokens; raises `UsageError` for a share of a prompt whose length nobody said."""
-        return int(budget) if budget >= 1 else budget_in_tokens(self.who, budget, self.of(here, sample, call))

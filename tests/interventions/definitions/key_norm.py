@@ -1,4 +1,4 @@
-"""Keys of smallest norm, densely: the last row alone is decoded."""
+"""Keys of smallest norm, densely: the rows from the last of the `prompt` on are decoded; else the last of all."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ EXAMPLES = [key_norm(10, layers=[1]), key_norm(0.5, layers=[1]), key_norm(7, hea
 IDENTITIES = [key_norm(65), key_norm(1_000, last_token="full")]
 
 
-def definition(asked: key_norm, model: Any) -> Any:
+def definition(asked: key_norm, model: Any, prompt: int | None = None) -> Any:
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        num = query.shape[1]
+        num = prompt or query.shape[1]
         budget = int(asked.budget) if asked.budget >= 1 else max(1, int(asked.budget * num))
         logits = causal(query @ key.transpose(1, 2) * scale)
         for head, keys in enumerate(key):
             if layer != 1 or (asked.heads is not None and (layer, head) not in asked.heads):
                 continue
             order = sorted(range(num), key=lambda j: float(keys[j].square().sum()))
-            gone = [j for j in order[budget:] if j != num - 1]
-            logits[head, -1, gone] = -torch.inf
+            for i in range(num if asked.last_token == "full" else num - 1, query.shape[1]):
+                logits[head, i, [j for j in order[budget:] if j != i]] = -torch.inf
         return logits.softmax(-1) @ value
 
     return attend

@@ -1,4 +1,4 @@
-"""SnapKV, densely: the last row alone is decoded."""
+"""SnapKV, densely: the rows from the last of the `prompt` on are decoded; where nobody says, it is the last of all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ EXAMPLES = [
 IDENTITIES = [snapkv(65, window=4), snapkv(10_000)]
 
 
-def definition(asked: snapkv, model: Any) -> Any:
+def definition(asked: snapkv, model: Any, prompt: int | None = None) -> Any:
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        num = query.shape[1]
+        num = prompt or query.shape[1]
         budget = int(asked.budget) if asked.budget >= 1 else max(1, int(asked.budget * num))
         logits = causal(query @ key.transpose(1, 2) * scale)
         if num <= budget or (asked.layers is not None and layer not in asked.layers):
@@ -43,7 +43,8 @@ def definition(asked: snapkv, model: Any) -> Any:
             score = [(sum if asked.group == "mean" else max)(each) for each in zip(*scores, strict=True)]
             order = sorted(range(len(score)), key=lambda j: -float(score[j]))
             gone = order[budget - asked.window :]
-            logits[first : first + group, -1, gone] = -torch.inf
+            rows = torch.arange(num if asked.last_token == "full" else num - 1, query.shape[1])
+            logits[first : first + group, rows[:, None], torch.tensor(gone)] = -torch.inf
         return logits.softmax(-1) @ value
 
     return attend
