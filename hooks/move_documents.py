@@ -6,8 +6,6 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from transformers import PreTrainedModel
-
 from probe.errors import UsageError
 from probe.hooks.attention.document_rows import documents_of
 from probe.hooks.sequence.change_of_prompt import ChangeOfPrompt
@@ -37,11 +35,16 @@ class move_documents(ChangeOfPrompt):
         if self.order not in get_args(Order):
             raise UsageError(f"move_documents: order is {self.order!r}; expected {', '.join(get_args(Order))}")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"order of documents"})
+
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         self._order(sample)
 
-    def rewritten(self, model: PreTrainedModel, sample: Sample) -> Sample:
+    def rewritten(self, model: Any, sample: Sample) -> Sample:
         """See `ChangeOfPrompt.rewritten`."""
         return reordered(sample, documents_of(sample, "move_documents"), self._order(sample), "move_documents")
 

@@ -76,11 +76,12 @@ class select_input(ChangeOfPrompt):
         _ = sample
         self._check_model(model)
 
-    def rewritten(self, model: PreTrainedModel, sample: Sample) -> Sample:
+    def rewritten(self, model: Any, sample: Sample) -> Sample:
         """See `ChangeOfPrompt.rewritten`."""
         if len(sample) <= self.budget:
             return sample
-        kept = chosen(self._scores(model, sample.tokens), self.budget, self.kernel, self.keep_last)
+        scores = self._scores(transformers_model_of(model), sample.tokens)
+        kept = chosen(scores, self.budget, self.kernel, self.keep_last)
         return _of(sample, kept)
 
     def _check_model(self, model: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention.document_rows import documents_of, last_row
@@ -72,6 +71,11 @@ class sort_documents(ChangeOfPrompt):
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "heads", heads)
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"order of documents"})
+
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         own = transformers_model_of(model)
@@ -90,7 +94,7 @@ class sort_documents(ChangeOfPrompt):
                 )
         documents_of(sample, "sort_documents")
 
-    def rewritten(self, model: PreTrainedModel, sample: Sample) -> Sample:
+    def rewritten(self, model: Any, sample: Sample) -> Sample:
         """See `ChangeOfPrompt.rewritten`."""
         self.check(model, sample)
         places = documents_of(sample, "sort_documents")
@@ -99,7 +103,7 @@ class sort_documents(ChangeOfPrompt):
         for _ in range(self.rounds):
             now = documents_of(read, "sort_documents")
             tokens = torch.tensor([stop - start for start, stop in now])
-            attention = self._averaged(last_row(model, read.tokens, now))
+            attention = self._averaged(last_row(transformers_model_of(model), read.tokens, now))
             score = attention * tokens if self.per == "document" else attention
             ranked = score.argsort(stable=True, descending=self.highest == "first").tolist()
             if ranked == list(range(len(ranked))):

@@ -27,6 +27,7 @@ from probe.errors import ProbeError as ProbeError
 from probe.finding import Finding as Finding
 from probe.finding import Interval as Interval
 from probe.hooks.ablate_heads import ablate_heads as ablate_heads
+from probe.hooks.add_pause_tokens import add_pause_tokens as add_pause_tokens
 from probe.hooks.block_attention import block_attention as block_attention
 from probe.hooks.cap_logits import cap_logits as cap_logits
 from probe.hooks.forget_faster import forget_faster as forget_faster
@@ -44,6 +45,8 @@ from probe.hooks.move_documents import move_documents as move_documents
 from probe.hooks.ms_poe import ms_poe as ms_poe
 from probe.hooks.ntk_scaling import ntk_scaling as ntk_scaling
 from probe.hooks.patch_heads import patch_heads as patch_heads
+from probe.hooks.prepend_sink_token import prepend_sink_token as prepend_sink_token
+from probe.hooks.question_twice import question_twice as question_twice
 from probe.hooks.randomise_positions import randomise_positions as randomise_positions
 from probe.hooks.remove_sink import remove_sink as remove_sink
 from probe.hooks.reset_document_positions import reset_document_positions as reset_document_positions

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from probe.hooks.intervention import Intervention
 from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.sequence.sample_read import preparing
@@ -26,18 +24,19 @@ class ChangeOfPrompt(Intervention):
     """
 
     @abstractmethod
-    def rewritten(self, model: PreTrainedModel, sample: Sample) -> Sample:
+    def rewritten(self, model: Any, sample: Sample) -> Sample:
         """Return the sample as it shall be read, its spans where they then stand; itself where nothing changes.
 
-        The model may be asked, by forwards of its own, where that is the definition. Raises `UsageError` naming the
-        field, or the span that the sample has not.
+        `model` is wrapped, with its tokenizer, or a bare transformers model. It may be asked, by forwards of its own
+        (of `transformers_model_of(model)`), where that is the definition. Raises `UsageError` naming the field, or the
+        span that the sample has not.
         """
 
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Return the block within which samples that are read with `model` are rewritten."""
-        return self._applied(transformers_model_of(model))
+        return self._applied(model)
 
     @contextmanager
-    def _applied(self, model: PreTrainedModel) -> Iterator[None]:
-        with preparing(model, partial(self.rewritten, model)):
+    def _applied(self, model: Any) -> Iterator[None]:
+        with preparing(transformers_model_of(model), partial(self.rewritten, model)):
             yield
