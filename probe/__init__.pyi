@@ -19,6 +19,7 @@ from probe.analyses.massive_activations import massive_activations as massive_ac
 from probe.analyses.position_bias import position_bias as position_bias
 from probe.analyses.positional_heads import positional_heads as positional_heads
 from probe.analyses.retrieval_heads import retrieval_heads as retrieval_heads
+from probe.analyses.self_repair import self_repair as self_repair
 from probe.analyses.sink_place import sink_place as sink_place
 from probe.analyses.state_collapse import state_collapse as state_collapse
 from probe.capture import load as load

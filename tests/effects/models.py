@@ -78,6 +78,28 @@ def ablated(num_sets: int, num_prompts: int) -> tuple[tuple[Any, np.ndarray], ..
     return tuple(found)
 
 
+@cache
+def writes_without(
+    layer: int, num_sets: int, num_prompts: int
+) -> tuple[tuple[list[Any], list[np.ndarray]], list[tuple[list[list[int]], list[np.ndarray]]]]:
+    """What heads of the specimen `needle` write for the answer, `[layer head row]`: samples with nothing removed, and
+    sets of four heads of a layer with what is written without them, on as many prompts of 128 tokens."""
+    model = probe.load("needle")
+    workload = probe.needle(lengths=(128,), depths=(0.5,), samples=num_prompts, seed=WORKLOAD_SEED)
+    prompts = list(workload.build(model.tokenizer))
+
+    def written() -> list[np.ndarray]:
+        read = [probe.trace(model, each, statistics=["span_logit"], max_new_tokens=1) for each in prompts]
+        return [trace["span_logit_all"].to_numpy() for trace in read]
+
+    generator, found = np.random.default_rng(0), []
+    for _ in range(num_sets):
+        heads = [[layer, int(head)] for head in generator.choice(16, 4, replace=False)]
+        with probe.ablate_heads([(layer, head) for layer, head in heads])(model):
+            found.append((heads, written()))
+    return (prompts, written()), found
+
+
 def permuted(values: Sequence[Any], seed: int) -> list[Any]:
     """The values in another order."""
     order = np.random.default_rng(seed).permutation(len(values))
