@@ -36,6 +36,11 @@ class cap_logits(ChangeOfCalls):
         if not 0 < self.cap < math.inf:
             raise UsageError(f"cap_logits: cap is a number above 0, not {self.cap!r}")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"softcap"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
 

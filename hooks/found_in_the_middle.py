@@ -127,6 +127,11 @@ class found_in_the_middle(ChangeOfCalls):
         """Return the block within which `model`, wrapped or a bare transformers model, attends so."""
         return self._calibrating(transformers_model_of(model), self._dummy_tokens(model))
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"attention to documents"})
+
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         self._cut(self._documents(sample))

@@ -61,6 +61,11 @@ class full_and_streaming_heads(ChangeOfCalls):
             check_choice("full_and_streaming_heads", name, getattr(self, name), kinds)
         self._room(budget_in_tokens(self.budget, FOREVER))
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"cache"})
+
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         super().check(model, sample)

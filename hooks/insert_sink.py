@@ -42,6 +42,11 @@ class insert_sink(ChangeOfCalls):
                 raise UsageError(f"insert_sink: logit is a number or −∞, not {value}")
         object.__setattr__(self, "logit", logit)
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"sink"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
         chosen = self._chosen(model)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from probe import discovery
 from probe.errors import UsageError
@@ -22,9 +25,11 @@ class Intervention(ABC):
     captured in the block see calls as all interventions left them, whichever was entered first.
     """
 
-    sets: ClassVar[frozenset[str]] = frozenset()
-    """What it decides alone where it acts: `positions` (where keys seem to stand), `cache` (which keys are kept),
-    `softcap`, … Two that set the same thing in the same layers, heads and phase contradict each other."""
+    @property
+    def sets(self) -> frozenset[str]:
+        """What it decides alone where it acts: `positions` (where tokens seem to stand), `cache` (which keys are kept),
+        `softcap`, … Two that set the same thing in the same layers, heads, queries and phase contradict each other."""
+        return frozenset()
 
     @abstractmethod
     def __call__(self, model: Any) -> AbstractContextManager[None]:
@@ -68,9 +73,28 @@ class Intervention(ABC):
         return made
 
 
+_on: weakref.WeakKeyDictionary[PreTrainedModel, list[Intervention]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def standing(intervention: Intervention, model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the intervention counts as entered; raises `UsageError` where it contradicts one that is on."""
+    there = _on.setdefault(model, [])
+    for other in there:
+        other.check_beside(intervention)
+    there.append(intervention)
+    try:
+        yield
+    finally:
+        del there[max(i for i, each in enumerate(there) if each is intervention)]
+
+
 def _meet(one: Intervention, other: Intervention) -> bool:
     """Return whether two act in the same place: in a layer, on a head, in a phase of reading."""
     if {getattr(each, "phase", "both") for each in (one, other)} == {"prefill", "decode"}:
+        return False
+    queries = [getattr(each, "queries", None) for each in (one, other)]
+    if None not in queries and (queries[0][1] <= queries[1][0] or queries[1][1] <= queries[0][0]):
         return False
     heads = [getattr(each, "heads", None) for each in (one, other)]
     if heads[0] is not None and heads[1] is not None:

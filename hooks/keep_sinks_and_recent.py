@@ -57,6 +57,11 @@ class keep_sinks_and_recent(ChangeOfCalls):
                 f"keep_sinks_and_recent: positions is {self.positions!r}; expected {', '.join(get_args(Positions))}"
             )
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"cache", "positions"} if self.positions == "cache" else {"cache"})
+
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         super().check(model, sample)

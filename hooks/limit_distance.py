@@ -44,6 +44,11 @@ class limit_distance(ChangeOfCalls):
         if self.limit is not None and self.limit < 1 and self.limit != -1:
             raise UsageError(f"limit_distance: limit is at least 1, −1 for the window, or None, not {self.limit}")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset() if self.limit is None else frozenset({"positions"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
         limit = self.window if self.limit == -1 else self.limit

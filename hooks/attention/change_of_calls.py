@@ -19,7 +19,7 @@ from probe.hooks.attention.interface import name_of
 from probe.hooks.attention.layers import attention_parts
 from probe.hooks.attention.switch import attached
 from probe.hooks.attention.tap import site, tap
-from probe.hooks.intervention import Intervention
+from probe.hooks.intervention import Intervention, standing
 from probe.hooks.loading.backend import transformers_model_of
 from probe.kernels.call import Call
 from probe.kernels.score_change import Place, ScoreChange
@@ -81,7 +81,7 @@ class ChangeOfCalls(Intervention):
     @contextmanager
     def _applied(self, model: PreTrainedModel) -> Iterator[None]:
         chosen = self._chosen(model)
-        with self._acting(model, self.change(model), chosen):
+        with standing(self, model), self._acting(model, self.change(model), chosen):
             yield
 
     def _acting(

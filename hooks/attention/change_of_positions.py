@@ -32,6 +32,11 @@ _OF_ONE_BASE = 1e-2
 class ChangeOfPositions(ChangeOfCalls):
     """A change of calls of a model with rotary positions; where there are none, `check` and entering say so."""
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"positions"})
+
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         self.change(transformers_model_of(model))

@@ -82,6 +82,11 @@ class Eviction(ChangeOfCalls):
             raise UsageError(f"{who}: what has left a cache is gone for all queries; leave queries and phase out")
         check_budget(who, self.budget)
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"cache"})
+
     @abstractmethod
     def evict(self, before: Kept, call: Call) -> Kept:
         """Return what is kept after a call, given what was kept before it.
