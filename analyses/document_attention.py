@@ -14,7 +14,7 @@ from probe.analyses.measures.attention_profile import DRAWS, AttentionProfile, o
 from probe.analyses.measures.ends_and_middle import NUMBERS
 from probe.analyses.measures.gold_recall import by_attention, correlations, recalls, recalls_by_place
 from probe.analysis import analysis
-from probe.finding import Comparison, Finding, Interval, Measurement, Verdict
+from probe.finding import Comparison, Finding, Interval, Measurement, Suggestion, Verdict
 from probe.intervals import cluster_bootstrap, p_text
 from probe.selection import LeftOut, fact, selected
 
@@ -60,6 +60,8 @@ def document_attention(
     were read at several places (`turned`): the mean over prompts of the rank correlation of a document's lead over
     another at one place with that at another place, which is 1 where attention is relevance plus bias (times bias, for
     the logarithms'). Attention is not use: that the model answers by it is not shown here.
+
+    Where it is supported, and dummies were read at one length, it suggests `found_in_the_middle` with what they got.
     """
     left_out = LeftOut()
     traces = selected(run, role=None, half=half)
@@ -116,7 +118,8 @@ def document_attention(
             details=details,
             notes=left_out.notes(),
         )
-    return _finding(said, profiles, left_out, margin, details)
+    suggests = () if heads is not None else tuple(_suggested(dummies, sink_tokens))
+    return _finding(said, profiles, left_out, margin, details, suggests)
 
 
 _U = "U of attention at fixed relevance (this toolkit's own)"
@@ -190,6 +193,21 @@ def _mean(values: Sequence[tuple[str, float]]) -> float | None:
     return float(np.mean([value for _, value in values])) if values else None
 
 
+def _suggested(dummies: Sequence[Documents], sink_tokens: int) -> Iterator[Suggestion]:
+    """Yield the calibration by what dummies got, where they were read at one length with one number of places."""
+    alike = {(each.length, len(each.attention)) for each in dummies}
+    if len(alike) != 1:
+        return
+    bias = np.mean([each.attention for each in dummies], axis=0)
+    if np.isfinite(bias).all():
+        yield Suggestion(
+            intervention="found_in_the_middle",
+            fields={"dummy_attention": [float(f"{value:.6g}") for value in bias], "sink_tokens": sink_tokens},
+            reason="Attention follows the place of a document whatever it says: what a dummy gets there can be taken "
+            f"off (mean over {len(dummies)} prompts of dummies).",
+        )
+
+
 def _details(profiles: Sequence[AttentionProfile], where: str = "") -> Iterator[Measurement]:
     for profile in profiles:
         for name in NUMBERS:
@@ -230,6 +248,7 @@ def _finding(
     left_out: LeftOut,
     margin: float,
     details: tuple[Measurement, ...],
+    suggests: tuple[Suggestion, ...],
 ) -> Finding:
     first, ends = profiles[0], ("primacy", "recency")
     low = min(first.intervals[name].low for name in ends)
@@ -271,6 +290,7 @@ def _finding(
             n=first.n,
         ),
         details=(*(each for each in _details([first]) if not each.name.startswith("U,")), *details),
+        suggests=suggests if verdict == "supported" else (),
         notes=tuple(_notes(first, left_out, verdict, margin)),
     )
 

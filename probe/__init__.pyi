@@ -2,6 +2,7 @@ from probe.analyses.ablation_by_distance import ablation_by_distance as ablation
 from probe.analyses.ablation_doses import ablation_doses as ablation_doses
 from probe.analyses.attention_dispersion import attention_dispersion as attention_dispersion
 from probe.analyses.attention_sinks import attention_sinks as attention_sinks
+from probe.analyses.calibrated_ranking import calibrated_ranking as calibrated_ranking
 from probe.analyses.choose_condition import choose_condition as choose_condition
 from probe.analyses.compare_conditions import compare_conditions as compare_conditions
 from probe.analyses.context_use import context_use as context_use
@@ -39,6 +40,7 @@ from probe.hooks.insert_sink import insert_sink as insert_sink
 from probe.hooks.interpolate_positions import interpolate_positions as interpolate_positions
 from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent as keep_sinks_and_recent
 from probe.hooks.key_norm import key_norm as key_norm
+from probe.hooks.kvpress import kvpress as kvpress
 from probe.hooks.limit_distance import limit_distance as limit_distance
 from probe.hooks.log_length_scaling import log_length_scaling as log_length_scaling
 from probe.hooks.merge_layers import merge_layers as merge_layers

@@ -50,6 +50,22 @@ def test_equal_documents_give_the_bias_alone():
     assert abs(finding.control.value) < 0.05
 
 
+def test_it_suggests_to_take_off_what_dummies_got():
+    profile = 0.01 * (1 + 2 * (2 * PLACES - 1) ** 2)
+    (suggestion,) = document_attention(dummies(profile), sink_tokens=1).suggests
+    assert suggestion.intervention == "found_in_the_middle"
+    assert suggestion.fields == {"dummy_attention": pytest.approx(profile.tolist(), rel=1e-5), "sink_tokens": 1}
+    # Not where there is no such bias, nor where dummies were read at two lengths, of some heads, or beside a sink.
+    assert not document_attention(dummies(np.full(10, 0.01))).suggests
+    longer = [
+        document_trace(document_sample(i, 4, given="all_dummies", length=90), profile, role="other", correct=None)
+        for i in range(8)
+    ]
+    assert not document_attention([*dummies(profile), *longer]).suggests
+    assert not document_attention(dummies(profile), heads=[[0, 0]]).suggests
+    assert not document_attention(dummies(profile), sink_tokens=12).suggests
+
+
 @pytest.mark.parametrize("profile", [1 + PLACES, 2 - PLACES, np.ones(10), 2 - (2 * PLACES - 1) ** 2])
 def test_a_slope_or_a_hump_or_nothing_is_refuted(profile):
     finding = document_attention(dummies(0.01 * profile, noise=0.01))
