@@ -43,7 +43,7 @@ class think_channels(ChangeOfCalls):
     last_token: _LastToken = "cut"
     """Whether the prompt's last token, from whose logits the answer's first token comes, meets `cut` keys or `full`
     ones. kvpress cuts after it, and so gives an answer's first token for free; here every answer token is of the cut
-    cache unless one says otherwise, and the queries and keys that count are those before the last token."""
+    cache unless one says otherwise. Its query and key count in the choice either way."""
 
     remembers: ClassVar[bool] = True
 
@@ -70,15 +70,13 @@ class think_channels(ChangeOfCalls):
             if call.phase == "prefill":
                 last.take(sample, call, call.query)
                 return call
-            where, queries = (call.layer, sample), last.at_the_end(sample, call, call.query)
-            stop = last.end(sample, call) + (self.last_token == "full")
-            if queries is not None:
-                if self.last_token == "full":
-                    queries = last.latest(torch.cat([queries, call.query[:, :1]], 1))
-                dropped[where] = lowest_channels(call, queries, stop, self.ratio)
+            where, before = (call.layer, sample), last.at_the_end(sample, call, call.query)
+            if before is not None:
+                queries = last.latest(torch.cat([before, call.query[:, :1]], 1))
+                dropped[where] = lowest_channels(call, queries, self.ratio)
             if not bool(dropped[where].any()):
                 return call
-            return self._without(call, dropped[where], stop)
+            return self._without(call, dropped[where], last.end(sample, call) + 1)
 
         return change
 
@@ -112,10 +110,10 @@ class _later(ScoreChange):
 
 
 def lowest_channels(
-    call: Call, queries: Float[Tensor, "head query channel"], stop: int, ratio: float
+    call: Call, queries: Float[Tensor, "head query channel"], ratio: float
 ) -> Bool[Tensor, "kv_head channel"]:
-    """Return which channels go, by these queries and by the keys before `stop` that the last of these sees."""
-    count = stop - call.key_start
+    """Return which channels go, by these queries and by the keys that a call's first query sees."""
+    count = call.query_start + 1 - call.key_start
     start = 0 if call.window is None else max(0, count - call.window)
     energy, number = torch.zeros(call.num_kv_heads, call.key.shape[-1], dtype=torch.float64), 0
     for first in range(start, count, BLOCK_KEYS):
@@ -125,8 +123,6 @@ def lowest_channels(
             squares = squares[:, call.key_visible[part].to(squares.device)]
         energy += squares.sum(1).cpu()
         number += squares.shape[1]
-    if not number:
-        return torch.zeros_like(energy, dtype=torch.bool).to(call.key.device)
     asked = as_float64(queries).square().mean(1).unflatten(0, (call.num_kv_heads, -1)).mean(1).cpu()
     score = asked * energy / number
     order = score.argsort(dim=-1, stable=True)[:, : int(score.shape[-1] * ratio)]

@@ -161,8 +161,12 @@ def _under_its_own_name(config: Any) -> Iterator[None]:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **options: Any
-) -> Any:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
+    dropout: float | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    # kvpress wraps every function that is registered when it is imported, and hands dropout over by position.
+    if dropout is not None:
+        options["dropout"] = dropout
     own = _own_function(module)
     to = _redirections.get(module)
     if to is None:

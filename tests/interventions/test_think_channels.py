@@ -43,8 +43,8 @@ def test_decoded_keys_keep_their_channels() -> None:
             pieces.step(state, ids[-1:])
             pieces.step(state, [4])
     for key in seen.values():
-        assert ((key[:, :29] == 0).sum(-1) == int(16 * 0.9)).all()
-        assert (key[:, 29:] != 0).all()
+        assert ((key[:, :30] == 0).sum(-1) == int(16 * 0.9)).all()
+        assert (key[:, 30:] != 0).all()
 
 
 def test_after_a_full_last_token_the_prompt_is_cut_with_it() -> None:

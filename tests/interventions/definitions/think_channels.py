@@ -23,14 +23,13 @@ def definition(asked: think_channels, model: Any) -> Any:
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         num_heads, num, width = query.shape
         group = num_heads // (getattr(model.config, "num_key_value_heads", None) or num_heads)
-        # What counts stands before the last token, whose own key keeps its channels.
-        cut, queries, keys = key.clone(), query[:, : num - 1], key[:, : num - 1]
-        for head in range(num_heads if num > 1 else 0):
+        cut = key.clone()
+        for head in range(num_heads):
             first = head // group * group
-            of_query = torch.stack([(queries[h, -asked.window :] ** 2).mean(0) for h in range(first, first + group)])
-            score = of_query.mean(0) * (keys[head] ** 2).mean(0)
+            of_query = torch.stack([(query[h, -asked.window :] ** 2).mean(0) for h in range(first, first + group)])
+            score = of_query.mean(0) * (key[head] ** 2).mean(0)
             for channel in sorted(range(width), key=lambda c: float(score[c]))[: int(width * asked.ratio)]:
-                cut[head, : num - 1, channel] = 0
+                cut[head, :, channel] = 0
         logits, changed = query @ key.transpose(1, 2) * scale, query @ cut.transpose(1, 2) * scale
         for head in range(num_heads):
             chosen = asked.layers is None or layer in asked.layers
