@@ -326,6 +326,9 @@ def _check_part(
             raise document.error(
                 (*path, "from_finding"), f"{part.from_finding!r} gives several findings; name the one meant with `as`"
             )
+        if part.plays is not None:
+            _known(document, (*path, "plays"), "hooks", part.plays)
+            _build(document, path, "hooks", part.plays, {"heads": [[0, 0]], **part.fields})
         return None
     if len(part) != 1:
         raise document.error(path, "expected one intervention, by name; several are a list, in their order")

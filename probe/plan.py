@@ -149,16 +149,18 @@ def _part(
     if finding is None or not finding.suggests:
         raise CannotPlay(f"{name!r} plays what {part.from_finding!r} suggests, and it suggested nothing")
     suggestion = finding.suggests[0]
-    values = {**suggestion.fields, **part.fields}
+    values, kind = {**suggestion.fields, **part.fields}, suggestion.intervention
+    heads: Any = values.get("heads")
+    if heads is None and (part.top is not None or part.plays is not None):
+        asked = part.plays if part.top is None else f"the top {part.top}"
+        raise UsageError(f"{name!r} plays {asked}, and {kind} names no heads")
+    if part.plays is not None:
+        values, kind = {"heads": heads, **part.fields}, part.plays
     if part.top is not None:
-        heads: Any = values.get("heads")
-        if heads is None:
-            kind = suggestion.intervention
-            raise UsageError(f"{name!r} plays the top {part.top}, and {kind} names no heads")
         if len(heads) < part.top:
             return None
         values["heads"] = heads[: part.top]
-    return {suggestion.intervention: values}
+    return {kind: values}
 
 
 def requests_of(stage: Stage, model: Any = None) -> list[dict[str, Any]]:

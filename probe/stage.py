@@ -32,6 +32,11 @@ class FromFinding(Strict):
         ge=1,
         description="Only the first so many of the suggested heads, strongest first; not played where there are fewer.",
     )
+    plays: str | None = Field(
+        default=None,
+        description="Name of another intervention that takes the suggested heads as its `heads`; of the suggestion it "
+        "takes nothing else.",
+    )
 
 
 class MatchedControl(Strict):

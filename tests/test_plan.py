@@ -55,6 +55,18 @@ def test_a_dose_of_more_heads_than_were_found_is_left_out_with_its_control() -> 
     assert {p.name for p in played} == {"top-4", "others-4"}
 
 
+def test_another_intervention_takes_the_suggested_heads_and_nothing_else() -> None:
+    kept = {"from_finding": "retrieval_heads", "top": 2, "plays": "full_and_streaming_heads", "fields": {"budget": 32}}
+    conditions = {
+        "kept": {"intervention": kept},
+        "others": {"role": "control", "intervention": {"matched_to": "kept", "draws": 1}},
+    }
+    asked = Stage.model_validate({"name": "kept", "conditions": conditions})
+    first, second = resolve(asked, found(), lambda heads, draws: [(((0, 1), (0, 2)), 1.0)])
+    assert first.intervention == {"full_and_streaming_heads": {"heads": HEADS[:2], "budget": 32}}
+    assert second.intervention == {"full_and_streaming_heads": {"heads": [[0, 1], [0, 2]], "budget": 32}}
+
+
 def test_a_suggestion_without_heads_has_no_top() -> None:
     with pytest.raises(UsageError, match="plays the top 1, and scale names no heads"):
         resolve(stage(1), found("scale", factor=2), lambda heads, draws: [])
