@@ -135,7 +135,9 @@ def _resolve(
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return []
-    whole = known[0] if len(known) == 1 else {"together": {"interventions": [dict(part) for part in known]}}
+    # What a finding suggests may be several itself.
+    flat = [each for part in known for each in part.get("together", {}).get("interventions", [dict(part)])]
+    whole = flat[0] if len(flat) == 1 else {"together": {"interventions": flat}}
     return [dataclasses.replace(plain, intervention=whole)]
 
 

@@ -62,7 +62,11 @@ Named = dict[str, dict[str, JsonValue]]
 
 Part = Annotated[
     Annotated[FromFinding, Tag("<finding>")] | Annotated[Named, Tag("<named>")],
-    Discriminator(_kind_of_intervention),
+    Discriminator(
+        _kind_of_intervention,
+        custom_error_type="part_of_a_list",
+        custom_error_message="a list holds interventions and what findings suggest, neither lists nor matched_to",
+    ),
 ]
 
 Intervention = Annotated[
