@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,22 +24,24 @@ if TYPE_CHECKING:
 QUESTION = "Which tokens, channels, layers and heads could the cache lose, and what would the needle lose with them?"
 SOURCE = (
     "Policies in one cut at the end of the prompt: StreamingLLM (Xiao et al. 2023, 2309.17453), SnapKV (Li et al. "
-    "2024, 2404.14469), H2O (Zhang et al. 2023, 2306.14048; sums over past queries alone), key norm (Devoto et al. "
-    "2024, 2406.11430); channels: ThinK (2407.21018, in kvpress' form); layers: MiniCache (2405.14366). Retained "
-    "attention and its margin: this toolkit's own, of the form of MInference's score (2407.02490)"
+    "2024, 2404.14469), H2O (Zhang et al. 2023, 2306.14048; sums over past queries alone), TOVA (Oren et al. 2024, "
+    "2401.06104), key norm (Devoto et al. 2024, 2406.11430); channels: ThinK (2407.21018, in kvpress' form); layers: "
+    "MiniCache (2405.14366). Retained attention and its margin: this toolkit's own, of the form of MInference's score "
+    "(2407.02490)"
 )
 HEADLINE = "SnapKV"
 RANDOM = len(POLICIES) - 1
 _COLUMNS = (
     "policy", "budget", "sees_the_question", "retained_attention", "low", "high", "retained_without_sinks",
-    "needle_tokens_kept", "needle_attention_kept", "needle_low", "needle_high",
+    "needle_tokens_kept", "needle_attention_kept", "needle_low", "needle_high", "needle_kept_whole",
+    "needle_kept_in_part",
 )  # fmt: skip
 
 
 def _needs(*, window: int = 32, ranks: int = 256, **_: Any) -> Needs:
     return {
         "top_keys": {"k": ranks},
-        "window_mass": {"window": window},
+        "window_mass": [{"window": window}, {"window": 1}],
         "received_mass": {},
         "key_norm": {},
         "key_channel_energy": {},
@@ -132,8 +135,9 @@ def _finding(
         f"Used: {len(retained)} prompts. At most {100 * max(each.unseen for each in readings):.2g} % of attention "
         "lies below the captured ranks, and counts as lost.",
         f"Refuted means: with 95 % certainty the gain over random eviction is at most {100 * margin:g} points.",
-        "SnapKV and, in part, H2O choose after having seen the question, where the prompt ends with it; StreamingLLM "
-        "and key norm do not.",
+        "SnapKV, TOVA and, in part, H2O choose after having seen the question, where the prompt ends with it; "
+        "StreamingLLM and key norm do not.",
+        "Kept whole: the share of key-value heads in which all of the needle's tokens stay; in part: any of them.",
         "No policy has seen the queries that are measured: sums over queries leave out those of the answer.",
         "Retained attention is on the whole cache's attention: it does not say what the model would answer.",
     ]
@@ -155,9 +159,19 @@ def _finding(
         details=tuple(_details(traces, heads, rows, budgets, at, seed)),
         columns=_COLUMNS,
         table=tuple(rows),
-        figures=tuple(cache_figures(retained / 100, rows, heads[:, 0, at].mean(axis=0), budgets, at, seed)),
+        figures=tuple(
+            cache_figures(retained / 100, rows, heads[:, 0, at].mean(axis=0), _needle(readings, at), budgets, at, seed)
+        ),
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _needle(readings: list[CacheReading], at: int) -> Floats:
+    """Return each head's share of the needle's attention that the headline's policy keeps, mean over the prompts in
+    which it has any, `[layer head]`."""
+    each = np.stack([reading.needle_by_head[POLICIES.index(HEADLINE), at] for reading in readings])
+    number = np.isfinite(each).sum(axis=0)
+    return np.divide(np.nansum(each, axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
 def _name(policy: str, budget: float) -> str:
@@ -192,7 +206,14 @@ def _rows(
                 float(np.mean(tokens)) if tokens else None,
             ]
             kept = float(by_cluster(needle, [r.prompt for r in there]).mean()) if there else None
-            rounded = [None if x is None else round(x, 5) for x in (*numbers, kept, needle_low, needle_high)]
+            found = [r for r in readings if np.isfinite(r.needle_whole[p, b])]
+            names = [r.prompt for r in found]
+            by_span = [
+                float(by_cluster([float(of(r)[p, b]) for r in found], names).mean()) if found else None
+                for of in (attrgetter("needle_whole"), attrgetter("needle_in_part"))
+            ]
+            numbers = [*numbers, kept, needle_low, needle_high, *by_span]
+            rounded = [None if x is None else round(x, 5) for x in numbers]
             yield (policy, budget, AWARE[policy], *rounded)
 
 

@@ -17,9 +17,12 @@ Floats = NDArray[np.float64]
 
 
 def cache_figures(
-    retained: Floats, rows: Sequence[tuple[Any, ...]], streaming: Floats, budgets: Sequence[float], at: int, seed: int
-) -> Iterator[Figure]:
-    """Yield the figures for retained attention `[prompt policy budget]`, the table, and heads `[layer head]`."""
+    retained: Floats, rows: Sequence[tuple[Any, ...]], streaming: Floats, needle: Floats, budgets: Sequence[float],
+    at: int, seed: int,
+) -> Iterator[Figure]:  # fmt: skip
+    """Yield the figures for retained attention `[prompt policy budget]`, the table, and two of heads `[layer head]`:
+    what StreamingLLM retains, and what SnapKV keeps of the attention on the needle (NaN where a head has none).
+    """
     ends = mean_ends(retained, bounds=(0.0, 1.0), seed=seed) if len(retained) > 1 else None
     yield chart.figure(
         "cache_retained",
@@ -64,6 +67,16 @@ def cache_figures(
         data,
         layout,
     )
+    if np.isfinite(needle).any():
+        data, layout = chart.atlas(np.nan_to_num(needle), np.isfinite(needle), unit="needle's attention kept")
+        yield chart.figure(
+            "cache_needle_heads",
+            "Which heads still see the needle",
+            f"Of each head's attention on the needle, the share on tokens that SnapKV's cut keeps at "
+            f"{100 * budgets[at]:g} % of the tokens, layer 0 at the bottom. SnapKV has seen the question.",
+            data,
+            layout,
+        )
 
 
 def _style(p: int) -> dict[str, Any]:

@@ -20,10 +20,13 @@ Kept = NDArray[np.bool_]
 
 NUM_SINK: Final = 4
 """First keys that count as sinks."""
-POLICIES: Final = ("StreamingLLM", "SnapKV", "H2O", "key norm", "random")
+POLICIES: Final = ("StreamingLLM", "SnapKV", "H2O", "TOVA", "key norm", "random")
 """The policies, as tables name them; the last is the control."""
-AWARE: Final = {"StreamingLLM": "no", "SnapKV": "yes", "H2O": "in part", "key norm": "no", "random": "no"}
+AWARE: Final = {
+    "StreamingLLM": "no", "SnapKV": "yes", "H2O": "in part", "TOVA": "yes", "key norm": "no", "random": "no",
+}  # fmt: skip
 """Whether a policy has seen the question when it chooses, where the prompt ends with it."""
+_LAST = "window_mass_window_1"
 _DRAWS: Final = 4
 
 
@@ -40,8 +43,14 @@ class CacheReading:
     needle_attention: Floats
     """Of those rows' attention on the needle, over all heads, the share on tokens that are kept; NaN where it has none,
     or there is no needle; `[policy budget]`."""
+    needle_by_head: Floats
+    """The same of each head, `[policy budget layer head]`."""
     needle_tokens: Floats
     """Share of the needle's tokens that are kept, mean over layers and key-value heads, `[policy budget]`."""
+    needle_whole: Floats
+    """Share of the layers' key-value heads that keep all of the needle's tokens, `[policy budget]`."""
+    needle_in_part: Floats
+    """Share of those that keep any of them, `[policy budget]`."""
     unseen: float
     """Attention below the ranks that were captured, mean over rows and heads: how far the bound may be off."""
 
@@ -66,7 +75,7 @@ def cache_readings(
             left_out.add("an answer of one token leaves no query after the cache was cut")
         else:
             usable.append(trace)
-    for name in (votes, "received_mass", "key_norm", ranks_name(usable)):
+    for name in (votes, _LAST, "received_mass", "key_norm", ranks_name(usable)):
         usable = holding(usable, name, left_out)
     for trace in usable:
         reading = _reading(trace, budgets, window, votes, seed)
@@ -83,14 +92,29 @@ def ranks_name(traces: Sequence[Trace]) -> str:
     return max(names, key=lambda name: (traces[0].dataset[name].sizes["rank"], name)) if names else "top_keys"
 
 
-def policy_scores(policy: str, votes: Floats, received: Floats, norm: Floats, generator: np.random.Generator) -> Floats:
-    """Return what a policy sorts keys by, `[layer kv_head key]`, the largest kept."""
+def policy_scores(
+    policy: str,
+    votes: Floats,
+    received: Floats,
+    last: Floats,
+    norm: Floats,
+    window: int,
+    generator: np.random.Generator,
+) -> Floats:
+    """Return what a policy sorts keys by, `[layer kv_head key]`, the largest kept.
+
+    Of that shape each: what keys receive from the last queries, from all, from the last one alone, and their norms.
+    """
     if policy == "SnapKV":
-        # Its mean over five neighbours, which leaves whole pieces of text rather than single tokens.
-        padded = np.pad(votes, ((0, 0), (0, 0), (2, 2)))
+        # The mean over five neighbours, which leaves whole pieces of text rather than single tokens; as in the authors'
+        # code, nothing of the last tokens, which stay anyway, is in it.
+        padded = np.pad(votes[..., : votes.shape[-1] - window], ((0, 0), (0, 0), (2, 2 + window)))
         return np.asarray(sum(padded[..., at : at + votes.shape[-1]] for at in range(5)) / 5, np.float64)
     if policy == "H2O":
         return received
+    if policy == "TOVA":
+        # The same tokens for all heads of a layer.
+        return np.broadcast_to(last.mean(axis=1, keepdims=True), last.shape)
     if policy == "key norm":
         return -norm
     return generator.random(norm.shape)
@@ -117,9 +141,9 @@ def _reading(trace: Trace, budgets: Sequence[float], window: int, votes_name: st
     num, name = len(trace.sample), ranks_name([trace])
     keys = trace[name].transpose("layer", "head", "row", "rank").to_numpy()
     mass = trace[f"{name}_probability"].transpose("layer", "head", "row", "rank").to_numpy().astype(np.float64)
-    votes, received = (_by_key(trace, each, "head", num) for each in (votes_name, "received_mass"))
+    votes, received, last = (_by_key(trace, each, "head", num) for each in (votes_name, "received_mass", _LAST))
     norm = _by_key(trace, "key_norm", "kv_head", num)
-    if not all(np.isfinite(each).all() for each in (mass, votes, received, norm)):
+    if not all(np.isfinite(each).all() for each in (mass, votes, received, last, norm)):
         return None
     keys, mass = keys[:, :, 1:], mass[:, :, 1:]
     inside = (keys >= 0) & (keys < num)
@@ -130,7 +154,7 @@ def _reading(trace: Trace, budgets: Sequence[float], window: int, votes_name: st
     np.add.at(later, (layer, head, index), np.where(inside, mass, 0.0))
     group = votes.shape[1] // norm.shape[1]
     past = np.maximum(received - later, 0).reshape(len(votes), -1, group, num).mean(axis=2)
-    votes = votes.reshape(len(votes), -1, group, num).mean(axis=2)
+    votes, last = (each.reshape(len(votes), -1, group, num).mean(axis=2) for each in (votes, last))
     needle = np.zeros(num, bool)
     for span in trace.sample.spans:
         if span.name == "needle":
@@ -138,34 +162,43 @@ def _reading(trace: Trace, budgets: Sequence[float], window: int, votes_name: st
     on_needle = np.where(inside & needle[index], mass, 0.0)
     sinks = np.where(inside & (index < NUM_SINK), mass, 0.0).sum(axis=-1)
     unseen = np.clip(1 - mass.sum(axis=-1), 0.0, 1.0)
-    shape = len(POLICIES), len(budgets)
-    retained = np.zeros((*shape, *mass.shape[:2]))
-    apart, attention, tokens = np.zeros_like(retained), np.full(shape, np.nan), np.full(shape, np.nan)
+    on_needle_by_head = on_needle.sum(axis=(2, 3))
+    whole, by_head = (len(POLICIES), len(budgets)), (len(POLICIES), len(budgets), *mass.shape[:2])
+    retained, apart, needle_by_head = np.zeros(by_head), np.zeros(by_head), np.full(by_head, np.nan)
+    attention, tokens, every, any_token = (np.full(whole, np.nan) for _ in range(4))
     for p, policy in enumerate(POLICIES):
         for b, budget in enumerate(budgets):
             size = round(budget * num)
-            draws = _DRAWS if policy == "random" else 1
-            parts = []
-            for draw in range(draws):
+            parts: list[tuple[Floats, ...]] = []
+            for draw in range(_DRAWS if policy == "random" else 1):
                 generator = np.random.default_rng([seed, b, draw, num])
-                kept = kept_keys(policy, policy_scores(policy, votes, past, norm, generator), size, window)
-                heads = np.repeat(kept, group, axis=1)
-                there = heads[layer, head, index] | ~inside
+                kept = kept_keys(
+                    policy, policy_scores(policy, votes, past, last, norm, window, generator), size, window
+                )
+                there = np.repeat(kept, group, axis=1)[layer, head, index] | ~inside
                 lost = np.where(there, 0.0, mass)
                 lost_apart = np.where(index < NUM_SINK, 0.0, lost).sum(axis=-1)
                 parts.append(
                     (
                         (1 - lost.sum(axis=-1) - unseen).mean(axis=-1),
                         (1 - np.minimum(1, (lost_apart + unseen) / np.maximum(1 - sinks, 1e-9))).mean(axis=-1),
-                        (on_needle * there).sum() / on_needle.sum() if on_needle.sum() else np.nan,
-                        kept[..., needle].mean() if needle.any() else np.nan,
+                        (on_needle * there).sum(axis=(2, 3)),
+                        kept[..., needle],
                     )
                 )
             retained[p, b], apart[p, b] = (np.mean([part[i] for part in parts], axis=0) for i in (0, 1))
-            attention[p, b], tokens[p, b] = (float(np.mean([part[i] for part in parts])) for i in (2, 3))
+            stays = np.mean([part[2] for part in parts], axis=0)
+            if on_needle_by_head.sum():
+                attention[p, b] = stays.sum() / on_needle_by_head.sum()
+            np.divide(stays, on_needle_by_head, out=needle_by_head[p, b], where=on_needle_by_head > 0)
+            if needle.any():
+                found = [part[3] for part in parts]
+                tokens[p, b], every[p, b] = np.mean(found), np.mean([each.all(axis=-1) for each in found])
+                any_token[p, b] = np.mean([each.any(axis=-1) for each in found])
     return CacheReading(
-        trace.sample.name, trace.unit, np.clip(retained, 0, 1), apart, attention, tokens, float(unseen.mean())
-    )
+        trace.sample.name, trace.unit, np.clip(retained, 0, 1), apart, attention, needle_by_head, tokens, every,
+        any_token, float(unseen.mean()),
+    )  # fmt: skip
 
 
 def _by_key(trace: Trace, name: str, heads: str, num: int) -> Floats:

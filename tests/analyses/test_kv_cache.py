@@ -88,7 +88,35 @@ def test_small_key_norms_stay():
     assert row(kv_cache(traces), "key norm")["retained_attention"] == pytest.approx(by_hand(traces, keep)[0], abs=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["StreamingLLM", "SnapKV", "H2O", "key norm", "random"])
+def test_tova_keeps_what_the_last_query_looks_at_the_same_in_all_heads():
+    traces = effects.planted(0.4, 9)
+
+    def keep(trace):
+        last = trace["window_mass_window_1"].values
+        kept = np.zeros(last.shape, bool)
+        for layer in range(len(last)):
+            kept[layer][:, np.argsort(last[layer].sum(0))[-64:]] = True
+        return kept
+
+    retained, needle = by_hand(traces, keep)
+    found = row(kv_cache(traces), "TOVA")
+    assert found["retained_attention"] == pytest.approx(retained, abs=1e-4)
+    assert found["needle_attention_kept"] == pytest.approx(needle, abs=1e-4)
+    whole = np.mean(
+        [keep(trace)[..., trace.sample.span("needle").start :][..., :12].all(-1).mean() for trace in traces]
+    )
+    part = np.mean([keep(trace)[..., trace.sample.span("needle").start :][..., :12].any(-1).mean() for trace in traces])
+    assert found["needle_kept_whole"] == pytest.approx(whole, abs=1e-4)
+    assert found["needle_kept_in_part"] == pytest.approx(part, abs=1e-4)
+
+
+def test_what_each_head_still_sees_of_the_needle():
+    traces = effects.planted(0.8, 10)
+    figure = next(each for each in kv_cache(traces).figures if each.name == "cache_needle_heads")
+    assert "SnapKV" in figure.caption
+
+
+@pytest.mark.parametrize("policy", ["StreamingLLM", "SnapKV", "H2O", "TOVA", "key norm", "random"])
 def test_every_policy_keeps_as_much(policy):
     score = np.random.default_rng(0).random((2, 3, 200))
     assert (kept_keys(policy, score, 70, 32).sum(-1) == 70).all()

@@ -20,14 +20,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
-def trace(index: int, votes: np.ndarray, received: np.ndarray, norm: np.ndarray, rows: np.ndarray, place: int) -> Any:
-    """One prompt with these `[layer head key]`, and the attention of its rows `[layer head row key]`."""
+def trace(index: int, window: np.ndarray, received: np.ndarray, norm: np.ndarray, rows: np.ndarray, place: int) -> Any:
+    """One prompt with these `[layer head key]`, and the attention `[layer head query key]` of its last queries and of
+    its rows."""
     order = np.argsort(-rows, axis=-1, kind="stable")
     tokens = tuple(range(LENGTH))
     sample = Sample(f"cache-{index}", tokens, spans=(Span("needle", place, place + 12),), answer_tokens=(1, 2, 3))
     heads = ("layer", "head", "row", "rank")
     arrays = {
-        "window_mass": (("layer", "head", "key"), votes),
+        "window_mass": (("layer", "head", "key"), window.sum(2)),
+        "window_mass_window_1": (("layer", "head", "key"), window[:, :, -1]),
         "received_mass": (("layer", "head", "key"), received + rows[:, :, 1:].sum(2)),
         "key_norm": (("layer", "kv_head", "key"), norm),
         "top_keys_k_256": (heads, order),
@@ -49,7 +51,7 @@ def _traces(generator: np.random.Generator, strength: float, sharpness: float) -
         traces.append(
             trace(
                 index,
-                attention(WINDOW).sum(2),
+                attention(WINDOW),
                 attention(WINDOW).sum(2),
                 1 + generator.random((*SHAPE, LENGTH)),
                 attention(NUM_ROWS),
