@@ -63,6 +63,11 @@ class merge_layers(ChangeOfCalls):
         if self.phase == "prefill":
             raise UsageError("merge_layers: phase 'prefill' leaves nothing: the prompt is merged when it has ended")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"merged layers"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`; raises `UsageError` where no two adjacent layers can be merged."""
         upper_of = dict(self._pairs(model))

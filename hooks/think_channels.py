@@ -58,6 +58,11 @@ class think_channels(ChangeOfCalls):
         if self.phase == "prefill":
             raise UsageError("think_channels: phase 'prefill' leaves nothing: it acts from the prompt's end on")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"key channels"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfCalls.change`."""
         _ = model
