@@ -73,11 +73,6 @@ class kvpress(ChangeOfCalls):
         """See `Intervention.sets`."""
         return frozenset({"cache"})
 
-    @property
-    def sets(self) -> frozenset[str]:
-        """See `Intervention.sets`."""
-        return frozenset({"cache"})
-
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
         _ = model, sample
