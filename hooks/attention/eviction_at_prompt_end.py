@@ -6,24 +6,28 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.errors import UsageError
+from probe.hooks.attention.chosen_heads import check_choice
 from probe.hooks.attention.eviction import FOREVER, Eviction, Kept, logits_of_rows, probabilities
+from probe.hooks.sequence.sample_read import sample_read
 from probe.kernels.call import Call
+from probe.sample import Sample
 
 LastToken = Literal["evicted", "full"]
+Question = Literal["seen", "unseen"]
 
 
 @dataclass(frozen=True)
 class EvictionAtPromptEnd(Eviction):
     """A policy that evicts once: the prompt's queries see the full cache, the decoded ones what was kept of it.
 
-    Tokens decoded later all stay. A subclass gives `kept_keys`, and in `num_observed` the queries that it looks at.
+    Tokens that come later all stay. A subclass gives `kept_keys`, and in `num_observed` the queries that it looks at.
     """
 
     last_token: LastToken = "evicted"
@@ -31,12 +35,34 @@ class EvictionAtPromptEnd(Eviction):
     `full` as in the papers, which give that token for free. The choice is the same: the last token's query and key are
     part of what it is made from."""
 
+    question: Question = "seen"
+    """Whether the choice is made when the prompt has gone through, the question `seen`; or before the span `question`
+    of the sample that is read, `unseen`: the question's tokens then read the evicted cache, as the answer's do. A cache
+    that is kept for many questions is of the second kind (NVIDIA's kvpress measures it so), and the two differ much."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.last_token not in get_args(LastToken):
+        for name, kinds in (("last_token", LastToken), ("question", Question)):
+            check_choice(type(self).__name__, name, getattr(self, name), kinds)
+        if self.question == "unseen" and self.last_token == "full":
             raise UsageError(
-                f"{type(self).__name__}: last_token is {self.last_token!r}; expected {', '.join(get_args(LastToken))}"
+                f"{type(self).__name__}: last_token full and question unseen contradict each other: the prompt's last "
+                "token comes after what is chosen before the question"
             )
+
+    def check(self, model: Any, sample: Sample) -> None:
+        """See `Intervention.check`."""
+        super().check(model, sample)
+        if self.question == "unseen":
+            self._question(sample)
+
+    def _question(self, sample: Sample | None) -> int:
+        """Return where the question begins."""
+        found = [] if sample is None else [span.start for span in sample.spans if span.name == "question"]
+        if not found or found[0] == 0:
+            where = "no sample is being read" if sample is None else f"sample {sample.name!r} has none after some text"
+            raise UsageError(f"{type(self).__name__}: question unseen needs a span `question`, and {where}")
+        return found[0]
 
     @property
     def num_observed(self) -> int:
@@ -50,22 +76,31 @@ class EvictionAtPromptEnd(Eviction):
     def evict(self, before: Kept, call: Call) -> Kept:
         """See `Eviction.evict`."""
         pieces: tuple[Call, ...] = before.memory or ()
-        if before.decoded_from is None:
+        first, stop = self._begins(before), call.query_start + call.num_queries
+        if first is not None and call.query_start > first:
+            return before
+        if first is None or stop <= first:
             # Back to where this call begins as much must be known as was there.
             needed = [each for each in pieces if _stop(each) > call.query_start - self.num_observed]
             return dataclasses.replace(before, memory=(*needed, _without_keys(call)) if self.num_observed else ())
-        if call.query_start > before.decoded_from:
-            return before
-        end = before.decoded_from + 1
+        end = first if self.question == "unseen" or self.last_token == "full" else first + 1
         if end <= (budget := self.tokens(before)):
             return before
         kept = self.kept_keys(Observed((*pieces, _without_keys(call)), call, end), budget)
+        position = torch.arange(end, dtype=torch.int32, device=before.until.device)
         until = before.until.clone()
-        until[:, : end - 1] = end - (self.last_token == "evicted")
         # A token that does not stay sees itself all the same.
-        until[:, end - 1] = end
+        until[:, :end] = (position + 1).clamp(min=first)
         until.scatter_(1, kept.to(until.device), FOREVER)
         return dataclasses.replace(before, until=until)
+
+    def _begins(self, before: Kept) -> int | None:
+        """Return the position of the first query that reads the evicted cache; None where that is not known yet."""
+        if self.question == "unseen":
+            return self._question(sample_read())
+        if before.decoded_from is None:
+            return None
+        return before.decoded_from + (self.last_token == "full")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +110,9 @@ class Observed:
     pieces: tuple[Call, ...]
     """The calls in which its last queries came, without their keys."""
     call: Call
-    """The call that begins the decoding, with all the keys."""
+    """The call in which eviction begins, with all the keys."""
     end: int
-    """Tokens in the cache that is to be evicted from: the prompt's."""
+    """Tokens in the cache that is to be evicted from: the prompt's, or those before its question."""
 
     @property
     def key(self) -> Float[Tensor, "kv_head key channel"]:

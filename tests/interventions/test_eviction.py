@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -15,11 +16,12 @@ from probe.hooks.full_and_streaming_heads import full_and_streaming_heads
 from probe.hooks.heavy_hitters import heavy_hitters
 from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent
 from probe.hooks.key_norm import key_norm
+from probe.hooks.sequence.sample_read import reading
 from probe.hooks.snapkv import snapkv
 from probe.hooks.tova import tova
 from probe.kernels.attention_output import attention_output
 from probe.kernels.call import Call
-from probe.sample import Sample
+from probe.sample import Sample, Span
 from tests.interventions.dense_model import MODELS, dense_logits, tokens
 
 PROMPT, NEW = 40, 9
@@ -75,6 +77,33 @@ def test_decoded_tokens_agree_with_the_definition(policy: Any) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(pieces, found, rtol=1e-5, atol=2e-5)
     assert not torch.allclose(found, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2048, 7])
+@pytest.mark.parametrize(
+    "policy", [snapkv(12, window=4, question="unseen"), key_norm(9, layers=[1], question="unseen")]
+)
+def test_what_is_kept_before_the_question_does_not_know_it(policy: Any, chunk_tokens: int) -> None:
+    """As after a prompt that ends where the question begins, and is read whole."""
+    model, ids, begins = MODELS["llama"](), tokens(PROMPT + NEW, seed=3), PROMPT - 11
+    prompt = Sample("one", tuple(ids[:PROMPT]), (Span("question", begins, PROMPT),))
+    before = dataclasses.replace(policy, question="seen", last_token="full")
+    expected = dense_logits(model, ids, definition_of(before, model, begins))[PROMPT - 1 :]
+    with policy(model), reading(prompt):
+        found = decoded(model, ids, chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_an_unseen_question_needs_its_span() -> None:
+    policy, model = key_norm(9, question="unseen"), probe.load(MODELS["llama"]())
+    with pytest.raises(
+        UsageError, match="key_norm: question unseen needs a span `question`, and sample 'one' has none"
+    ):
+        policy.check(model, sample(tokens(30), []))
+    with policy(model), pytest.raises(UsageError, match="no sample is being read"):
+        model.prefill(tokens(30))
+    with pytest.raises(UsageError, match="last_token full and question unseen contradict"):
+        key_norm(9, question="unseen", last_token="full")
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=repr)
