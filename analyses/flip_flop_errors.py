@@ -51,10 +51,12 @@ def flip_flop_errors(
     *,
     margin: float = 0.01,
     half: Literal["find", "test", "both"] | None = None,
+    condition: str | None = None,
     seed: int = 0,
 ) -> Finding:
     """Measure the share of last reads that are wrong, by language FFL(p), by length and by the age of the last write.
 
+    Measured are reads with nothing done, or under the condition that is named (an intervention's, say).
     Each text asks one question, so that reads are independent and their intervals exact. The headline is the language
     with the most errors, beside FFL(0.8), or the language nearest to it; the test is Fisher's exact one between the
     two, one-sided, times the number of languages. Supported: p < 0.05 while the model can do the task (its errors on
@@ -67,14 +69,16 @@ def flip_flop_errors(
     write is *diluted* as it grows old, and *drifts* to earlier ones. Attention does not prove that a head is the cause.
     """
     left_out = LeftOut()
-    reads = list(_reads(selected(run, half=half), left_out))
+    traces = selected(run, half=half) if condition is None else selected(run, role=None, half=half)
+    reads = list(_reads([t for t in traces if condition in (None, t.condition)], left_out))
     places = sorted({(read.p, read.length) for read in reads})
     said: dict[str, Any] = {
         "analysis": "flip_flop_errors",
         "question": QUESTION,
-        "definition": "Share of texts whose last read is answered with another token than the bit last written.",
+        "definition": "Share of texts whose last read is answered with another token than the bit last written"
+        + ("." if condition is None else f", under the condition {condition}."),
         "source": SOURCE,
-        "parameters": {"margin": margin, "half": half, "seed": seed},
+        "parameters": {"margin": margin, "half": half, "condition": condition, "seed": seed},
         "evidence": tuple(read.unit for read in reads),
         "columns": ("p_ignored", "length_tokens", "age_pairs", "num_reads", "num_wrong", "error", "low", "high"),
         "table": tuple(_rows(reads)),

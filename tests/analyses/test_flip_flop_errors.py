@@ -128,3 +128,16 @@ def test_attention_that_does_not_change_with_age_is_neither_diluted_nor_drifts(s
         inside += details["drift"].interval.low <= 0 <= details["drift"].interval.high
     # Of 60 exact intervals fewer than 51 would hold the truth in one of a thousand seeds; 40 reads cost some.
     assert inside >= 50
+
+
+def test_a_condition_s_reads_are_measured_where_it_is_named(sample, trace):
+    """What an intervention was on for is no baseline, and a baseline is nobody's condition."""
+    made = texts(sample, trace, {0.8: 0.0, 0.98: 0.2})
+    under = texts(sample, trace, {0.8: 0.0, 0.98: 0.5})
+    for each in under:
+        each.condition, each.facts = "sharper", {**each.facts, "role": "treatment"}
+    assert flip_flop_errors([*made, *under]).measured.value == pytest.approx(0.2)
+    finding = flip_flop_errors([*made, *under], condition="sharper")
+    assert finding.measured.value == pytest.approx(0.5)
+    assert "under the condition sharper" in finding.definition
+    assert flip_flop_errors(made, condition="sharper").verdict == "inconclusive"
