@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from probe import chart
 from probe.analysis import analysis
 from probe.errors import UsageError
-from probe.finding import Figure, Finding, Measurement, Verdict
+from probe.finding import Figure, Finding, Measurement, Suggestion, Verdict
 from probe.intervals import FEWEST_PROMPTS, by_cluster, clopper_pearson, cluster_bootstrap
 from probe.selection import LeftOut, holding, selected
 
@@ -41,6 +41,8 @@ class _Reading:
     """That over the median absolute channel of the same token, `[layer token]`."""
     channel: NDArray[np.int64]
     """Which channel it is, `[layer token]`."""
+    layers: tuple[int, ...]
+    """The layers, as the model counts them."""
 
     @property
     def at(self) -> tuple[int, int]:
@@ -68,7 +70,8 @@ def massive_activations(
     same token after the same layer (Sun et al. 2024). The paper calls its bounds loose, and the absolute one means
     nothing for a small model: the ratio alone is reported beside it. Supported: with 95 % certainty most prompts hold
     one; refuted: with as much certainty most hold none (exact intervals over prompts; this toolkit's own verdict).
-    Positions beyond the first are the control: a sink's token towers, an ordinary one does not.
+    Positions beyond the first are the control: a sink's token towers, an ordinary one does not. Where supported, it
+    suggests to set the channels to zero after the layer that makes them (`set_activations`).
     """
     if not least >= 0 or not times_median > 1:
         raise UsageError(f"least {least} and times_median {times_median}: expected 0 or more, and more than 1")
@@ -142,6 +145,7 @@ def massive_activations(
         columns=("layer", "first_token_ratio", "other_tokens_ratio", "largest_value", "its_token", "its_channel"),
         table=tuple(_rows(readings)),
         figures=(_figure(readings, times_median),),
+        suggests=tuple(_suggestions(readings, massive, least, times_median)) if verdict == "supported" else (),
         notes=(*left_out.notes(), *([few] if verdict == "inconclusive" else [])),
     )
 
@@ -166,8 +170,8 @@ def _readings(traces: Sequence[Trace], left_out: LeftOut) -> Iterator[_Reading]:
         if not (np.isfinite(value).all() and (median > 0).all()):
             left_out.add("the residual stream was not finite, or its median was 0")
             continue
-        value = value.astype(np.float64)
-        yield _Reading(trace.sample.name, trace.unit, value, value / median, channel.astype(np.int64))
+        value, layers = value.astype(np.float64), tuple(arrays[0]["layer"].to_numpy().tolist())
+        yield _Reading(trace.sample.name, trace.unit, value, value / median, channel.astype(np.int64), layers)
 
 
 def _massive(reading: _Reading, least: float, times_median: float) -> NDArray[np.bool_]:
@@ -203,6 +207,23 @@ def _details(readings: list[_Reading], seed: int) -> tuple[tuple[Measurement, ..
             [float(r.value[at]) for r, at in zip(readings, places, strict=True)],
         ),
     ), where
+
+
+def _suggestions(
+    readings: list[_Reading], massive: list[NDArray[np.bool_]], least: float, times_median: float
+) -> Iterator[Suggestion]:
+    """Suggest to set the channels to zero after the layer that makes them, in most prompts the first to show them."""
+    first = [int(marks.any(-1).argmax()) for marks in massive if marks.any()]
+    index = max(set(first), key=lambda at: (first.count(at), -at))
+    channels = sorted({int(c) for r, m in zip(readings, massive, strict=True) for c in r.channel[index][m[index]]})
+    layer = readings[0].layers[index]
+    fields: dict[str, JsonValue] = {"layer": layer, "channels": [*channels], "values": "zero", "positions": "massive"}
+    yield Suggestion(
+        intervention="set_activations",
+        fields={**fields, "least": least, "times_median": times_median},
+        reason=f"After layer {layer} they first stand in channels {', '.join(map(str, channels))}: what is the model "
+        "without them, and what with their mean (values mean, with a reference)?",
+    )
 
 
 def _rows(readings: list[_Reading]) -> Iterator[tuple[JsonValue, ...]]:

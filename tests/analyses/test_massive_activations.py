@@ -5,6 +5,8 @@ import pytest
 
 from probe.analyses.massive_activations import massive_activations
 from probe.errors import MissingStatistic, UsageError
+from probe.hooks.intervention import Intervention
+from probe.hooks.set_activations import set_activations
 from tests.analyses.conftest import make_sample, make_trace
 from tests.effects.massive_activations import NUM_TOKENS, planted, stream, traces
 
@@ -68,3 +70,10 @@ def test_what_cannot_be_read_is_counted_or_refused():
         massive_activations([make_trace(make_sample(0))])
     with pytest.raises(UsageError, match="times_median 1"):
         massive_activations(good, times_median=1.0)
+
+
+def test_it_suggests_to_set_what_it_found_to_zero_and_nothing_where_it_found_none():
+    (suggestion,) = massive_activations(planted(1000.0, 3)).suggests
+    intervention = Intervention.from_json({suggestion.intervention: suggestion.fields})
+    assert intervention == set_activations(1, [7], "zero", "massive", 100.0, 1000.0)
+    assert massive_activations(planted(0.0, 3)).suggests == ()
