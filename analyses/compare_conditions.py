@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -52,6 +53,7 @@ def compare_conditions(
     by: Literal["accuracy", "answer_loss"] = "accuracy",
     margin: float | None = None,
     leave_out: Sequence[str] = (),
+    text: Sequence[str] = (),
     half: Literal["find", "test", "both"] | None = None,
     stage: str | None = None,
     seed: int = 0,
@@ -66,8 +68,9 @@ def compare_conditions(
 
     A condition is held against the baseline of the same workload, of its own stage where that has one, or against the
     condition named `baseline`. What it costs: seconds and memory of reading a prompt, where both were captured or both
-    not; the loss of the prompt's own text, where the prompt stayed the same; and that of another workload which the
-    casebook reads with and without the same intervention. Where attention was captured both ways, what became of it.
+    not; the loss of the prompt's own text, where the prompt stayed the same; and that of ordinary text, which is a
+    condition with the same intervention that asks nothing, has the role `needle_absent`, or is named in `text`, against
+    its like without an intervention. Where attention was captured both ways, what became of it.
 
     A field that was tuned must have been chosen on other samples (`choose_condition`, then `half="test"`).
     """
@@ -76,24 +79,26 @@ def compare_conditions(
         raise UsageError(f"compare_conditions: margin is above 0, not {margin}")
     left_out = LeftOut()
     readings = read_conditions(run, left_out, half=half, stage=stage)
-    names = [name for reading in readings for name in (reading.name, reading.condition)]
-    if readings and (unknown := sorted({*leave_out} - {*names})):
-        raise UsageError(
-            f"leave_out: no condition {', '.join(unknown)}; there are {', '.join(r.name for r in readings)}"
-        )
+    names = {name for reading in readings for name in (reading.name, reading.condition)}
+    for field, given in (("leave_out", leave_out), ("text", text)):
+        if readings and (unknown := sorted({*given} - names)):
+            there = ", ".join(r.name for r in readings)
+            raise UsageError(f"{field}: no condition {', '.join(unknown)}; there are {there}")
+    # Where the answer is not in the prompt, or nothing is asked, it is the text's own loss that tells.
+    texts = [r for r in readings if not r.asked or r.role == "needle_absent" or {r.name, r.condition} & {*text}]
     treated = [r for r in readings if r.intervention and baseline not in (r.condition, r.name)]
     treated = [r for r in treated if r.role != "baseline" and not {r.name, r.condition} & {*leave_out}]
+    treated = [r for r in treated if r.name not in {other.name for other in texts}]
     notes: list[str] = []
-    effects = [
-        e for r in treated if r.asked and (e := _effect(r, readings, baseline, seed, left_out, notes)) is not None
-    ]
+    found = [_effect(r, readings, texts, baseline, seed, left_out, notes) for r in treated]
+    effects = [effect for effect in found if effect is not None]
     judged = sorted(
         judge(effects, by, margin), key=lambda j: (ORDER.index(j.judgement), -j.gain.difference, j.effect.name)
     )
     verdict = verdict_of(judged, by, margin)
     parameters: dict[str, JsonValue] = {
-        "baseline": baseline, "by": by, "margin": margin, "leave_out": list(leave_out), "half": half, "stage": stage,
-        "seed": seed,
+        "baseline": baseline, "by": by, "margin": margin, "leave_out": list(leave_out), "text": list(text),
+        "half": half, "stage": stage, "seed": seed,
     }  # fmt: skip
     said: dict[str, Any] = {
         "analysis": "compare_conditions",
@@ -127,6 +132,7 @@ _UNITS = {"accuracy": "points", "answer_loss": "nats per token"}
 def _effect(
     reading: ConditionReading,
     readings: Sequence[ConditionReading],
+    texts: Sequence[ConditionReading],
     baseline: str | None,
     seed: int,
     left_out: LeftOut,
@@ -143,8 +149,8 @@ def _effect(
         notes.append(f"{reading.name} has nothing to be held against: no condition reads its prompts without it.")
         return None
     plain: list[Pair] = []
-    for other in readings:
-        if other.intervention == reading.intervention and other.workload != reading.workload and not other.asked:
+    for other in texts:
+        if other.intervention == reading.intervention:
             plain += paired(other, untouched_for(other, readings, None))[0]
     return effect_of(reading, before, plain, seed)
 
@@ -162,7 +168,7 @@ def _finding(
     cures = [each for each in judged if each.effect.reading.role != "control"] or judged
     best = max(cures, key=lambda each: (each.gain.difference, each.effect.name))
     title = _title(judged, verdict)
-    known = [b for _, b in best.effect.pairs if b.accuracy == b.accuracy]
+    known = [b for _, b in best.effect.pairs if math.isfinite(b.accuracy)]
     before = share_interval([b.accuracy for b in known], [b.prompt for b in known], seed)
     return Finding(
         **said,
@@ -301,11 +307,11 @@ def _details(each: Judged, seed: int) -> Iterator[Measurement]:
         cost = effect.cost
         yield Measurement(
             name=f"{effect.name}: time of reading a prompt, over that with nothing done, on this machine",
-            value=cost.seconds / cost.seconds_before if cost.seconds_before else None,
+            value=cost.times if math.isfinite(cost.times) else None,
             n=cost.n,
         )
         more = cost.peak_bytes - cost.peak_bytes_before
-        if more == more:
+        if math.isfinite(more):
             yield Measurement(
                 name=f"{effect.name}: largest memory while reading, more than with nothing done, on this machine",
                 value=more / 1e6,
@@ -346,4 +352,4 @@ def _notes(judged: Sequence[Judged], best: Judged, by: By, margin: float) -> Ite
             "captured on one side alone."
         )
     if len(missing) < len(judged):
-        yield "Time and memory are those of one machine, the first prompt's warming up included; another gives others."
+        yield "Time (median over prompts) and largest memory are those of one machine; another gives others."

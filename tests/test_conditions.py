@@ -112,6 +112,8 @@ def test_the_report_names_both_and_how_to_play_them(tuned: Run) -> None:
     assert "best-temperature" in text
     assert "probe.temperature(tau=0.5" in text
     assert "probe.together(interventions=[{&#39;temperature&#39;" in text
+    # In a casebook several are a list.
+    assert "intervention: [{&#34;temperature&#34;" in text
 
 
 def test_a_casebook_with_lists_survives_its_own_json(tmp_path: Path) -> None:

@@ -63,7 +63,10 @@ class Cost:
     """What reading a prompt took with and without a condition, on this machine, captured alike."""
 
     seconds: float
+    """Median over prompts: the first one read warms up."""
     seconds_before: float
+    times: float
+    """Median over prompts of the time with the condition over that without it."""
     peak_bytes: float
     peak_bytes_before: float
     n: int
@@ -143,7 +146,7 @@ def effect_of(
     accuracy = difference(pairs, "accuracy", seed)
     if accuracy is None:
         return None
-    same_text = [pair for pair in pairs if pair[0].tokens == pair[1].tokens]
+    same_text, plain = ([(a, b) for a, b in some if a.tokens == b.tokens] for some in (pairs, plain))
     lengths, depths = by_place(pairs, lambda p: p.length), by_place(pairs, lambda p: p.depth)
     return ConditionEffect(
         reading=reading,
@@ -185,8 +188,9 @@ def cost(pairs: Sequence[Pair]) -> Cost | None:
         return max((value for value in values if math.isfinite(value)), default=math.nan)
 
     return Cost(
-        seconds=float(np.mean([a.seconds for a, _ in alike])),
-        seconds_before=float(np.mean([b.seconds for _, b in alike])),
+        seconds=float(np.median([a.seconds for a, _ in alike])),
+        seconds_before=float(np.median([b.seconds for _, b in alike])),
+        times=float(np.median([a.seconds / b.seconds if b.seconds > 0 else math.nan for a, b in alike])),
         peak_bytes=largest([a.peak_bytes for a, _ in alike]),
         peak_bytes_before=largest([b.peak_bytes for _, b in alike]),
         n=len(alike),

@@ -122,7 +122,9 @@ def _sections(findings: list[Finding]) -> Iterator[_Section]:
 
 
 def _as_yaml(suggestion: Suggestion) -> str:
-    played = json.dumps({suggestion.intervention: suggestion.fields}, ensure_ascii=True)
+    several = suggestion.intervention == "together"
+    entered = suggestion.fields["interventions"] if several else {suggestion.intervention: suggestion.fields}
+    played = json.dumps(entered, ensure_ascii=True)
     return f"conditions:\n  suggested:\n    role: treatment\n    intervention: {played}"
 
 

@@ -350,6 +350,23 @@ def test_ordinary_text_is_another_workload_under_the_same_intervention() -> None
     assert detail(finding, "cure: loss of ordinary text").n == 6
 
 
+@pytest.mark.parametrize("role", ["other", "needle_absent"])
+def test_text_without_its_answer_is_ordinary_text_where_it_is_said_to_be(role: str) -> None:
+    plain = {"needle": "absent"}
+    traces = [
+        *nothing([False] * 8),
+        *read("cure", [True] * 8, intervention=SCALE),
+        *read("text", [False] * 8, role=role, text_loss=3.0, workload=plain),
+        *read("text-cure", [False] * 8, role=role, text_loss=3.4, workload=plain, intervention=SCALE),
+    ]
+    named = {"text": ["text", "text-cure"]} if role == "other" else {}
+    finding = compare_conditions(traces, **named)
+    assert {each["condition"] for each in finding.records()} == {"cure"}
+    assert detail(finding, "cure: loss of ordinary text").value == pytest.approx(0.4)
+    with pytest.raises(UsageError, match="text: no condition txt"):
+        compare_conditions(traces, text=["txt"])
+
+
 def test_what_became_of_attention_is_said_where_it_was_captured() -> None:
     traces = [*nothing([False] * 6), *read("cure", [True] * 6, intervention=SCALE)]
     for i, trace in enumerate(traces):

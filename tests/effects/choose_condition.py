@@ -8,15 +8,15 @@ STRENGTHS = compare_conditions.STRENGTHS
 
 
 def null(seed: int) -> list[Any]:
-    """Synthetic: 40 prompts under four settings, each of which breaks as many answers as it rescues."""
+    """Synthetic: 60 prompts under four settings, each of which breaks as many answers as it rescues."""
     return compare_conditions.null(seed)
 
 
 def null_all_alike(seed: int) -> list[Any]:
-    """Synthetic: 40 prompts under four settings that change nothing at all."""
+    """Synthetic: 60 prompts under four settings that change nothing at all."""
     return compare_conditions.null_all_alike(seed)
 
 
 def planted(strength: float, seed: int) -> list[Any]:
-    """One of four settings turns this share of the wrong answers right, the others a tenth."""
+    """One of four settings turns this share of the wrong answers right, the others one in thirty."""
     return compare_conditions.planted(strength, seed)

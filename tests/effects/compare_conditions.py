@@ -6,14 +6,14 @@ import numpy as np
 
 from tests.analyses.conftest import make_sample, make_trace
 
-NUM_PROMPTS = 40
-STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+NUM_PROMPTS = 60
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.95)
 SCALES = (1.5, 2.0, 3.0, 4.0)
 
 
-def experiment(rescued: dict[float, float], seed: int, *, broken: float = 0.1, base: float = 0.5) -> list[Any]:
-    """Prompts with nothing done and under conditions that turn shares of the wrong answers right; others break a tenth
-    of the right ones and rescue as many answers as they break."""
+def experiment(rescued: dict[float, float], seed: int, *, broken: float = 0.05, base: float = 0.4) -> list[Any]:
+    """Prompts with nothing done and under conditions that turn shares of the wrong answers right; others break one
+    in twenty of the right ones and rescue as many answers as they break."""
     generator = np.random.default_rng(seed)
     made = []
     for i in range(NUM_PROMPTS):
@@ -34,16 +34,16 @@ def experiment(rescued: dict[float, float], seed: int, *, broken: float = 0.1, b
 
 
 def null(seed: int) -> list[Any]:
-    """Synthetic: 40 prompts under four conditions, each of which breaks as many answers as it rescues."""
+    """Synthetic: 60 prompts under four conditions, each of which breaks as many answers as it rescues."""
     return experiment({}, seed)
 
 
 def null_all_alike(seed: int) -> list[Any]:
-    """Synthetic: 40 prompts under four conditions that change nothing at all."""
+    """Synthetic: 60 prompts under four conditions that change nothing at all."""
     return experiment(dict.fromkeys(SCALES, 0.0), seed, broken=0.0)
 
 
 def planted(strength: float, seed: int) -> list[Any]:
-    """One of four conditions turns this share of the wrong answers right and breaks a tenth of the others; half of the
-    40 prompts are answered wrong without it."""
-    return experiment({3.0: max(strength, 0.1)}, seed)
+    """One of four conditions turns this share of the wrong answers right, at least as many as the others do, and breaks
+    one in twenty; 60 prompts, of which six in ten are answered wrong without it."""
+    return experiment({3.0: max(strength, 0.05 * 0.4 / 0.6)}, seed)
