@@ -162,7 +162,7 @@ class found_in_the_middle(ChangeOfCalls):
 
     def _of_dummies(
         self, asked: Any, tokens: Sequence[int], documents: Documents, dummies: list[list[int]]
-    ) -> dict[int, Float[Tensor, "head document"]]:
+    ) -> dict[int, Float[Tensor, "head span"]]:
         """Return the mean attention that dummies get at each document's place, by layer."""
         found: list[dict[int, Tensor]] = []
         for dummy in dummies:
@@ -199,7 +199,7 @@ class found_in_the_middle(ChangeOfCalls):
 
         return change
 
-    def _log_factors(self, rows: DocumentRows, measured: _measured, layer: int) -> Float[Tensor, "head query document"]:
+    def _log_factors(self, rows: DocumentRows, measured: _measured, layer: int) -> Float[Tensor, "head query span"]:
         """Return the logarithm of (α_k / Attn(k)) · C for each head, row and document."""
         own, seen = rows.log_attention, rows.num_seen > 0
         device = own.device
@@ -279,11 +279,11 @@ class _measured:
 
     sample: Sample | None = None
     documents: Documents = ()
-    attention: dict[int, Float[Tensor, "head document"]] = field(default_factory=dict)
-    dummies: dict[int, Float[Tensor, "head document"]] = field(default_factory=dict)
+    attention: dict[int, Float[Tensor, "head span"]] = field(default_factory=dict)
+    dummies: dict[int, Float[Tensor, "head span"]] = field(default_factory=dict)
 
 
-def _pooled(attention: dict[int, Tensor], layer: int, pool: Pool) -> Float[Tensor, "*head document"]:
+def _pooled(attention: dict[int, Tensor], layer: int, pool: Pool) -> Float[Tensor, "*head span"]:
     if pool == "head":
         return attention[layer]
     every = torch.cat(list(attention.values())) if pool == "all" else attention[layer]
@@ -304,7 +304,7 @@ class _shared_out(ScoreChange):
     """Adds to the logits of each document's keys the logarithm of its factor."""
 
     documents: Documents
-    log_factor: Float[Tensor, "head query document"]
+    log_factor: Float[Tensor, "head query span"]
 
     def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
         for index, (start, stop) in enumerate(self.documents):

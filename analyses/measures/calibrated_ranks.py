@@ -96,11 +96,13 @@ def calibrated(attention: Floats, bias: Floats, form: str) -> Floats:
     if form == "subtract":
         return attention - bias
     known = np.broadcast_to(attention, np.broadcast_shapes(attention.shape, bias.shape))
-    return np.divide(known, bias, out=np.full(known.shape, np.nan), where=bias > 0)
+    divided: Floats = np.divide(known, bias, out=np.full(known.shape, np.nan), where=bias > 0)
+    return divided
 
 
 def _ranks(scores: Floats, gold: int) -> NDArray[np.int64]:
     """Return the gold's rank in each row; documents without a score are no rivals, a gold without one is last."""
     own = scores[:, [gold]]
     ahead = (scores >= own).sum(axis=1)
-    return np.where(np.isfinite(own[:, 0]), ahead, scores.shape[1]).astype(np.int64)
+    ranks: NDArray[np.int64] = np.where(np.isfinite(own[:, 0]), ahead, scores.shape[1]).astype(np.int64)
+    return ranks

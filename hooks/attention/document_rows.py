@@ -33,13 +33,13 @@ _CHUNK_TOKENS: Final = 2048
 class DocumentRows(NamedTuple):
     """What rows of attention give to documents, in float64."""
 
-    log_mass: Float[Tensor, "head query document"]
+    log_mass: Float[Tensor, "head query span"]
     """log Σ_j p_ij over the tokens of each document that the query sees; −inf where it sees none."""
-    num_seen: Int[Tensor, "head query document"]
+    num_seen: Int[Tensor, "head query span"]
     """Tokens of each document that the query sees."""
 
     @property
-    def log_attention(self) -> Float[Tensor, "head query document"]:
+    def log_attention(self) -> Float[Tensor, "head query span"]:
         """log of the mean attention per token of each document; −inf where the query sees none of it."""
         return self.log_mass - self.num_seen.clamp(min=1).log()
 
@@ -106,7 +106,7 @@ def document_rows(call: Call, documents: Documents) -> DocumentRows:
 @torch.no_grad()
 def last_row(
     model: PreTrainedModel, tokens: Sequence[int], documents: Documents
-) -> dict[int, Float[Tensor, "head document"]]:
+) -> dict[int, Float[Tensor, "head span"]]:
     """Return the mean attention per token that each document gets from the prompt's last position, by layer.
 
     In float64 on the CPU, of the model without any intervention on its attention. The prompt goes through it in chunks,
