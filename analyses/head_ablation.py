@@ -53,7 +53,7 @@ def head_ablation(
     left_out = LeftOut()
     traces = selected(run, role="treatment", half=half)
     names = sorted({trace.condition for trace in traces})
-    if treatment is not None and treatment not in names:
+    if treatment is not None and names and treatment not in names:
         raise UsageError(f"no treatment {treatment!r}; there are {names}")
     chosen = treatment or (names[0] if names else None)
     parameters: dict[str, JsonValue] = {"treatment": treatment, "margin": margin, "half": half, "seed": seed}

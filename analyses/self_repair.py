@@ -81,7 +81,7 @@ def self_repair(
     traces = selected(run, role="treatment", half=half)
     seen = sorted({trace.condition for trace in traces if WRITES in trace})
     names = sorted({trace.condition for trace in traces})
-    if treatment is not None and treatment not in names:
+    if treatment is not None and names and treatment not in names:
         raise UsageError(f"no treatment {treatment!r}; there are {names}")
     chosen = treatment or (seen[0] if seen else names[0] if names else None)
     reading, how, others = None, "", []

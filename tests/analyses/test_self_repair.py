@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import probe
 from probe.analyses.self_repair import self_repair
 from probe.errors import MissingStatistic, UsageError
-from tests.analyses.conftest import make_sample, make_trace
+from tests.analyses.conftest import StandIn, make_sample, make_trace
 
 REMOVED = [[1, 0]]
 
@@ -102,3 +104,38 @@ def test_what_it_cannot_be_asked() -> None:
         self_repair(experiment(0.5, 1.0), treatment="other")
     with pytest.raises((MissingStatistic, KeyError)):
         self_repair([make_trace(make_sample(0), role="treatment", intervention={"ablate_heads": {"heads": [[0, 0]]}})])
+
+
+def test_the_norms_scale_is_the_models_own() -> None:
+    """Against the final norm's input, read by a hook: without a head it is smaller, and what is left counts more."""
+    model = probe.load("needle")
+    samples = list(probe.needle(lengths=(64,), depths=(0.5,), samples=5, seed=11).build(model.tokenizer))
+    sizes: list[list[float]] = []
+
+    def size(_module: Any, given: Any) -> None:
+        sizes[-1].append(float(given[0][0, -1].double().square().mean().sqrt()))
+
+    def read(heads: Any, role: str) -> list[Any]:
+        sizes.append([])
+        with probe.ablate_heads(heads)(model):
+            found = [
+                probe.trace(model, each, statistics=["span_logit"], max_new_tokens=1, check=False) for each in samples
+            ]
+            hook = model.hf.model.norm.register_forward_pre_hook(size)
+            for each in samples:
+                model.hf(torch.tensor([each.tokens]))
+            hook.remove()
+        return [
+            StandIn(
+                sample=t.sample, outcome=t.outcome, dataset=t.dataset, unit=f"{role} {t.sample.name}", condition=role,
+                facts={"role": role, "intervention": {"ablate_heads": {"heads": heads}}},
+            )
+            for t in found
+        ]  # fmt: skip
+
+    with torch.no_grad():
+        finding = self_repair([*read([], "baseline"), *read([(2, 5)], "treatment")])
+    wanted = np.mean([before / after for before, after in zip(*sizes, strict=True)])
+    assert detail(finding, "factor by which the norms' scale grew") == pytest.approx(wanted, rel=1e-4)
+    assert wanted > 1.05
+    assert finding.claim.startswith("No head stands behind the removed ones, which begin with layer 2")
