@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.kernels.recurrence import Recurrence
+from probe.kernels.windowed_recurrence import WindowedRecurrence
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ class HiddenAttention:
                 state_before=part.state_before[..., :0].clone(),
                 read_gate=None,
                 bonus=None,
+                **({"earlier": None} if isinstance(part, WindowedRecurrence) else {}),
             )
         )
 
@@ -67,10 +69,18 @@ class HiddenAttention:
         if of.bonus is not None:
             found.append(of.bonus[token].to(dtype)[None])
         stop = position + 1 if of.bonus is None else position
+        edge = 0
         for part in reversed(self._parts):
             last = min(part.num_tokens, stop - part.start)
+            if last > 0 and isinstance(part, WindowedRecurrence):
+                # Of a window nothing is left of what came before it.
+                edge = max(edge, part.start + last - part.window)
             while last > 0:
+                if part.start + last == edge and isinstance(part, WindowedRecurrence):
+                    read = part.kept_beyond(read)
                 first = max(0, last - part.block_tokens)
+                if part.start + first < edge < part.start + last:
+                    first = edge - part.start
                 weights, read = part.block(first, last).attended(read)
                 found.append(weights)
                 last = first

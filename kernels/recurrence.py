@@ -20,6 +20,8 @@ BLOCK_ELEMENTS = 1 << 22
 """Numbers that the largest intermediate tensor of a block may hold."""
 TRIM_FROM_ELEMENTS = 1 << 24
 """Entries of all states together from which giving memory back costs nothing beside them."""
+BY_TOKEN = ("query", "key", "value", "gate", "log_decay", "log_factor", "read_gate", "bonus")
+"""Fields of a recurrence whose first axis is the token."""
 SMALLEST_LOG_DECAY = -1e5
 """Stands for the logarithm of no memory at all; its exponential is 0 in every dtype."""
 
@@ -28,8 +30,8 @@ SMALLEST_LOG_DECAY = -1e5
 class Recurrence:
     """One recurrent layer applied to consecutive tokens of one sample: a whole prompt, a chunk, or a decoded token.
 
-    Every head has a state S, a matrix of `state` × `channel` numbers. With the decay a_t = exp(`log_decay`_t · `rate`)
-    and g_t the gate, for each token t, state component n and channel p:
+    Every head has a state S, a matrix of `state` × `channel` numbers. With the decay a_t = exp(`log_decay`_t · `rate` +
+    `log_factor`_t) and g_t the gate, for each token t, state component n and channel p:
 
         S_t[n, p] = a_t[n, p] S_{t−1}[n, p] + g_t[p] k_t[n] u_t[p]
         u_t[p] = v_t[p], or with `delta` v_t[p] − Σ_m k_t[m] a_t[m] S_{t−1}[m, p]
@@ -56,6 +58,8 @@ class Recurrence:
     """The state before the first token, as the model held it."""
     rate: Float[Tensor, "state_head #state #channel"] | None = None
     """Constant factor of the log-decay, where a step size multiplies it (Mamba's A)."""
+    log_factor: Float[Tensor, "token state_head #state #channel"] | None = None
+    """Logarithm of what an intervention multiplies the decay with; None for 1."""
     delta: bool = False
     """Whether what the state already holds at k is taken from v before it is written (the delta rule)."""
     read_gate: Float[Tensor, "token state_head #channel"] | None = None
@@ -121,12 +125,40 @@ class Recurrence:
             read = read + self.bonus[token].to(dtype) * self.value[token].to(dtype)
         return read
 
+    def outputs(
+        self,
+    ) -> tuple[Float[Tensor, "token state_head channel"], Float[Tensor, "state_head state channel"]]:
+        """Return y of every token and the state after the last, for a recurrence that an intervention has changed.
+
+        Where all entries of a state share their decay a block is put through by products of matrices; elsewhere token
+        by token. Raises `ValueError` for the delta rule and for a bonus, which nothing changes yet.
+        """
+        if self.delta or self.bonus is not None:
+            raise ValueError("a recurrence with a delta rule or a bonus is not put through again")
+        state, found = self.state_before.to(self.exact_dtype), []
+        for first in range(0, self.num_tokens, self.block_tokens):
+            stop = min(first + self.block_tokens, self.num_tokens)
+            read, state = self.block(first, stop).outputs(self.queries(first, stop), state)
+            found.append(read)
+        return self.gated(torch.cat(found)), state
+
+    def queries(self, first: int, stop: int) -> Float[Tensor, "token state_head state"]:
+        """Return q of some of the tokens, for each head."""
+        return self._of_heads(self.query[first:stop].to(self.exact_dtype))
+
+    def gated(self, read: Float[Tensor, "token state_head channel"]) -> Float[Tensor, "token state_head channel"]:
+        """Return y from what is read of the states."""
+        return read if self.read_gate is None else read * self.read_gate.to(read.dtype)
+
     def decay(self) -> Float[Tensor, "state_head token"]:
         """Return a_t, averaged over the entries of each head's state."""
         found = []
         for first in range(0, self.num_tokens, self.block_tokens):
-            step = self.log_decay[first : first + self.block_tokens].to(self.exact_dtype)
-            found.append((step if self.rate is None else step * self.rate).exp().mean((-2, -1)))
+            part = slice(first, first + self.block_tokens)
+            log = self.log_decay[part].to(self.exact_dtype)
+            log = log if self.rate is None else log * self.rate
+            log = log if self.log_factor is None else log + self.log_factor[part]
+            found.append(log.exp().mean((-2, -1)))
         return torch.cat(found).T
 
     def between(self, first: int, stop: int) -> Recurrence:
@@ -134,12 +166,12 @@ class Recurrence:
         if (first, stop) == (0, self.num_tokens):
             return self
         (state,) = self.states([first])
-        cut = {
-            name: getattr(self, name)[first:stop]
-            for name in ("query", "key", "value", "gate", "log_decay", "read_gate", "bonus")
-            if getattr(self, name) is not None
-        }
-        return dataclasses.replace(self, **cut, state_before=state, start=self.start + first)
+        return self.cut(first, stop, state)
+
+    def cut(self, first: int, stop: int, state_before: Float[Tensor, "state_head state channel"]) -> Recurrence:
+        """Return the part from the `first` token to the one before `stop`, which begins with the given state."""
+        parts = {name: each[first:stop] for name in BY_TOKEN if (each := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **parts, state_before=state_before, start=self.start + first)
 
     @property
     def block_tokens(self) -> int:
@@ -159,14 +191,17 @@ class Recurrence:
         """Return some of the tokens, ready to be put through."""
         dtype, part = self.exact_dtype, slice(first, stop)
         step = self.log_decay[part].to(_summed_in(self.value.device))
+        factor = None if self.log_factor is None else self.log_factor[part].to(step.dtype)
         if self.rate is None:
-            step = step.clamp_min(SMALLEST_LOG_DECAY)
+            step = (step if factor is None else step + factor).clamp_min(SMALLEST_LOG_DECAY)
+            factor = None
         return RecurrenceBlock(
             key=self._of_heads(self.key[part].to(dtype)),
             value=self.value[part].to(dtype),
             gate=self.gate[part].to(dtype),
             summed=step.cumsum(0),
             rate=None if self.rate is None else self.rate.to(dtype),
+            summed_factor=None if factor is None else factor.clamp_min(SMALLEST_LOG_DECAY).cumsum(0),
             delta=self.delta,
         )
 

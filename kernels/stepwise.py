@@ -27,7 +27,9 @@ class Stepwise:
     def decay(self) -> Float[Tensor, "token state_head #state #channel"]:
         """a_t."""
         log, rate = self.recurrence.log_decay.double(), self.recurrence.rate
-        return (log if rate is None else log * rate.double()).exp()
+        log = log if rate is None else log * rate.double()
+        factor = self.recurrence.log_factor
+        return (log if factor is None else log + factor.double()).exp()
 
     @cached_property
     def states(self) -> Float[Tensor, "token state_head state channel"]:

@@ -7,16 +7,18 @@ import importlib
 import inspect
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.hooks.attention.interface import text_decoder
+from probe.kernels.recurrence import Recurrence
 
 _OF_ATTENTION = {"ALL_ATTENTION_FUNCTIONS", "eager_attention_forward", "scaled_dot_product_attention"}
 """Names of which one stands in the forward of whatever attends."""
@@ -34,6 +36,9 @@ class function_call:
     """What it changed in place, as it is now."""
     output: Any
     """What it returned."""
+    recurrences: Mapping[int, Sequence[Recurrence]] | None = None
+    """What it put through as interventions have it, by sample, in parts of one phase each; None where they changed
+    nothing."""
 
 
 @dataclass(eq=False)
@@ -85,6 +90,11 @@ class scanned:
     output_gate: Float[Tensor, "batch token state_head channel"] | None = None
     """What the output was multiplied with."""
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """What a state is in that the model did not hold before."""
+        return torch.promote_types(self.value.dtype, torch.float32)
+
 
 class RecurrentFamily:
     """One kind of recurrent module: derive from it, in a file of the subclass's own name in `recurrent_layers`.
@@ -115,6 +125,27 @@ class RecurrentFamily:
         Raises `NotReproducible` for what cannot be read.
         """
         raise NotImplementedError
+
+    def scanned_by(self, call: function_call) -> scanned:
+        """Return what one call put through, with the function's own output; for kinds that can be changed."""
+        raise NotImplementedError
+
+    def instead(
+        self,
+        call: function_call,
+        output: Float[Tensor, "batch token state_head channel"],
+        state: Float[Tensor, "batch state_head state channel"],
+    ) -> Any:
+        """Return what the function shall have returned, the skip and the gate included, with `state` as its last.
+
+        Where the function writes its state in place it is written there.
+        """
+        raise NotImplementedError
+
+    def why_unchangeable(self, module: nn.Module) -> str:
+        """Say why interventions cannot change its recurrence; empty where they can."""
+        _ = module
+        return "a recurrence of this kind is read and not changed"
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,9 @@ _waiting: ContextVar[tuple[tuple[tuple[str, ...], list[function_call]], ...]] = 
 # What makes good what such a function leaves out, and shows with which arguments it would have come out like that.
 Correction = Callable[[str, dict[str, Any], Any], tuple[dict[str, Any], Any]]
 _correcting: ContextVar[Correction | None] = ContextVar("probe_scan_correction", default=None)
+# What makes another call of a call that a function has had, for interventions; with the arguments that change in place.
+CallChange = Callable[[function_call], function_call]
+_changing: ContextVar[tuple[tuple[tuple[str, ...], CallChange], ...]] = ContextVar("probe_scan_changes", default=())
 _installed: dict[tuple[int, str], tuple[Callable[..., Any], int]] = {}
 _lock = threading.Lock()
 
@@ -71,26 +74,39 @@ def end_catching(into: list[function_call]) -> None:
     _waiting.set(tuple(each for each in _waiting.get() if each[1] is not into))
 
 
+def begin_changing(in_place: tuple[str, ...], by: CallChange) -> None:
+    """From now on, in this context, have watched functions' calls changed before they are caught or go on."""
+    _changing.set((*_changing.get(), (in_place, by)))
+
+
+def end_changing(by: CallChange) -> None:
+    """Undo `begin_changing`; nothing happens where it was undone already."""
+    _changing.set(tuple(each for each in _changing.get() if each[1] is not by))
+
+
 def _wrapped(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(own)
 
     @functools.wraps(own)
     def caught(*args: Any, **kwargs: Any) -> Any:
-        waiting, correct = _waiting.get(), _correcting.get()
-        if not waiting and correct is None:
+        waiting, correct, changing = _waiting.get(), _correcting.get(), _changing.get()
+        if not waiting and correct is None and not changing:
             return own(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
-        names = {each for in_place, _ in waiting for each in in_place}
+        names = {each for in_place, _ in (*waiting, *changing) for each in in_place}
         changed = {each: given[each] for each in names if given.get(each) is not None}
         given |= {each: _copied(state) for each, state in changed.items()}
         output = own(*args, **kwargs)
         if correct is not None:
             given, output = correct(name, given, output)
+        call = function_call(name, given, changed, output)
+        for _, change in changing:
+            call = change(call)
         for _, into in waiting:
-            into.append(function_call(name, given, changed, output))
-        return output
+            into.append(call)
+        return call.output
 
     return caught
 

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -23,8 +23,8 @@ from probe.hooks.recurrence.layer import (
     unknown_recurrences,
     without_known_recurrence,
 )
+from probe.hooks.recurrence.of_samples import by_phase, of_samples
 from probe.hooks.recurrence.scan_functions import begin_catching, end_catching, functions_watched
-from probe.hooks.recurrence.verification import disagreement
 from probe.hooks.sequence.forward_facts import forward_facts
 from probe.kernels.recurrence import Recurrence
 
@@ -105,6 +105,12 @@ class _watch:
         if forward is None or facts is None or output is None:
             return
         forward.output = output
+        for call in forward.calls:
+            if call.recurrences is not None:
+                for sample, parts in call.recurrences.items():
+                    for part in parts:
+                        self._give(sample, part, facts)
+                return
         with torch.no_grad():
             self._hand_out(self._whole(self.family.read(module, forward), facts), facts)
 
@@ -124,50 +130,9 @@ class _watch:
         return _joined(parts, _BY_HEAD)
 
     def _hand_out(self, whole: scanned, facts: forward_facts) -> None:
-        for sample in range(facts.num_samples):
-            first, last = facts.queries_of(sample)
-            if first == last:
-                continue
-            start = facts.num_past + first - facts.ranges[sample][0]
-            recurrence = self._of_sample(whole, sample, first, last, start)
-            after = whole.state_after if last == facts.num_queries else None
-            reason = disagreement(
-                recurrence,
-                whole.output[sample, first:last],
-                skip=whole.skip,
-                output_gate=None if whole.output_gate is None else whole.output_gate[sample, first:last],
-                state_after=None if after is None else after[sample],
-            )
-            if reason is not None:
-                self._refuse(f"{reason}; it may not keep the padding before it out of its state" if first else reason)
-            for part in _by_phase(recurrence, facts):
+        for sample, _, recurrence in of_samples(whole, facts, self.index, self._refuse):
+            for part in by_phase(recurrence, facts):
                 self._give(sample, part, facts)
-
-    def _of_sample(self, whole: scanned, sample: int, first: int, last: int, start: int) -> Recurrence:
-        if start == 0:
-            # Padding before the first token leaves no trace in a state, or else what follows disagrees.
-            state = None if first > 0 or whole.state_before is None else whole.state_before[sample]
-            if state is not None and bool((state != 0).any()) and whole.value.shape[1] > 0:
-                self._refuse(
-                    "it goes on from a state, but how many tokens came before cannot be told: put them through with "
-                    "`prefill` and `step`"
-                )
-        elif whole.state_before is None:
-            self._refuse(f"it begins anew at position {start} instead of going on from its state")
-        else:
-            state = whole.state_before[sample]
-        if state is None:
-            shape = whole.value.shape[2], whole.key.shape[-1], whole.value.shape[-1]
-            state = whole.value.new_zeros(shape, dtype=torch.promote_types(whole.value.dtype, torch.float32))
-        cut = {
-            name: tensor[sample, first:last].detach()
-            for name in _BY_TOKEN
-            if name not in ("output", "output_gate") and (tensor := getattr(whole, name)) is not None
-        }
-        rate = None if whole.rate is None else whole.rate.detach()
-        return Recurrence(
-            layer=self.index, **cut, state_before=state.detach(), rate=rate, delta=whole.delta, start=start
-        )
 
     def _give(self, sample: int, part: Recurrence, facts: forward_facts) -> None:
         handed = facts.handed
@@ -186,19 +151,8 @@ class _watch:
         if handed is not None:
             handed.done(self.reader, f"recurrence {self.index}", part.stop)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise NotReproducible(f"{name_of(self.model)}, layer {self.index}: {reason}")
-
-
-def _by_phase(recurrence: Recurrence, facts: forward_facts) -> list[Recurrence]:
-    """Give a forward that no phase was declared for its phases, as attention calls have them."""
-    if facts.phase is not None:
-        return [dataclasses.replace(recurrence, phase=facts.phase)]
-    if facts.num_past > 0 or recurrence.num_tokens == 1:
-        return [dataclasses.replace(recurrence, phase="decode")]
-    last = recurrence.num_tokens - 1
-    answer = recurrence.between(last, last + 1)
-    return [recurrence.between(0, last), dataclasses.replace(answer, phase="decode")]
 
 
 def _joined(parts: list[scanned], along: Mapping[str, int], **others: Any) -> scanned:

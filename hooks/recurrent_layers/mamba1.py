@@ -32,6 +32,30 @@ class mamba1(RecurrentFamily):
         state = _cached(module, given)
         return None if state is None else state.clone()
 
+    def why_unchangeable(self, module: nn.Module) -> str:
+        """Zamba's cannot: its heads are scanned one by one."""
+        return "its heads are scanned one by one" if getattr(module, "n_mamba_heads", 1) != 1 else ""
+
+    def scanned_by(self, call: function_call) -> scanned:
+        """Read the scan of a chunk, or the update by one token, as the function itself had it."""
+        if call.name == "mamba_selective_state_update":
+            output, states = call.output[..., None], (call.arguments["state"], call.changed["state"])
+        else:
+            output, after = call.output if isinstance(call.output, tuple) else (call.output, None)
+            states = call.arguments.get("initial_state"), after
+        before, after = (None if state is None else _in_heads(state) for state in states)
+        return _scanned(call, output.transpose(1, 2)[:, :, None], before, after)
+
+    def instead(self, call: function_call, output: Tensor, state: Tensor) -> Any:
+        """See `RecurrentFamily.instead`."""
+        output, state = output[:, :, 0].transpose(1, 2), state[:, 0].transpose(-1, -2)
+        if call.name == "mamba_selective_state_update":
+            call.changed["state"].copy_(state)
+            return output[..., 0].to(call.output.dtype)
+        if not isinstance(call.output, tuple):
+            return output.to(call.output.dtype)
+        return output.to(call.output[0].dtype), state.to(call.output[1].dtype)
+
     def read(self, module: nn.Module, forward: mixer_forward) -> list[scanned]:
         """Read the scans of a chunk, or the updates by one token, of each head."""
         states = forward.before, _cached(module, forward.given)

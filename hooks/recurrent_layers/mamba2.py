@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.hooks.recurrence.layer import RecurrentFamily, mixer_forward, scanned
+from probe.hooks.recurrence.layer import RecurrentFamily, function_call, mixer_forward, scanned
 
 
 class mamba2(RecurrentFamily):
@@ -20,14 +20,28 @@ class mamba2(RecurrentFamily):
     functions = ("mamba2_chunk_scan", "mamba2_selective_state_update")
     in_place = ("state", "initial_states")
 
+    def why_unchangeable(self, module: nn.Module) -> str:
+        """Every one can be changed."""
+        return ""
+
+    def scanned_by(self, call: function_call) -> scanned:
+        """Read the scan of a chunk, or the update by one token."""
+        if call.name == "mamba2_chunk_scan":
+            return _chunk(call.arguments, call.output)
+        return _step(call.arguments, call.output, call.changed["state"])
+
+    def instead(self, call: function_call, output: Tensor, state: Tensor) -> Any:
+        """See `RecurrentFamily.instead`."""
+        if call.name != "mamba2_chunk_scan":
+            call.changed["state"].copy_(state.transpose(-1, -2))
+            return output[:, 0].to(call.output.dtype)
+        if not isinstance(call.output, tuple):
+            return output.to(call.output.dtype)
+        return output.to(call.output[0].dtype), state.transpose(-1, -2).to(call.output[1].dtype).contiguous()
+
     def read(self, module: nn.Module, forward: mixer_forward) -> list[scanned]:
         """Read the scan of a chunk, or the update by one token."""
-        return [
-            _chunk(call.arguments, call.output)
-            if call.name == "mamba2_chunk_scan"
-            else _step(call.arguments, call.output, call.changed["state"])
-            for call in forward.calls
-        ]
+        return [self.scanned_by(call) for call in forward.calls]
 
 
 def _chunk(given: Mapping[str, Any], output: Any) -> scanned:
