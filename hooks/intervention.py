@@ -93,8 +93,8 @@ def _meet(one: Intervention, other: Intervention) -> bool:
     """Return whether two act in the same place: in a layer, on a head, in a phase of reading."""
     if {getattr(each, "phase", "both") for each in (one, other)} == {"prefill", "decode"}:
         return False
-    queries = [getattr(each, "queries", None) for each in (one, other)]
-    if None not in queries and (queries[0][1] <= queries[1][0] or queries[1][1] <= queries[0][0]):
+    first, second = (getattr(each, "queries", None) for each in (one, other))
+    if first is not None and second is not None and (first[1] <= second[0] or second[1] <= first[0]):
         return False
     heads = [getattr(each, "heads", None) for each in (one, other)]
     if heads[0] is not None and heads[1] is not None:
