@@ -37,6 +37,7 @@ EVERYTHING = [
     "mean_distance", "distance_histogram", "received_mass", {"received_mass": {"horizon": 64}}, "attention_map",
     "top_keys", "key_norm", "value_norm", "residual_norm", "residual_max", "residual_median", "loss",
     "key_channel_energy", "key_spectrum", "key_neighbour_similarity", "key_layer_similarity", "value_layer_similarity",
+    "window_mass", "sparse_shape_mass",
 ]  # fmt: skip
 
 

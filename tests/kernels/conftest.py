@@ -314,6 +314,7 @@ REQUESTS = (
     "output_norm_share",
     "span_logit",
     "window_mass",
+    "sparse_shape_mass",
     "key_norm",
     "value_norm",
     "key_channel_energy",

@@ -17,6 +17,7 @@ CORE = {
     *("match_mass", "mean_distance", "distance_histogram", "received_mass", "attention_map", "span_mass", "top_keys"),
     "span_logit",
     "window_mass",
+    "sparse_shape_mass",
     *("output_norm_share", "key_norm", "value_norm", "residual_norm", "residual_max", "residual_median", "loss"),
     *(
         "key_channel_energy",
