@@ -59,7 +59,8 @@ def choose_condition(
     margin = (10.0 if by == "accuracy" else 0.1) if margin is None else margin
     left_out = LeftOut()
     everything = read_conditions(run, left_out, half=half, stage=stage)
-    candidates = _candidates([r for r in everything if r.intervention and r.num_draws == 1], among)
+    here = [r for r in everything if stage in (None, r.stage)]
+    candidates = _candidates([r for r in here if r.intervention and r.num_draws == 1], among)
     shared = _shared(candidates, by)
     for each in candidates:
         if lone := len({*each.prompts} - {*shared}):

@@ -86,7 +86,8 @@ def compare_conditions(
             raise UsageError(f"{field}: no condition {', '.join(unknown)}; there are {there}")
     # Where the answer is not in the prompt, or nothing is asked, it is the text's own loss that tells.
     texts = [r for r in readings if not r.asked or r.role == "needle_absent" or {r.name, r.condition} & {*text}]
-    treated = [r for r in readings if r.intervention and baseline not in (r.condition, r.name)]
+    treated = [r for r in readings if r.intervention and stage in (None, r.stage)]
+    treated = [r for r in treated if baseline not in (r.condition, r.name)]
     treated = [r for r in treated if r.role != "baseline" and not {r.name, r.condition} & {*leave_out}]
     treated = [r for r in treated if r.name not in {other.name for other in texts}]
     notes: list[str] = []
@@ -150,7 +151,7 @@ def _effect(
         return None
     plain: list[Pair] = []
     for other in texts:
-        if other.intervention == reading.intervention:
+        if other.intervention == reading.intervention and other.name != reading.name:
             plain += paired(other, untouched_for(other, readings, None))[0]
     return effect_of(reading, before, plain, seed)
 

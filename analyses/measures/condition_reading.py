@@ -76,7 +76,7 @@ def read_conditions(
     half: str | None = None,
     stage: str | None = None,
 ) -> list[ConditionReading]:
-    """Return every condition of every stage (or of one), by stage and name; units that failed are counted by name.
+    """Return every condition of every stage, by stage and name; units that failed (of one stage) are counted by name.
 
     Raises UsageError for a stage of which there is no trace.
     """
@@ -88,8 +88,6 @@ def read_conditions(
         raise UsageError(f"no stage {stage!r}; there are {', '.join(stages)}")
     readings = []
     for (at, condition), traces in sorted(groups.items()):
-        if stage not in (None, at):
-            continue
         own = LeftOut()
         chosen = selected(traces, role=None, half=half)
         if not chosen:
@@ -100,7 +98,7 @@ def read_conditions(
             by_prompt.setdefault(trace.sample.name, []).append((trace, outcome))
         shared = sum(other == condition for _, other in groups) > 1
         for reason, number in own.reasons.items():
-            if reason != "nothing was asked":
+            if reason != "nothing was asked" and stage in (None, at):
                 left_out.add(f"{condition}: {reason}", number)
         readings.append(
             ConditionReading(

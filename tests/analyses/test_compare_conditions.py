@@ -221,6 +221,16 @@ def test_its_own_stages_baseline_comes_first_and_another_stages_fills_in() -> No
     assert (found["num_prompts"], found["accuracy_without"]) == (10, 40)
 
 
+def test_a_stage_without_a_baseline_is_held_against_an_earlier_stages() -> None:
+    traces = [
+        *nothing([False] * 10, stage="read"),
+        *read("cure", [True] * 10, intervention=SCALE, stage="test"),
+        *read("cure", [False] * 10, intervention=SCALE, stage="tune"),
+    ]
+    found = row(compare_conditions(traces, stage="test"), "test/cure")
+    assert (found["num_prompts"], found["accuracy"], found["accuracy_without"]) == (10, 100, 0)
+
+
 def test_a_condition_of_another_workload_is_held_against_the_same_prompts_without_it() -> None:
     longer = {"lengths": [128]}
     traces = [
