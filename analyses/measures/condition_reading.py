@@ -46,7 +46,7 @@ class ConditionReading:
     """Every prompt that a condition of a stage read."""
 
     name: str
-    """The condition's; with its stage before it where several stages have one of that name."""
+    """The condition's; with its stage before it where several stages have one of that name and none was asked for."""
     condition: str
     stage: str
     role: str
@@ -96,7 +96,7 @@ def read_conditions(
         by_prompt: dict[str, list[tuple[Trace, Outcome]]] = {}
         for trace, outcome in (*answered(chosen, own), *_without_question(chosen)):
             by_prompt.setdefault(trace.sample.name, []).append((trace, outcome))
-        shared = sum(other == condition for _, other in groups) > 1
+        shared = at != stage and sum(other == condition for _, other in groups) > 1
         for reason, number in own.reasons.items():
             if reason != "nothing was asked" and stage in (None, at):
                 left_out.add(f"{condition}: {reason}", number)

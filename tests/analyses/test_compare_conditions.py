@@ -227,7 +227,7 @@ def test_a_stage_without_a_baseline_is_held_against_an_earlier_stages() -> None:
         *read("cure", [True] * 10, intervention=SCALE, stage="test"),
         *read("cure", [False] * 10, intervention=SCALE, stage="tune"),
     ]
-    found = row(compare_conditions(traces, stage="test"), "test/cure")
+    found = row(compare_conditions(traces, stage="test"), "cure")
     assert (found["num_prompts"], found["accuracy"], found["accuracy_without"]) == (10, 100, 0)
 
 
@@ -283,7 +283,7 @@ def test_a_half_and_a_stage_can_be_chosen() -> None:
     assert row(compare_conditions(traces, half="test"), "cure")["accuracy"] == 0
     two = [*traces, *read("cure", right, samples=samples, intervention=SCALE, stage="later")]
     assert {each["condition"] for each in compare_conditions(two).records()} == {"test/cure", "later/cure"}
-    assert {each["condition"] for each in compare_conditions(two, stage="test").records()} == {"test/cure"}
+    assert {each["condition"] for each in compare_conditions(two, stage="test").records()} == {"cure"}
     with pytest.raises(UsageError, match="no stage 'never'"):
         compare_conditions(two, stage="never")
 
