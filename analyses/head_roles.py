@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from scipy import stats
 
 from probe.analyses.figures.roles import role_figures
-from probe.analyses.measures.role_reading import NUM_SINK, ROLES, Floats, RoleReading, role_readings
+from probe.analyses.measures.role_reading import NUM_SINK, ROLES, SHAPES, Floats, RoleReading, role_readings
 from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Interval, Measurement, Suggestion, Verdict
@@ -45,6 +45,8 @@ _COLUMNS = (
     "kv_head",
     "could_stream",
     "direct_logit",
+    *(shape.lower().replace(" ", "_").replace("-", "_") for shape in SHAPES),
+    "best_shape",
 )
 
 
@@ -57,6 +59,7 @@ def _needs(*, recent: int = 32, lazy_window: int = 1024, **_: Any) -> Needs:
         "distance_histogram": {},
         "received_mass": {},
         "span_logit": {},
+        "sparse_shape_mass": {},
     }
 
 
@@ -86,11 +89,13 @@ def head_roles(
 
     A layer is *lazy* where the prompt's last query gives the first 4 and the last `lazy_window` keys more than a
     published threshold, mean over its heads; the published score leaves the query's own key out, which this cannot.
-    The control flips the sign of a prompt's excess at random, which leaves no role to be found. Of MInference's shapes
-    (2407.02490) the A-shape is what streaming measures; vertical-slash and block-sparse ask what the union of columns,
-    diagonals or blocks holds, which sums over queries or keys do not say, so that they are not named. Heads that copy
-    answers are `retrieval_heads`. Attention is not use: the table has beside it what a head writes directly into the
-    right answer's logit over a distractor's (`span_logit_all`), where the model lets that be known.
+    The control flips the sign of a prompt's excess at random, which leaves no role to be found. MInference's shapes
+    (2407.02490) are no roles, and say nothing of where attention goes beyond chance: the table has beside the scores
+    what an A-shape, the vertical-and-slash and the block-sparse shape retain of each head's attention at one budget,
+    one key in eight (`sparse_shape_mass`), and which of them most, for layers that see their whole past and prompts
+    long enough for blocks of 32 (256 tokens). Heads that copy answers are `retrieval_heads`. Attention is not use: the
+    table has beside it what a head writes directly into the right answer's logit over a distractor's
+    (`span_logit_all`), where the model lets that be known.
     """
     if recent < 1 or lazy_window < 1 or not (0 < threshold < 1 and 0 < streaming < 1):
         raise UsageError("head_roles: recent and lazy_window are at least 1, thresholds lie between 0 and 1")
@@ -136,6 +141,9 @@ class _Heads:
     apart: Floats
     logit: Floats | None
     """What each adds to the answer's logit, `[layer head]`, where it was captured."""
+    shapes: Floats | None
+    """What MInference's shapes retain, `[shape layer head]`, where that was captured; NaN where a layer sees no more
+    than a window."""
     num_prompts: int
 
 
@@ -151,13 +159,24 @@ def _measure(readings: list[RoleReading], limits: Floats, seed: int) -> _Heads:
         roles = (low > over) & (excess_low > MARGIN) & (_adjusted(score - chance) < RATE)
     return _Heads(
         score.mean(axis=0), low, high, chance.mean(axis=0), excess_low, roles, score, chance,
-        by_cluster([reading.recency_apart for reading in readings], prompts).mean(axis=0), _logit(readings), len(score),
+        by_cluster([reading.recency_apart for reading in readings], prompts).mean(axis=0), _logit(readings),
+        _shapes(readings), len(score),
     )  # fmt: skip
 
 
 def _logit(readings: list[RoleReading]) -> Floats | None:
     there = [(reading.prompt, reading.logit) for reading in readings if reading.logit is not None]
     return by_cluster([each for _, each in there], [prompt for prompt, _ in there]).mean(axis=0) if there else None
+
+
+def _shapes(readings: list[RoleReading]) -> Floats | None:
+    there = [(reading.prompt, reading.shapes) for reading in readings if reading.shapes is not None]
+    if not there:
+        return None
+    # What a layer with a window has none of stands aside from the means of the others.
+    seen = np.isfinite([each for _, each in there]).all(axis=0)
+    mean = by_cluster([np.where(seen, each, 0.0) for _, each in there], [prompt for prompt, _ in there]).mean(axis=0)
+    return np.where(seen, mean, np.nan)
 
 
 def _adjusted(excess: Floats) -> Floats:
@@ -299,6 +318,12 @@ def _details(
         yield Measurement(name=f"chance, {role}: head {at}", value=float(heads.chance[index][at]), n=n)
     name = "key-value heads that could stream (this toolkit's own)"
     yield Measurement(name=name, value=100 * float(cache.mean()), unit="%", n=n)
+    if heads.shapes is not None and np.isfinite(heads.shapes).any():
+        seen = np.isfinite(heads.shapes).all(axis=0)
+        best = heads.shapes[:, seen].argmax(axis=0)
+        for index, shape in enumerate(SHAPES):
+            name = f"heads of which MInference's shape retains most at one key in eight: {shape}"
+            yield Measurement(name=name, value=100 * float((best == index).mean()), unit="%", n=n)
     lazy = _lazy(readings)
     if lazy is None:
         return
@@ -319,7 +344,10 @@ def _rows(heads: _Heads, group: int, cache: NDArray[np.bool_]) -> Iterator[tuple
         kv_head = at[1] if cache.shape[1] == num else at[1] // group
         apart = float(f"{heads.apart[at]:.4g}")
         logit = None if heads.logit is None else float(f"{heads.logit[at]:.4g}")
-        yield (*at, ", ".join(roles), *numbers, apart, kv_head, bool(cache[at[0], kv_head]), logit)
+        shapes: list[JsonValue] = [None] * (len(SHAPES) + 1)
+        if heads.shapes is not None and np.isfinite(each := heads.shapes[(slice(None), *at)]).all():
+            shapes = [*(float(f"{value:.4g}") for value in each), list(SHAPES)[int(each.argmax())]]
+        yield (*at, ", ".join(roles), *numbers, apart, kv_head, bool(cache[at[0], kv_head]), logit, *shapes)
 
 
 def _suggestions(heads: _Heads) -> Iterator[Suggestion]:

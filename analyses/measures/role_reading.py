@@ -22,6 +22,8 @@ NUM_SINK: Final = 4
 """First keys that count as sinks (Xiao et al. 2023)."""
 ROLES: Final = ("streaming", "recency", "previous token", "duplicate token", "induction")
 """The roles, as tables name them."""
+SHAPES: Final = {"A-shape": "_a_shape", "vertical and slash": "", "block-sparse": "_block_sparse"}
+"""MInference's shapes, as tables name them, and how their arrays of `sparse_shape_mass` end."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class RoleReading:
     lazy: Floats | None
     """Attention of the prompt's last query on the sinks and the last keys, mean over heads, `[layer]`; None where the
     prompt is too short for the window to leave anything out."""
+    shapes: Floats | None
+    """Attention that each of MInference's shapes retains, `[shape layer head]`; NaN for layers that see a window; None
+    where it was not captured, or the prompt is too short for blocks."""
     logit: Floats | None
     """What each head adds directly to the right answer's logit over a distractor's, mean over its tokens, `[layer
     head]`; None where it was not captured."""
@@ -113,7 +118,15 @@ def _reading(trace: Trace, recent: int, lazy_window: int, recency: str) -> RoleR
         return None
     # Sums of float32 may pass 1 in the eighth digit.
     scores = np.clip(scores, 0.0, 1.0)
-    return RoleReading(trace.sample.name, trace.unit, scores, chance, np.minimum(apart, 1.0), lazy, _logit(trace))
+    apart = np.minimum(apart, 1.0)
+    return RoleReading(trace.sample.name, trace.unit, scores, chance, apart, lazy, _shapes(trace), _logit(trace))
+
+
+def _shapes(trace: Trace) -> Floats | None:
+    names = [f"sparse_shape_mass{end}" for end in SHAPES.values()]
+    if any(name not in trace for name in names):
+        return None
+    return np.stack([trace[name].transpose("layer", "head").to_numpy().astype(np.float64) for name in names])
 
 
 def _logit(trace: Trace) -> Floats | None:

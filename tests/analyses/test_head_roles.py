@@ -109,3 +109,35 @@ def test_it_asks_for_both_matches_and_both_windows():
     assert needs["recent_mass"] == [{"recent": 16}, {"recent": 128}]
     with pytest.raises(UsageError):
         head_roles([], threshold=1.5)
+
+
+def test_the_shape_that_retains_most_is_told_where_it_was_captured():
+    traces = effects.planted(0.97, 0)
+    plain = head_roles(traces, lazy_window=32)
+    assert all(row["best_shape"] is None for row in plain.records())
+    generator = np.random.default_rng(0)
+    names = {"a_shape": "_a_shape", "vertical_and_slash": "", "block_sparse": "_block_sparse"}
+    values = {name: generator.random((len(traces), *effects.SHAPE)) for name in names}
+    for index, trace in enumerate(traces):
+        for name, end in names.items():
+            # The first layer sees a window.
+            values[name][index, 0] = np.nan
+            trace.dataset[f"sparse_shape_mass{end}"] = (("layer", "head"), values[name][index])
+    finding = head_roles(traces, lazy_window=32)
+    assert finding.verdict == plain.verdict
+    told = {"a_shape": "A-shape", "vertical_and_slash": "vertical and slash", "block_sparse": "block-sparse"}
+    counts = dict.fromkeys(told.values(), 0)
+    for row in finding.records():
+        at = row["layer"], row["head"]
+        if row["layer"] == 0:
+            assert row["best_shape"] is row["a_shape"] is None
+            continue
+        means = {name: values[name][(slice(None), *at)].mean() for name in names}
+        for name, mean in means.items():
+            assert row[name] == pytest.approx(mean, rel=1e-3)
+        best = told[max(means, key=lambda name: means[name])]
+        assert row["best_shape"] == best
+        counts[best] += 1
+    for shape, count in counts.items():
+        share = next(d.value for d in finding.details if d.name.endswith(f"one key in eight: {shape}"))
+        assert share == pytest.approx(100 * count / effects.SHAPE[1])
