@@ -304,6 +304,14 @@ def _details(each: Judged, seed: int) -> Iterator[Measurement]:
                 interval=found.interval,
                 n=found.n,
             )
+    for at, by_length in effect.by_length.items() if len(effect.by_length) > 1 else ():
+        yield Measurement(
+            name=f"{effect.name}: right answers at {at:g} tokens, more than with nothing done",
+            value=by_length.difference,
+            unit="points",
+            interval=by_length.interval,
+            n=by_length.n,
+        )
     if effect.cost is not None:
         cost = effect.cost
         yield Measurement(
