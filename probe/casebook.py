@@ -209,7 +209,8 @@ def _check_expectation(
             (*path, "stage"), f"the stage {expectation.stage!r} does not run the analysis {expectation.analysis!r}"
         )
     if len(fit) > 1:
-        hint = f"stands in the stages {fit}; say which with `stage`" if len({*fit}) > 1 else f"runs twice in {fit[0]!r}"
+        hint = f"runs twice in {fit[0]!r}; say which by its name (`as`)"
+        hint = f"stands in the stages {fit}; say which with `stage`" if len({*fit}) > 1 else hint
         raise document.error((*path, "analysis"), f"{expectation.analysis!r} {hint}")
 
 

@@ -138,6 +138,11 @@ def _resolve(
     # What a finding suggests may be several itself.
     flat = [each for part in known for each in part.get("together", {}).get("interventions", [dict(part)])]
     whole = flat[0] if len(flat) == 1 else {"together": {"interventions": flat}}
+    if from_findings(condition):
+        try:
+            built(whole)
+        except UsageError as error:
+            raise CannotPlay(f"condition {name!r}: {error}") from error
     return [dataclasses.replace(plain, intervention=whole)]
 
 

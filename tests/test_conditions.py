@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import probe
-from probe import player
-from probe.casebook import Casebook, load
+from probe import player, strict_yaml
+from probe.casebook import Casebook, check, load
 from probe.command.cli import app
 from probe.errors import CasebookError, UsageError
+from probe.finding import Finding, Measurement, Suggestion
+from probe.plan import CannotPlay, resolve
 from probe.storage.trace_store import Run
 
 HEAD = "name: tiny\nquestion: Does it?\nmodel: needle\nworkload: {needle: {lengths: [64], depths: [0.5], samples: 4}}\n"
@@ -40,7 +43,6 @@ TUNED = f"""\
       - compare_conditions: {{half: test}}
 expect:
   - {{analysis: best-temperature, measure: share of right answers with nothing done, between: [0, 100]}}
-  - {{analysis: choose_condition, stage: tune, verdict: supported}}
 """
 
 
@@ -58,9 +60,7 @@ def played(condition: str, **also: str) -> str:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("tuned")
-    # Two expectations could be meant by the analysis' name.
-    book = written(folder, TUNED.replace("  - {analysis: choose_condition, stage: tune, verdict: supported}\n", ""))
-    return probe.run(book, out=folder / "run")
+    return probe.run(written(folder, TUNED), out=folder / "run")
 
 
 def test_a_tuned_field_is_chosen_on_one_half_and_played_on_the_other(tuned: Run) -> None:
@@ -121,6 +121,15 @@ def test_a_casebook_with_lists_survives_its_own_json(tmp_path: Path) -> None:
     assert Casebook.model_validate_json(book.model_dump_json()) == book
 
 
+def found(**suggested: dict[str, Any]) -> Finding:
+    ((intervention, fields),) = suggested.items()
+    return Finding(
+        analysis="choose_condition", question="?", claim="c.", verdict="supported", definition="d", source="s",
+        measured=Measurement(name="m", value=1.0, n=1),
+        suggests=(Suggestion(intervention=intervention, fields=fields, reason="r"),),
+    )  # fmt: skip
+
+
 BAD = {
     "[]": "at least 2",
     f"[{ONE}]": "at least 2",
@@ -165,9 +174,9 @@ def test_nothing_can_be_matched_to_a_list(tmp_path: Path) -> None:
             "an earlier finding is",
         ),
         (
-            "analysis: choose_condition, stage: tune",
-            "analysis: choose_condition",
-            "'choose_condition' runs twice in 'tune'",
+            "expect:",
+            "expect:\n  - {analysis: choose_condition, verdict: supported}",
+            "'choose_condition' runs twice in 'tune'; say which by its name (`as`)",
         ),
         ("{choose_condition: {among: [blind]}, as: worst}", "{capture: {}, as: worst}", "unknown analysis 'capture'"),
     ],
@@ -223,6 +232,25 @@ def test_what_a_finding_suggests_and_does_not_apply_is_said_before_its_stage(tmp
     assert skipped.startswith("condition 'tuned': temperature: ")
     assert "no attention in layer 9" in skipped
     assert {trace.stage for trace in run.traces()} == {"tune"}
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [("tau: -1.0", "tau is"), ("colour: red", "no field 'colour'"), ("tau: warm", "valid number")],
+)
+def test_a_field_that_replaces_a_suggestions_is_checked_like_any_other(field: str, what: str) -> None:
+    book = TUNED.replace("{from_finding: best-temperature}", f"{{from_finding: best-temperature, fields: {{{field}}}}}")
+    stage = check(strict_yaml.parse(book.encode(), "book.yaml")).stages[1]
+    with pytest.raises(CannotPlay, match=f"condition 'tuned': .*{what}"):
+        resolve(stage, {"best-temperature": found(temperature={"tau": 0.5})}, lambda *_: [])
+
+
+def test_what_a_finding_suggests_may_contradict_what_stands_beside_it() -> None:
+    text = TUNED.replace("cap_logits: {cap: 30.0}", "interpolate_positions: {factor: 2.0}")
+    stage = check(strict_yaml.parse(text.encode(), "book.yaml")).stages[1]
+    suggested = {"best-temperature": found(temperature={"tau": 0.5}), "worst": found(limit_distance={"window": 9})}
+    with pytest.raises(CannotPlay, match=r"interpolate_positions .* and limit_distance .* contradict"):
+        resolve(stage, suggested, lambda *_: [])
 
 
 def test_a_dry_run_counts_every_condition_and_says_at_most_where_a_finding_decides(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def read_conditions(
         if not chosen:
             continue
         first = min(chosen, key=lambda trace: trace.unit)
+        # A condition is captured or it is not: one of its traces tells, and opening them all takes long.
+        captured = len(first.dataset.data_vars) > 0
         by_prompt: dict[str, list[tuple[Trace, Outcome]]] = {}
         for trace, outcome in (*answered(chosen, own), *_without_question(chosen)):
             by_prompt.setdefault(trace.sample.name, []).append((trace, outcome))
@@ -109,7 +111,7 @@ def read_conditions(
                 intervention=first.facts.get("intervention") or None,
                 workload=json.dumps(first.facts.get("workload") or {}, sort_keys=True),
                 num_draws=len({trace.facts.get("draw") for trace in chosen}),
-                prompts={prompt: _prompt(prompt, some) for prompt, some in sorted(by_prompt.items())},
+                prompts={prompt: _prompt(prompt, some, captured) for prompt, some in sorted(by_prompt.items())},
             )
         )
     return readings
@@ -150,7 +152,7 @@ def _without_question(traces: Iterable[Trace]) -> list[tuple[Trace, Outcome]]:
     ]
 
 
-def _prompt(prompt: str, some: Sequence[tuple[Trace, Outcome]]) -> PromptReading:
+def _prompt(prompt: str, some: Sequence[tuple[Trace, Outcome]], captured: bool) -> PromptReading:
     first = some[0][0]
 
     def mean(values: Iterable[float | None]) -> float:
@@ -168,7 +170,7 @@ def _prompt(prompt: str, some: Sequence[tuple[Trace, Outcome]]) -> PromptReading
         text_loss=mean(o.text_loss for _, o in some),
         seconds=mean(cost.get("seconds") for cost in costs),
         peak_bytes=max((float(cost["peak_bytes"]) for cost in costs if cost.get("peak_bytes")), default=np.nan),
-        captured=any(len(trace.dataset.data_vars) > 0 for trace, _ in some),
+        captured=captured,
         traces=tuple(trace for trace, _ in some),
     )
 
