@@ -102,8 +102,8 @@ def paired(reading: ConditionReading, before: Mapping[str, PromptReading]) -> tu
     return tuple((reading.prompts[name], before[name]) for name in names), tuple(lone)
 
 
-def difference(pairs: Sequence[Pair], quantity: Quantity, seed: int) -> Difference | None:
-    """Return how a quantity differs over the pairs that have it; None where none has.
+def difference(pairs: Sequence[Pair], quantity: Quantity, seed: int, *, tested: bool = True) -> Difference | None:
+    """Return how a quantity differs over the pairs that have it; None where none has; no p where it is not `tested`.
 
     Right answers of single readings: McNemar's exact test, with `paired_difference` as the interval. Means over a
     control's draws, and losses: sign-flip permutation test, with the BCa bootstrap over prompts.
@@ -123,7 +123,7 @@ def difference(pairs: Sequence[Pair], quantity: Quantity, seed: int) -> Differen
     else:
         bounds = POINTS if quantity == "accuracy" else None
         interval = cluster_bootstrap(less, [each[2] for each in known], bounds=bounds, seed=seed)
-        p = sign_flip(less, seed=seed)
+        p = sign_flip(less, seed=seed) if tested else None
     return Difference(float(after.mean()), float(before.mean()), float(less.mean()), interval, p, len(known))
 
 
@@ -153,8 +153,8 @@ def effect_of(
         pairs=pairs,
         accuracy=accuracy,
         answer_loss=difference(pairs, "answer_loss", seed),
-        text_loss=difference(same_text, "text_loss", seed),
-        plain_text=difference(plain, "text_loss", seed),
+        text_loss=difference(same_text, "text_loss", seed, tested=False),
+        plain_text=difference(plain, "text_loss", seed, tested=False),
         cost=cost(pairs),
         by_length=_each(lengths, "accuracy", seed),
         by_depth=_each(depths, "accuracy", seed),
@@ -174,7 +174,7 @@ def by_place(pairs: Sequence[Pair], place: Callable[[PromptReading], float | Non
 
 
 def _each(pairs: Mapping[float, Sequence[Pair]], quantity: Quantity, seed: int) -> dict[float, Difference]:
-    made = {at: difference(some, quantity, seed) for at, some in pairs.items()}
+    made = {at: difference(some, quantity, seed, tested=False) for at, some in pairs.items()}
     return {at: each for at, each in made.items() if each is not None}
 
 
