@@ -68,7 +68,9 @@ def _looks(captured: Sequence[Pair], seed: int) -> Iterator[Measurement]:
     right = [t for _, b in known for t in b.traces if t.outcome is not None and t.outcome.correct]
     readings = [read(t, t.outcome, VALUE, "set", LeftOut()) for t in right if t.outcome is not None]
     scores = [reading.score for reading in readings if reading is not None]
-    heads = np.argwhere(np.mean(scores, axis=0) > _COPIES) if scores else []
+    if not scores:
+        return
+    heads = np.argwhere(np.mean(scores, axis=0) > _COPIES)
     if not len(heads):
         return
     for at in sorted({b.length for _, b in known}):
