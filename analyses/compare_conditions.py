@@ -352,7 +352,7 @@ def _notes(judged: Sequence[Judged], best: Judged, by: By, margin: float) -> Ite
     if changed:
         yield (
             f"The text's own loss cannot be compared for {', '.join(effect.name for effect in changed)}: the prompt is "
-            "another one there, or the loss is not on record."
+            "another one there, or its tokens or its loss are not on record."
         )
     missing = [each.effect.name for each in judged if each.effect.cost is None]
     if missing:

@@ -21,6 +21,7 @@ from probe.intervals import (
     paired_difference,
     sign_flip,
 )
+from probe.withheld import Withheld
 
 Floats = NDArray[np.float64]
 Pair = tuple[PromptReading, PromptReading]
@@ -146,7 +147,7 @@ def effect_of(
     accuracy = difference(pairs, "accuracy", seed)
     if accuracy is None:
         return None
-    same_text, plain = ([(a, b) for a, b in some if a.tokens == b.tokens] for some in (pairs, plain))
+    same_text, plain = ([(a, b) for a, b in some if _same_text(a, b)] for some in (pairs, plain))
     lengths, depths = by_place(pairs, lambda p: p.length), by_place(pairs, lambda p: p.depth)
     return ConditionEffect(
         reading=reading,
@@ -161,6 +162,11 @@ def effect_of(
         loss_by_length=_each(lengths, "answer_loss", seed),
         loss_by_depth=_each(depths, "answer_loss", seed),
     )
+
+
+def _same_text(one: PromptReading, other: PromptReading) -> bool:
+    """Return whether two readings are of the same tokens; where these are withheld that cannot be told."""
+    return not isinstance(one.tokens, Withheld) and one.tokens == other.tokens
 
 
 def by_place(pairs: Sequence[Pair], place: Callable[[PromptReading], float | None]) -> dict[float, list[Pair]]:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from probe.analyses.compare_conditions import compare_conditions
 from probe.errors import UsageError
+from probe.withheld import Withheld
 from tests.analyses.conftest import StandIn, make_sample, make_trace
 from tests.analyses.paired_statistics import adjusted, bca, mcnemar, paired_shares, sign_flips
 
@@ -342,6 +343,17 @@ def test_the_texts_own_loss_counts_where_the_prompt_stayed_the_same() -> None:
     assert detail(finding, "louder: loss of the prompt's own text").value == 0.5
     assert row(finding, "longer")["text_loss_difference"] is None
     assert any("own loss cannot be compared for longer" in note for note in finding.notes)
+
+
+def test_of_withheld_tokens_nobody_knows_whether_the_text_is_the_same() -> None:
+    private = [dataclasses.replace(make_sample(i), tokens=Withheld.of(64)) for i in range(8)]
+    traces = [
+        *nothing([False] * 8, samples=private),
+        *read("cure", [True] * 8, intervention=SCALE, samples=private),
+    ]
+    finding = compare_conditions(traces)
+    assert row(finding, "cure")["text_loss_difference"] is None
+    assert row(finding, "cure")["difference"] == 100
 
 
 def test_ordinary_text_is_another_workload_under_the_same_intervention() -> None:
