@@ -10,7 +10,7 @@ from tests.effects.models import permuted, writes_without
 NUM_PROMPTS, NUM_DRAWS = 16, 20
 LAYERS, HEADS = 4, 6
 REMOVED = [[1, 0], [1, 3]]
-STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7)
+STRENGTHS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 TRUTH = [(2, 4), (3, 1)]
 
 
