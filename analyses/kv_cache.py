@@ -171,7 +171,8 @@ def _needle(readings: list[CacheReading], at: int) -> Floats:
     which it has any, `[layer head]`."""
     each = np.stack([reading.needle_by_head[POLICIES.index(HEADLINE), at] for reading in readings])
     number = np.isfinite(each).sum(axis=0)
-    return np.divide(np.nansum(each, axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)
+    found: Floats = np.divide(np.nansum(each, axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)
+    return found
 
 
 def _name(policy: str, budget: float) -> str:

@@ -95,14 +95,17 @@ class kvpress(ChangeOfCalls):
         if importlib.util.find_spec("kvpress") is None:
             raise UsageError(f"kvpress: press {self.press!r} needs the package kvpress, which is not installed")
         package = _package()
-        scorer, kind = package.ScorerPress, getattr(package, self.press, None)
+        scorer: Any = package.ScorerPress
+        kind: Any = getattr(package, self.press, None)
         scoring = [
             name
             for name, each in sorted(vars(package).items())
-            if isinstance(each, type) and issubclass(each, scorer) and each.compress is scorer.compress
+            if isinstance(each, type)
+            and issubclass(each, scorer)
+            and getattr(each, "compress", None) is scorer.compress
+            and each is not scorer
         ]
-        if not isinstance(kind, type) or self.press not in scoring or kind is scorer:
-            scoring.remove(scorer.__name__)
+        if self.press not in scoring:
             raise UsageError(f"kvpress: press {self.press!r} does not score keys; these do: {', '.join(scoring)}")
         try:
             return kind(**self.arguments)
@@ -224,5 +227,5 @@ class _inputs:
         return own, (cosine, sine)
 
     def _remember(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        hidden: Any = kwargs.get("hidden_states", args[0] if args else None)
         self.given[layer] = hidden, kwargs.get("position_embeddings")

@@ -198,7 +198,7 @@ def _candidates(
     return found
 
 
-def _top(votes: Float[Tensor, "head place"], count: int, forced: int) -> Bool[Tensor, "head place"]:
+def _top(votes: Float[Tensor, "head key"], count: int, forced: int) -> Bool[Tensor, "head key"]:
     votes = votes.clone()
     votes[:, :forced] = torch.inf
     best = votes.argsort(dim=-1, descending=True, stable=True)[:, :count]

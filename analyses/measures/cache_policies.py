@@ -169,7 +169,7 @@ def _reading(trace: Trace, budgets: Sequence[float], window: int, votes_name: st
     for p, policy in enumerate(POLICIES):
         for b, budget in enumerate(budgets):
             size = round(budget * num)
-            parts: list[tuple[Floats, ...]] = []
+            parts: list[tuple[Floats, Floats, Floats, Kept]] = []
             for draw in range(_DRAWS if policy == "random" else 1):
                 generator = np.random.default_rng([seed, b, draw, num])
                 kept = kept_keys(
