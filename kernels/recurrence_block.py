@@ -68,22 +68,21 @@ class RecurrenceBlock:
         return self._decay(self.summed.diff(dim=0, prepend=nothing), factors)
 
     def read_within(
-        self, query: Float[Tensor, "query state_head state"], window: int | None = None, num_keys: int | None = None
+        self, query: Float[Tensor, "query state_head state"], window: int | None = None
     ) -> Float[Tensor, "query state_head channel"]:
         """Return what the block's last tokens, as many as there are queries, read of the block's own, with one decay.
 
-        With a `window`, of the `window` tokens that end with each alone; with `num_keys`, of the block's first ones.
+        With a `window`, of the `window` tokens that end with each alone.
         """
-        num_queries, num_tokens = len(query), len(self.key)
-        num_keys = num_tokens if num_keys is None else num_keys
+        num_queries, num_keys = len(query), len(self.key)
         log = self.summed[..., 0, 0] if self.rate is None else self.summed[..., 0, 0] * self.rate[..., 0, 0]
         log = (log if self.summed_factor is None else log + self.summed_factor[..., 0, 0]).T
-        ahead = torch.arange(num_tokens - num_queries, num_tokens, device=log.device)[:, None]
+        ahead = torch.arange(num_keys - num_queries, num_keys, device=log.device)[:, None]
         ahead = ahead - torch.arange(num_keys, device=log.device)
         seen = (ahead >= 0) if window is None else (ahead >= 0) & (ahead < window)
-        stretch = (log[:, -num_queries:, None] - log[:, None, :num_keys]).masked_fill(~seen, -torch.inf)
-        products = query.transpose(0, 1) @ self.key[:num_keys].permute(1, 2, 0)
-        written = (self.gate[:num_keys] * self.value[:num_keys]).transpose(0, 1)
+        stretch = (log[:, -num_queries:, None] - log[:, None, :]).masked_fill(~seen, -torch.inf)
+        products = query.transpose(0, 1) @ self.key.permute(1, 2, 0)
+        written = (self.gate * self.value).transpose(0, 1)
         return ((products * stretch.to(products.dtype).exp()) @ written).transpose(0, 1)
 
     @property
@@ -121,13 +120,14 @@ class RecurrenceBlock:
         """Return the decay from the state before the block to the one after each token."""
         return self._decay(self.summed, self.summed_factor)
 
-    def _until_end(self) -> Float[Tensor, "token state_head #state #channel"]:
+    def decay_until_end(self) -> Float[Tensor, "token state_head #state #channel"]:
+        """Return the decay from the state after each token to the one after the block."""
         factor = self.summed_factor
         return self._decay(self.summed[-1] - self.summed, None if factor is None else factor[-1] - factor)
 
     def _written(self, value: Float[Tensor, "token state_head channel"]) -> Tensor:
         """Return what of these gated values is in the state after the block."""
-        decay = self._until_end()
+        decay = self.decay_until_end()
         if decay.shape[-1] == 1:
             return torch.einsum("chn,chp->hnp", self.key * decay[..., 0], value)
         if decay.shape[-2] == 1:
@@ -136,7 +136,7 @@ class RecurrenceBlock:
 
     def _seen(self, read: Tensor) -> Float[Tensor, "token state_head #channel"]:
         """Return Σ_n k_j[n] read[n] with the decay from j to the block's end."""
-        decay = self._until_end()
+        decay = self.decay_until_end()
         if decay.shape[-1] == 1:
             return torch.einsum("chn,hnp->chp", self.key * decay[..., 0], read)
         if decay.shape[-2] == 1:

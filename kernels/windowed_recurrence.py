@@ -56,7 +56,7 @@ class WindowedRecurrence(Recurrence):
             far = max(0, first + start - self.window + 1)
             query = self.queries(start, stop)
             if one_decay:
-                read.append(self._read_by_products(inputs, query, (far, begin, end), held))
+                read.append(self._read_by_products(inputs, query, (far, begin, end), passed, held))
             else:
                 read.append(self._read_by_steps(inputs, query, (far, begin, end), passed, held))
         output = self.gated(torch.cat(read))
@@ -100,17 +100,24 @@ class WindowedRecurrence(Recurrence):
         )
 
     def _read_by_products(
-        self, inputs: Recurrence, query: Tensor, cuts: tuple[int, int, int], held: Tensor
+        self, inputs: Recurrence, query: Tensor, cuts: tuple[int, int, int], passed: Tensor, held: Tensor
     ) -> Float[Tensor, "token state_head channel"]:
         """Read a block with one decay: what its first token sees begins at the first cut, what all see lies between the
         other two, and its own tokens come after these."""
         far, begin, end = cuts
-        whole = inputs.block(far, end + len(query))
         if begin == end:
-            return whole.read_within(query, self.window)
+            return inputs.block(far, end + len(query)).read_within(query, self.window)
         own = inputs.block(end, end + len(query))
-        read = torch.einsum("chn,hnp->chp", query, held) * own.decay_from_start()[..., 0]
-        return read + own.read_within(query) + whole.read_within(query, self.window, begin - far)
+        left = own.decay_from_start()[..., 0]
+        read = torch.einsum("chn,hnp->chp", query, held) * left + own.read_within(query)
+        if far == begin:
+            return read
+        leaving = inputs.block(far, begin)
+        ahead = torch.arange(end - far, end - far + len(query), device=query.device)[:, None]
+        seen = ahead - torch.arange(begin - far, device=query.device) < self.window
+        weights = torch.einsum("chn,khn->hck", query, leaving.key * leaving.decay_until_end()[..., 0]) * seen
+        written = weights @ (leaving.gate * leaving.value).transpose(0, 1)
+        return read + left * passed[..., 0] * written.transpose(0, 1)
 
     def _read_by_steps(
         self, inputs: Recurrence, query: Tensor, cuts: tuple[int, int, int], passed: Tensor, held: Tensor
