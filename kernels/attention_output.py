@@ -28,14 +28,16 @@ def attention_output(
     No gradient flows through it. Raises `ValueError` where a query is left no key by `call.changes`.
     """
     with exact(call.query.device):
-        if _is_plain(call) and can_flash(call.query[None], call.key[None], call.value[None]):
-            query, key, value = call.query[None], call.key[None], call.value[None]
+        # Queries and keys that were turned further are of float32 where a model's values are of half of it.
+        dtype = torch.promote_types(torch.promote_types(call.query.dtype, call.key.dtype), call.value.dtype)
+        query, key, value = (each.to(dtype)[None] for each in (call.query, call.key, call.value))
+        if _is_plain(call) and can_flash(query, key, value):
             output, log_sum_exp = flash_attention_after_past(query, key, value, scale=call.scale)
             if call.sink_logit is not None:
                 share = torch.sigmoid(log_sum_exp[0] - call.sink_logit.to(log_sum_exp)[:, None])
                 output = output * share[None, ..., None].to(output.dtype)
-            exactly = None if call.query.dtype in (torch.float16, torch.bfloat16) else log_sum_exp[0].float()
-            return output[0].transpose(0, 1), exactly
+            exactly = None if dtype in (torch.float16, torch.bfloat16) else log_sum_exp[0].float()
+            return output[0].transpose(0, 1).to(call.value.dtype), exactly
         return _by_blocks(call)
 
 

@@ -19,6 +19,8 @@ from probe.hooks.randomise_positions import randomise_positions
 from probe.hooks.reset_document_positions import reset_document_positions
 from probe.hooks.self_extend import self_extend
 from probe.hooks.yarn import yarn
+from probe.kernels.attention_output import attention_output
+from probe.kernels.call import Call
 from probe.sample import Sample, Span
 from tests.interventions.definitions.ms_poe import factors
 from tests.interventions.definitions.reset_document_positions import places
@@ -280,3 +282,21 @@ def test_ms_poe_refuses_a_prompt_in_chunks() -> None:
 def test_impossible_fields_are_refused(make: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
+
+
+@pytest.mark.parametrize("num_queries", [1, 7, 30])
+def test_turned_vectors_beside_half_precision_values(num_queries: int) -> None:
+    """The log-sum-exp is exact to float32, the output rounded once, whichever operator computes them."""
+    draw = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(heads, n, 16, generator=draw) for heads, n in ((4, num_queries), (2, 30)))
+    value = torch.randn(2, 30, 16, generator=draw).bfloat16()
+    call = Call(0, query, key, value, 0.25, query_start=30 - num_queries)
+    wide_key, wide_value = (each.double().repeat_interleave(2, 0) for each in (key, value))
+    dense = query.double() @ wide_key.transpose(1, 2) * 0.25
+    dense = dense.masked_fill(torch.ones(num_queries, 30, dtype=torch.bool).triu(31 - num_queries), -torch.inf)
+    output, log_sum_exp = attention_output(call)
+    assert output.dtype == torch.bfloat16
+    assert log_sum_exp is not None
+    torch.testing.assert_close(log_sum_exp.double(), dense.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    expected = (dense.softmax(-1) @ wide_value).transpose(0, 1)
+    torch.testing.assert_close(output.double(), expected, rtol=2**-8, atol=1e-5)
