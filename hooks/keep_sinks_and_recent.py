@@ -102,6 +102,8 @@ class _first_and_latest(ScoreChange):
         if place.key_start >= self.num_first:
             if place.query_stop - 1 - place.key_start <= recent:
                 return logits
+            if place.query_start - place.key_stop >= recent:
+                return logits.fill_(MASKED)
             return logits.masked_fill_(place.distance > recent, MASKED)
         first = place.key_position < self.num_first
         logits = logits.masked_fill_((place.distance > recent) & ~first, MASKED)

@@ -39,6 +39,12 @@ class evicted(ScoreChange):
 
     def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
         until = self.until[:, place.key_start : place.key_start + place.num_keys]
+        # Most blocks are wholly kept or wholly gone, and need no look at their single queries.
+        first, last = (int(each) for each in until.aminmax())
+        if first >= place.query_stop:
+            return logits
+        if last <= place.query_start:
+            return logits.fill_(MASKED)
         gone = place.query_position[:, None] >= until[:, None]
         by_group = logits.unflatten(0, (len(until), -1))
         return by_group.masked_fill_(gone[:, None], MASKED).flatten(0, 1)
