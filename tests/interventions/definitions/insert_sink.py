@@ -12,7 +12,6 @@ from probe.hooks.insert_sink import insert_sink
 from tests.interventions.dense_model import causal
 
 EXAMPLES = [
-    insert_sink(),
     insert_sink((0.5, -1.0, 2.0, -math.inf)),
     insert_sink((0.5, -math.inf, 2.0)),
     insert_sink(2.0, heads=[(0, 1), (1, 0)]),

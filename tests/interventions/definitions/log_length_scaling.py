@@ -11,11 +11,7 @@ from torch import Tensor
 from probe.hooks.log_length_scaling import log_length_scaling
 from tests.interventions.dense_model import TRAINED, causal
 
-EXAMPLES = [
-    log_length_scaling(20),
-    log_length_scaling(14, queries=(20, 101)),
-    log_length_scaling(8, heads=[(0, 1), (1, 2)]),
-]
+EXAMPLES = [log_length_scaling(20), log_length_scaling(14, queries=(20, 101), heads=[(0, 1), (1, 2)])]
 IDENTITIES = [log_length_scaling(10_000)]
 
 

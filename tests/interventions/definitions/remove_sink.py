@@ -9,7 +9,7 @@ from torch import Tensor
 from probe.hooks.remove_sink import remove_sink
 from tests.interventions.dense_model import causal
 
-EXAMPLES = [remove_sink(), remove_sink(5), remove_sink(20, heads=[(0, 0), (1, 2)])]
+EXAMPLES = [remove_sink(5), remove_sink(20, heads=[(0, 0), (1, 2)])]
 IDENTITIES = [remove_sink(65)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from probe.hooks.sharpen_top_k import sharpen_top_k
 from tests.interventions.dense_model import causal
 
-EXAMPLES = [sharpen_top_k(1), sharpen_top_k(4), sharpen_top_k(9, heads=[(0, 1), (1, 0)])]
+EXAMPLES = [sharpen_top_k(1), sharpen_top_k(9, heads=[(0, 1), (1, 0)])]
 IDENTITIES = [sharpen_top_k(65), sharpen_top_k(10_000)]
 
 

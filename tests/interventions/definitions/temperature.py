@@ -9,7 +9,7 @@ from torch import Tensor
 from probe.hooks.temperature import temperature
 from tests.interventions.dense_model import causal
 
-EXAMPLES = [temperature(0.7), temperature(3.0), temperature(0.75, layers=[1])]
+EXAMPLES = [temperature(0.7), temperature(3.0, layers=[1])]
 IDENTITIES = [temperature(1.0)]
 
 
