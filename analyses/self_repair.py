@@ -296,7 +296,7 @@ def _details(reading: RepairReading, seed: int) -> Iterator[Measurement]:
     if np.isfinite(reading.norm_of_others).any():
         known = np.isfinite(reading.norm_of_others).any(axis=1)
         each = np.nanmean(reading.norm_of_others[known], axis=1)
-        prompts = [prompt for prompt, there in zip(reading.prompts, known, strict=True) if there]
+        prompts = [reading.prompts[int(i)] for i in np.flatnonzero(known)]
         yield Measurement(
             name="factor by which the norms' scale grew with others removed",
             value=float(each.mean()),

@@ -53,7 +53,7 @@ class RepairReading:
     @property
     def repair(self) -> Floats:
         """How much more the heads behind write than before, summed over them, `[prompt]`."""
-        return (self.after - self.before).sum(axis=1)
+        return np.asarray((self.after - self.before).sum(axis=1), np.float64)
 
     @property
     def by_norm(self) -> Floats:
