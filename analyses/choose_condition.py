@@ -61,7 +61,7 @@ def choose_condition(
     left_out = LeftOut()
     everything = read_conditions(run, left_out, half=half, stage=stage)
     here = [r for r in everything if stage in (None, r.stage)]
-    candidates = _candidates([r for r in here if r.intervention and r.num_draws == 1], among)
+    candidates = _candidates([r for r in here if r.intervention and r.num_draws == 1], among, left_out)
     shared = _shared(candidates, by)
     for each in candidates:
         if lone := len({*each.prompts} - {*shared}):
@@ -94,7 +94,10 @@ _WORDS = {"accuracy": "share of right answers", "answer_loss": "loss of the righ
 _UNITS = {"accuracy": "%", "answer_loss": "nats per token"}
 
 
-def _candidates(readings: Sequence[ConditionReading], among: Sequence[str] | None) -> list[ConditionReading]:
+def _candidates(
+    readings: Sequence[ConditionReading], among: Sequence[str] | None, left_out: LeftOut
+) -> list[ConditionReading]:
+    """Return the candidates; one that was not read, as where its stage was not played, is counted by name."""
     if among is None:
         return [each for each in readings if each.role not in ("control", "baseline") and each.asked]
     if len({*among}) < len(among):
@@ -104,10 +107,10 @@ def _candidates(readings: Sequence[ConditionReading], among: Sequence[str] | Non
     found = []
     for name in among if readings else ():
         own = [each for each in readings if name in (each.condition, each.name)]
-        if len(own) != 1:
-            there = ", ".join(each.name for each in readings)
-            why = "no condition" if not own else "several stages have a condition"
-            raise UsageError(f"among: {why} {name!r} with an intervention and no draws; there are {there}")
+        if len(own) > 1:
+            raise UsageError(f"among: {name!r} could be {' or '.join(each.name for each in own)}")
+        if not own:
+            left_out.add(f"candidate {name!r}, of which nothing was read with an intervention")
         found += own
     return found
 

@@ -80,17 +80,18 @@ def compare_conditions(
     left_out = LeftOut()
     readings = read_conditions(run, left_out, half=half, stage=stage)
     names = {name for reading in readings for name in (reading.name, reading.condition)}
-    for field, given in (("leave_out", leave_out), ("text", text)):
-        if readings and (unknown := sorted({*given} - names)):
-            there = ", ".join(r.name for r in readings)
-            raise UsageError(f"{field}: no condition {', '.join(unknown)}; there are {there}")
+    notes = [
+        f"Of {name!r}, which `{field}` names, nothing was read."
+        for field, given in (("baseline", [baseline] if baseline else []), ("leave_out", leave_out), ("text", text))
+        for name in given
+        if readings and name not in names
+    ]
     # Where the answer is not in the prompt, or nothing is asked, it is the text's own loss that tells.
     texts = [r for r in readings if not r.asked or r.role == "needle_absent" or {r.name, r.condition} & {*text}]
     treated = [r for r in readings if r.intervention and stage in (None, r.stage)]
     treated = [r for r in treated if baseline not in (r.condition, r.name)]
     treated = [r for r in treated if r.role != "baseline" and not {r.name, r.condition} & {*leave_out}]
     treated = [r for r in treated if r.name not in {other.name for other in texts}]
-    notes: list[str] = []
     found = [_effect(r, readings, texts, baseline, seed, left_out, notes) for r in treated]
     effects = [effect for effect in found if effect is not None]
     judged = sorted(

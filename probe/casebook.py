@@ -7,7 +7,7 @@ import difflib
 import inspect
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, 
 from probe import discovery, strict_yaml
 from probe.errors import CasebookError, UsageError
 from probe.expectation import Expectation
-from probe.stage import Condition, FromFinding, MatchedControl, Named, Stage, Strict, labelled, named, parts_of
+from probe.stage import Condition, FromFinding, MatchedControl, Stage, Strict, labelled, named, parts_of, unknown_name
 from probe.strict_yaml import Document
 
 FORMAT = 1
@@ -178,7 +178,7 @@ def check(document: Document) -> Casebook:
         for j, request in enumerate(stage.capture):
             _check_statistic(document, (*where, "capture", j) if listed else (*where, "capture"), request)
         labels = [
-            _check_analysis(document, (*where, "analyses", j), request, seen)
+            _check_analysis(document, (*where, "analyses", j), request, seen, casebook.stages[: i + 1])
             for j, request in enumerate(stage.analyses)
         ]
         for j, label in enumerate(labels):
@@ -209,8 +209,8 @@ def _check_expectation(
             (*path, "stage"), f"the stage {expectation.stage!r} does not run the analysis {expectation.analysis!r}"
         )
     if len(fit) > 1:
-        hint = f"runs twice in {fit[0]!r}; say which by its name (`as`)"
-        hint = f"stands in the stages {fit}; say which with `stage`" if len({*fit}) > 1 else hint
+        twice = f"runs twice in {fit[0]!r}; say which by its name (`as`)"
+        hint = f"stands in the stages {fit}; say which with `stage`" if len({*fit}) > 1 else twice
         raise document.error((*path, "analysis"), f"{expectation.analysis!r} {hint}")
 
 
@@ -226,7 +226,9 @@ def _check_statistic(document: Document, path: strict_yaml.Path, request: JsonVa
         raise document.error((*path, name), str(error)) from None
 
 
-def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonValue, seen: Mapping[str, int]) -> str:
+def _check_analysis(
+    document: Document, path: strict_yaml.Path, request: JsonValue, seen: Mapping[str, int], stages: Sequence[Stage]
+) -> str:
     """Return what the finding is called, its parameters known, of their types, and accepted by the analysis itself."""
     try:
         name, parameters, label = labelled(request)
@@ -248,6 +250,8 @@ def _check_analysis(document: Document, path: strict_yaml.Path, request: JsonVal
             TypeAdapter(hints[key]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             raise _pointed(document, error, where) from None
+        if unknown := unknown_name(key, value, stages):
+            raise document.error(where, unknown)
     try:
         analysis([], **parameters)
     except UsageError as error:
@@ -314,7 +318,10 @@ def _check_condition(
 
 
 def _check_part(
-    document: Document, path: strict_yaml.Path, part: FromFinding | Named, findings: Mapping[str, int]
+    document: Document,
+    path: strict_yaml.Path,
+    part: FromFinding | dict[str, dict[str, JsonValue]],
+    findings: Mapping[str, int],
 ) -> Any:
     """Return an intervention that the casebook states itself, built; None where a finding will."""
     if isinstance(part, FromFinding):

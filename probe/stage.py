@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
@@ -161,3 +162,22 @@ def labelled(request: JsonValue) -> tuple[str, dict[str, Any], str]:
     if not isinstance(label, str) or not re.fullmatch(_LABEL, label):
         raise UsageError(f"`as` is a name of small letters, digits, _ and -, at most 41, not {label!r}")
     return name, parameters, label
+
+
+_CONDITIONS: Final = ("among", "leave_out", "text", "baseline", "treatment")
+"""Parameters by which analyses name conditions."""
+
+
+def unknown_name(parameter: str, value: JsonValue, stages: Sequence[Stage]) -> str | None:
+    """Return what an analysis' parameter names that none of `stages` has, in words; None where there is nothing."""
+    if parameter == "stage":
+        there = [stage.name for stage in stages]
+    elif parameter in _CONDITIONS:
+        there = [name for stage in stages for each in stage.conditions for name in (each, f"{stage.name}/{each}")]
+    else:
+        return None
+    named = value if isinstance(value, list) else [value]
+    unknown = [each for each in named if isinstance(each, str) and each not in there]
+    what = "stage" if parameter == "stage" else "condition"
+    shown = sorted({name for name in there if "/" not in name})
+    return f"no {what} {unknown[0]!r} so far; there are {', '.join(shown)}" if unknown else None

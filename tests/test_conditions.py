@@ -178,6 +178,14 @@ def test_nothing_can_be_matched_to_a_list(tmp_path: Path) -> None:
             "expect:\n  - {analysis: choose_condition, verdict: supported}",
             "'choose_condition' runs twice in 'tune'; say which by its name (`as`)",
         ),
+        (
+            "among: [sharp, blind]",
+            "among: [sharp, blond]",
+            "no condition 'blond' so far; there are baseline, blind, cut",
+        ),
+        ("among: [sharp, blind]", "among: [sharp, tuned]", "no condition 'tuned' so far"),
+        ("{half: test}\n", "{stage: tset}\n", "no stage 'tset' so far; there are test, tune"),
+        ("{half: test}\n", "{leave_out: [test/tuned], baseline: base}\n", "no condition 'base' so far"),
         ("{choose_condition: {among: [blind]}, as: worst}", "{capture: {}, as: worst}", "unknown analysis 'capture'"),
     ],
 )

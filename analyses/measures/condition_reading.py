@@ -130,8 +130,6 @@ def untouched_for(
     """
     if baseline is not None:
         meant = [other for other in readings if baseline in (other.condition, other.name)]
-        if not meant:
-            raise UsageError(f"no condition {baseline!r}; there are {', '.join(r.name for r in readings)}")
     else:
         same = [r for r in readings if not r.intervention and r.workload == reading.workload]
         meant = [r for r in same if r.role == "baseline"] or same
