@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import probe
+from probe.hooks.block_attention import block_attention
 from probe.hooks.cap_logits import cap_logits
 from probe.hooks.limit_distance import limit_distance
+from probe.hooks.patch_heads import patch_heads
+from probe.hooks.scale_heads import scale_heads
 from probe.hooks.temperature import temperature
 from probe.hooks.together import together
 from tests.backends.conftest import WAYS, made
@@ -20,6 +23,14 @@ TOKENS = torch.tensor([np.random.default_rng(5).integers(1, 90, 61).tolist()])
 INTERVENTIONS = {
     "gpt2": limit_distance(12, num_first=3, limit=None),
     "llama": limit_distance(12, num_first=3),
+    "heads": together(
+        [
+            scale_heads([(0, 1)], 0.5),
+            block_attention((5, 12), (20, 50)),
+            patch_heads([(1, 2)], range(1, 60)),
+            patch_heads([(1, 0)], range(1, 60), "pattern", queries=(9, 40)),
+        ]
+    ),
     "two": together([limit_distance(12, num_first=3, layers=[1]), temperature(0.5, heads=[(0, 1), (1, 2)])]),
 }
 STATISTICS = ["log_sum_exp", "entropy", "max_logit", "mean_distance", "received_mass", "span_mass", "loss"]
@@ -37,7 +48,7 @@ def logits(model: Any, given: Any, *entered: Any) -> torch.Tensor:
 @pytest.mark.parametrize("way", ["transformer_lens", "nnsight"])
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_the_logits_are_the_same(name: str, way: str) -> None:
-    family, intervention = "llama" if name == "two" else name, INTERVENTIONS[name]
+    family, intervention = "gpt2" if name == "gpt2" else "llama", INTERVENTIONS[name]
     plain = probe.load(made(family))
     expected, before = logits(plain, plain, intervention), logits(plain, plain)
     assert not torch.allclose(expected, before, atol=1e-3)
@@ -51,7 +62,7 @@ def test_the_logits_are_the_same(name: str, way: str) -> None:
 @pytest.mark.parametrize("way", ["transformer_lens", "nnsight"])
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_the_librarys_own_forward_is_changed_too(name: str, way: str) -> None:
-    family, intervention = "llama" if name == "two" else name, INTERVENTIONS[name]
+    family, intervention = "gpt2" if name == "gpt2" else "llama", INTERVENTIONS[name]
     plain = probe.load(made(family))
     expected = logits(plain, plain, intervention)
     given = WAYS[way](made(family))
@@ -67,7 +78,7 @@ def test_the_librarys_own_forward_is_changed_too(name: str, way: str) -> None:
 @pytest.mark.parametrize("way", ["transformer_lens", "nnsight"])
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_a_trace_taken_meanwhile_is_the_same(name: str, way: str) -> None:
-    family, intervention = "llama" if name == "two" else name, INTERVENTIONS[name]
+    family, intervention = "gpt2" if name == "gpt2" else "llama", INTERVENTIONS[name]
     asked: dict[str, Any] = {"statistics": STATISTICS, "chunk_tokens": 16, "max_new_tokens": 3}
     plain = probe.load(made(family))
     with intervention(plain):
