@@ -21,6 +21,7 @@ from probe.hooks.self_extend import self_extend
 from probe.hooks.yarn import yarn
 from probe.kernels.attention_output import attention_output
 from probe.kernels.call import Call
+from probe.kernels.scores import Scores
 from probe.sample import Sample, Span
 from tests.interventions.definitions.ms_poe import factors
 from tests.interventions.definitions.reset_document_positions import places
@@ -201,13 +202,23 @@ def test_a_half_precision_model(intervention: Any) -> None:
     assert trace["entropy"].notnull().all()
 
 
-def test_self_extend_is_continuous_where_the_window_ends() -> None:
-    """METHODS' identity: at i − j = w the grouped distance is w where the group divides i and j."""
-    for group, window in ((4, 16), (8, 24), (3, 12)):
-        for j in range(0, 60, group):
-            i = j + window
-            if i % group == 0:
-                assert (i // group + window - window / group) - j // group == window
+@pytest.mark.parametrize(("group", "window"), [(4, 16), (8, 24), (3, 12)])
+def test_self_extend_is_continuous_where_the_window_ends(group: int, window: int) -> None:
+    """The first grouped distance, window, is the true one where the group divides both positions: so is the logit."""
+    draw = torch.Generator().manual_seed(group)
+    query, key = (torch.randn(heads, 60, 16, generator=draw) for heads in (4, 2))
+    call = Call(0, query, key, key, 0.25)
+    change: Any = self_extend(group, window).change(llama())
+    scores = Scores(change(None, 0, call))
+    out = torch.empty(2, 2 * 60, 60)
+    found = scores.logits(scores.query(0, 60), scores.key(0, 60), 0, 0, out)
+    true = query @ key.repeat_interleave(2, 0).transpose(1, 2) * 0.25
+    at = torch.arange(0, 60 - window, group)
+    at = at[(at + window) % group == 0]
+    assert len(at) > 3
+    torch.testing.assert_close(found[:, at + window, at], true[:, at + window, at], rtol=1e-5, atol=1e-5)
+    # Beyond it, distances are others.
+    assert (found[:, at[2:] + window, at[:-2]] - true[:, at[2:] + window, at[:-2]]).abs().max() > 0.1
 
 
 def test_randomised_positions_are_a_fair_draw() -> None:
