@@ -23,5 +23,5 @@ class key_norm(EvictionAtPromptEnd):
 
     def kept_keys(self, observed: Observed, budget: int) -> Int[Tensor, "kv_head kept"]:
         """See `EvictionAtPromptEnd.kept_keys`."""
-        norm = torch.linalg.vector_norm(observed.key.float(), dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(observed.key.float(), dim=-1)
         return norm.sort(dim=-1, stable=True).indices[:, :budget]

@@ -84,7 +84,7 @@ def test_every_casebook_says_what_it_expects_and_has_a_readme_that_says_how_to_r
         ("from_finding: retrieval_heads", "from_finding: attention_sinks", "17:49", "no earlier stage runs"),
         ("matched_to: removed", "matched_to: removd", "18:46", "no condition 'removd'"),
         ("from_finding: retrieval_heads", "from_finding: retrieval_heads, plays: ablate", "17:80", "'ablate_heads'"),
-        ("from_finding: retrieval_heads", "from_finding: retrieval_heads, plays: tova", "17:34", "budget: Field required"),
+        ("from_finding: retrieval_heads", "from_finding: retrieval_heads, plays: tova", "17:34", "budget: Field"),
         ("draws: 3", "draws: 0", "18:67", "greater than or equal to 1"),
         ("ablate_heads:", "ablate_head:", "19:30", "did you mean 'ablate_heads'"),
         ("form: zero", "form: nil", "19:62", "nil"),

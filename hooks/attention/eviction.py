@@ -46,8 +46,9 @@ class evicted(ScoreChange):
         if last <= place.query_start:
             return logits.fill_(MASKED)
         gone = place.query_position[:, None] >= until[:, None]
-        by_group = logits.unflatten(0, (len(until), -1))
-        return by_group.masked_fill_(gone[:, None], MASKED).flatten(0, 1)
+        by_group = logits.view(len(until), -1, *logits.shape[1:])
+        by_group.masked_fill_(gone[:, None], MASKED)
+        return logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,8 @@ class EvictionByStep(Eviction):
         sink = None
         if call.sink_logit is not None:
             sink = call.sink_logit[:, None, None].expand(-1, logits.shape[1], 1)
-        return probabilities(logits, sink).unflatten(0, (num_sets, -1)).mean(1)
+        of_heads = probabilities(logits, sink)
+        return of_heads.reshape(num_sets, -1, *of_heads.shape[1:]).mean(1)
 
     def _step_by_step(
         self, call: Call, first: int, stop: int, budget: int, until: Int[Tensor, "kv_head key"],

@@ -11,7 +11,7 @@ import torch
 
 import probe
 from probe.errors import UsageError
-from probe.hooks.attention.eviction import FOREVER, evicted
+from probe.hooks.attention.eviction import FOREVER, Kept, evicted
 from probe.hooks.full_and_streaming_heads import full_and_streaming_heads
 from probe.hooks.heavy_hitters import heavy_hitters
 from probe.hooks.keep_sinks_and_recent import keep_sinks_and_recent
@@ -256,3 +256,25 @@ def test_a_query_left_without_keys_is_no_number() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="left no key"):
         attention_output(call)
+
+
+@pytest.mark.parametrize("policy", [snapkv(12, window=4), heavy_hitters(9), heavy_hitters(24, prompt="whole"), tova(9)])
+def test_a_learned_sink_takes_its_share(policy: Any) -> None:
+    """Where it takes nearly all of one head, the head beside it chooses; where it takes nothing, nothing changes."""
+    with_sink, without = kept_of_random_keys(policy, [9.0, -9.0, -90.0, -90.0]), kept_of_random_keys(policy, None)
+    assert not torch.equal(with_sink[0], without[0])
+    if not isinstance(policy, tova):
+        assert torch.equal(with_sink[1], without[1])
+
+
+def kept_of_random_keys(policy: Any, sink: list[float] | None) -> torch.Tensor:
+    """`until` after a prompt of 40 random tokens, two query heads on each of two key-value heads."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(4, 40, 8), torch.randn(2, 40, 8), torch.randn(2, 40, 8)
+    sink_logit = None if sink is None else torch.tensor(sink)
+    kept = Kept(torch.empty(2, 0, dtype=torch.int32), 40, None, value[:, 0])
+    for first, stop in ((0, 39), (39, 40)):
+        call = Call(0, query[:, first:stop], key[:, :stop], value[:, :stop], 0.5, first, sink_logit=sink_logit)
+        until = torch.nn.functional.pad(kept.until, (0, stop - first), value=FOREVER)
+        kept = policy.evict(dataclasses.replace(kept, until=until, decoded_from=39 if first else None), call)
+    return kept.until
