@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from probe.errors import UsageError
 from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
 from probe.hooks.attention.eviction import budget_in_tokens, check_budget, check_share
+from probe.hooks.attention.other_logits import OtherLogits
 from probe.hooks.attention.rotation import rotations
 from probe.hooks.attention.tap import site
 from probe.hooks.sequence.prompt_length import PromptLengths
 from probe.kernels.call import Call
-from probe.kernels.score_change import MASKED, Place, ScoreChange, products
+from probe.kernels.score_change import MASKED, Place, ScoreChange
 from probe.sample import Sample
 
 Positions = Literal["cache", "text"]
@@ -77,14 +78,15 @@ class keep_sinks_and_recent(ChangeOfCalls):
             budget = budget_in_tokens(self.budget, length)
             if not call.causal or call.query_start + call.num_queries - 1 <= budget:
                 return call
-            query = None
+            others = None
             if self.num_first and call.layer in turning:
                 position = call.query_start + torch.arange(call.num_queries, dtype=torch.float64)
                 # The newest token is the cache's last, right after the budget.
                 nearer = position.clamp(max=budget) - position
                 rotation = turning[call.layer]
                 query = rotation.turned(call.query, nearer[:, None] * rotation.inverse_frequency)
-            kept = _first_and_latest(budget, self.num_first, query)
+                others = OtherLogits.of(dataclasses.replace(call, query=query))
+            kept = _first_and_latest(budget, self.num_first, others)
             return dataclasses.replace(call, changes=(*call.changes, kept), log_sum_exp=None)
 
         return change
@@ -94,8 +96,8 @@ class keep_sinks_and_recent(ChangeOfCalls):
 class _first_and_latest(ScoreChange):
     budget: int
     num_first: int
-    query: Float[Tensor, "head query channel"] | None
-    """The queries as the first tokens' keys meet them, where they do otherwise than the latest ones."""
+    others: OtherLogits | None
+    """The logits of the first tokens' keys, where queries meet them otherwise than the latest ones."""
 
     def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
         recent = self.budget - self.num_first
@@ -107,10 +109,7 @@ class _first_and_latest(ScoreChange):
             return logits.masked_fill_(place.distance > recent, MASKED)
         first = place.key_position < self.num_first
         logits = logits.masked_fill_((place.distance > recent) & ~first, MASKED)
-        if self.query is None:
+        if self.others is None:
             return logits
         moved = (place.query_position > self.budget)[:, None] & first
-        instead = products(self.query, place.call.key, place)
-        if place.call.softcap is not None:
-            instead = place.call.softcap * torch.tanh(instead / place.call.softcap)
-        return torch.where(moved, instead.to(logits.dtype), logits)
+        return torch.where(moved, self.others(logits, place), logits)

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
+from probe.hooks.attention.other_logits import OtherLogits
 from probe.hooks.attention.rotation import rotations
 from probe.hooks.attention.tap import site
 from probe.kernels.call import Call
-from probe.kernels.score_change import MASKED, Place, ScoreChange, products
+from probe.kernels.score_change import MASKED, Place, ScoreChange
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class limit_distance(ChangeOfCalls):
             # Before the window is full every key is near.
             if not call.causal or call.query_start + call.num_queries <= self.window:
                 return call
-            query = None
+            others = None
             if limit is not None and call.layer in turning:
                 rotation = turning[call.layer]
                 position = call.query_start + torch.arange(call.num_queries, dtype=torch.float64)
                 # A query that seems to stand at `limit` is at most so far from position 0.
                 further = position.clamp(max=limit) - position
                 query = rotation.turned(call.query, further[:, None] * rotation.inverse_frequency)
-            shape = _lambda(self.window, self.num_first, query)
+                others = OtherLogits.of(dataclasses.replace(call, query=query))
+            shape = _lambda(self.window, self.num_first, others)
             return dataclasses.replace(call, changes=(*call.changes, shape), log_sum_exp=None)
 
         return change
@@ -75,8 +77,8 @@ class limit_distance(ChangeOfCalls):
 class _lambda(ScoreChange):
     window: int
     num_first: int
-    query: Float[Tensor, "head query channel"] | None
-    """The queries as the first tokens' keys meet them, where they do otherwise than the near ones."""
+    others: OtherLogits | None
+    """The logits of the first tokens' keys, where queries meet them otherwise than the near ones."""
 
     def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
         # Most blocks lie wholly near or wholly far, and need no look at their single distances.
@@ -86,6 +88,6 @@ class _lambda(ScoreChange):
             return logits.fill_(MASKED)
         far, of_first = place.distance >= self.window, place.key_position < self.num_first
         logits = logits.masked_fill_(far & ~of_first, MASKED)
-        if self.query is None or place.key_start >= self.num_first:
+        if self.others is None or place.key_start >= self.num_first:
             return logits
-        return torch.where(far & of_first, products(self.query, place.call.key, place).to(logits.dtype), logits)
+        return torch.where(far & of_first, self.others(logits, place), logits)

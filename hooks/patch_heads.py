@@ -153,9 +153,9 @@ class _patterns(tap):
 class _instead(ScoreChange):
     """Some rows have the logits of another run."""
 
-    heads: Int[Tensor, "chosen"]
+    heads: Int[Tensor, "head"]
     queries: tuple[int, int]
-    rows: Float[Tensor, "chosen query key"]
+    rows: Float[Tensor, "head query key"]
 
     def __call__(self, logits: Float[Tensor, "head query key"], place: Place) -> Float[Tensor, "head query key"]:
         first = max(self.queries[0], place.query_start)

@@ -45,18 +45,18 @@ class HiddenAttention:
             raise ValueError(f"tokens from {part.start} on do not follow those before {stop}")
         kept = {name: getattr(part, name).clone() for name in ("key", "gate", "log_decay")}
         # The values' width is not needed, only their number of heads and their dtype.
-        self._parts.append(
-            dataclasses.replace(
-                part,
-                **kept,
-                query=part.query[..., :0].clone(),
-                value=part.value[..., :1].clone(),
-                state_before=part.state_before[..., :0].clone(),
-                read_gate=None,
-                bonus=None,
-                **({"earlier": None} if isinstance(part, WindowedRecurrence) else {}),
-            )
+        thin: Recurrence = dataclasses.replace(
+            part,
+            **kept,
+            query=part.query[..., :0].clone(),
+            value=part.value[..., :1].clone(),
+            state_before=part.state_before[..., :0].clone(),
+            read_gate=None,
+            bonus=None,
         )
+        if isinstance(thin, WindowedRecurrence):
+            thin = dataclasses.replace(thin, earlier=None)
+        self._parts.append(thin)
 
     def row(self, of: Recurrence, token: int) -> HiddenRow:
         """Return the row of the `token`-th token of a part that was appended."""

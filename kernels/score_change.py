@@ -85,17 +85,3 @@ class ScoreChange(ABC):
         They are scaled, capped, and biased by distance, and not yet masked: what the call hides stays hidden whatever
         comes back. `MASKED` hides a key. A query must be left at least one of the keys that it sees.
         """
-
-
-def products(
-    query: Float[Tensor, "head query channel"], key: Float[Tensor, "kv_head key channel"], place: Place
-) -> Float[Tensor, "head query key"]:
-    """Return the scaled products of other queries and keys than the call's own, at a block's place.
-
-    They are all of the call's queries and keys, of which the block's are taken. In float32, or float64 where one is.
-    """
-    exact = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-    left = query[:, place.rows].to(exact).unflatten(0, (len(key), -1)).flatten(1, 2)
-    right = key[:, place.columns].to(exact).transpose(1, 2)
-    found: Tensor = left @ right
-    return found.view(len(query), place.num_queries, place.num_keys) * place.call.scale

@@ -6,13 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPTJConfig, GPTJForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM, MistralConfig, MistralForCausalLM
 
 import probe
 from probe.errors import UsageError
 from probe.hooks.limit_distance import limit_distance
 from tests.interventions.definitions.limit_distance import definition
-from tests.interventions.dense_model import MODELS, dense_logits, llama, tokens
+from tests.interventions.dense_model import (
+    MODELS,
+    causal,
+    dense_logits,
+    inverse_frequencies,
+    llama,
+    tokens,
+    turned,
+    unturned,
+)
 
 SHAPE = limit_distance(8, num_first=3)
 
@@ -124,6 +133,31 @@ def test_what_nothing_acts_on_stays_as_it_is() -> None:
         assert torch.equal(logits(model, [ids]), before)
     with limit_distance(8, num_first=3, phase="decode")(model):
         torch.testing.assert_close(logits(model, [ids])[:, :-1], before[:, :-1])
+
+
+def test_a_softcap_is_on_what_is_far_as_on_what_is_near() -> None:
+    torch.manual_seed(6)
+    config = Gemma2Config(
+        vocab_size=61, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, layer_types=["full_attention"] * 2,
+        attn_logit_softcapping=2.0, initializer_range=0.2,
+    )  # fmt: skip
+    model, ids = Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval(), tokens(60)
+
+    def capped(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        position = torch.arange(query.shape[1])
+        distance = position[:, None] - position
+        at = position.clamp(max=SHAPE.window).double()
+        far = turned(unturned(model, query), at[:, None] * inverse_frequencies(model))
+        near, far = (2 * torch.tanh(each @ key.transpose(1, 2) * scale / 2) for each in (query, far))
+        shaped = torch.where(distance < SHAPE.window, near, far)
+        hidden = (distance >= SHAPE.window) & (position >= SHAPE.num_first)
+        return causal(shaped.masked_fill(hidden, -torch.inf)).softmax(-1) @ value
+
+    expected = dense_logits(model, ids, capped)
+    with SHAPE(model):
+        changed = logits(model, [ids])[0].double()
+    torch.testing.assert_close(changed, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
