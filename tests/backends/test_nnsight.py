@@ -180,9 +180,8 @@ def test_a_model_on_ndif_is_known_by_its_configuration_alone(monkeypatch: pytest
     assert (model.num_heads, model.num_kv_heads) == (expected.num_heads, expected.num_kv_heads)
     assert (model.head_dim, model.vocab_size) == (expected.head_dim, expected.vocab_size)
     assert model.provenance()["remote"] == "NDIF: the prompts left this machine"
-    # The card of a specimen says more than its configuration, and lies beside weights that are not here.
-    longest = expected.hf.config.max_position_embeddings
-    assert model.positions(10)["training_length"] == {"tokens": longest, "source": "max_position_embeddings"}
+    # The card of a specimen lies beside its configuration, and says what it was trained for.
+    assert model.positions(10)["training_length"] == expected.positions(10)["training_length"]
     # nnsight's rehearsal of a request gives it weights where NDIF would have them, and takes them away again.
     model.remote = "local"
     actual, trace = (probe.trace(each, "the code of red is 3 .", statistics=["entropy"]) for each in (model, expected))

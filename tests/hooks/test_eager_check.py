@@ -73,7 +73,7 @@ def test_what_is_captured_agrees_and_the_model_is_left_alone(kind: str, fields: 
     assert torch.equal(before, after)
 
 
-class _misunderstood(attention_switch.attention_switch):
+class _misunderstood(attention_switch.verified_calls):
     """Hands out calls that differ from the attention by a quarter of its scale, in the second layer."""
 
     def _verified(self, here: Any, *args: Any) -> Any:
@@ -82,7 +82,7 @@ class _misunderstood(attention_switch.attention_switch):
 
 
 def test_a_disagreement_is_refused_with_the_layer_and_its_size(monkeypatch: pytest.MonkeyPatch, forgets: Path) -> None:
-    monkeypatch.setattr(attention_switch, "attention_switch", _misunderstood)
+    monkeypatch.setattr(attention_switch, "verified_calls", _misunderstood)
     model = load(made())
     with pytest.raises(NotReproducible, match=r"layer 1: .* probabilities differ by 0\.\d+ where .* is allowed"):
         probe.trace(model, list(range(3, 30)), statistics=["entropy"])
@@ -93,20 +93,15 @@ def test_a_disagreement_is_refused_with_the_layer_and_its_size(monkeypatch: pyte
 
 
 def test_attention_that_is_another_when_eager_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class other(_misunderstood):
+    class other(attention_switch.verified_calls):
         def _verified(self, here: Any, *args: Any) -> Any:
-            call = attention_switch.attention_switch._verified(self, here, *args)
-            eager = self.model.config._attn_implementation.endswith("eager")
+            call = super()._verified(here, *args)
+            eager = here.module.config._attn_implementation.endswith("eager")
             return call if eager else dataclasses.replace(call, window=5)
 
-    original = attention_switch.attention_switch
-    monkeypatch.setattr(attention_switch, "attention_switch", other)
-    other._verified.__globals__["attention_switch"] = type("kept", (), {"attention_switch": original})
-    try:
-        with pytest.raises(NotReproducible, match="layer 0: as it was loaded its attention is another"):
-            compared_with_eager(load(made()))
-    finally:
-        other._verified.__globals__["attention_switch"] = attention_switch
+    monkeypatch.setattr(attention_switch, "verified_calls", other)
+    with pytest.raises(NotReproducible, match="layer 0: as it was loaded its attention is another"):
+        compared_with_eager(load(made()))
 
 
 def test_a_revision_is_compared_once(monkeypatch: pytest.MonkeyPatch, forgets: Path) -> None:
