@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
-from probe.dashboard.attention_figure import attention_figure
-from probe.dashboard.opened import Opened
-from probe.dashboard.page import Page
-from probe.dashboard.picture import Picture, chosen, picture
-from probe.dashboard.token_labels import token_labels
-from probe.dashboard.view import SCALES, WHICH, Range, View, zoomed
+from probe.dashboard.application.opened import Opened
+from probe.dashboard.application.page import Page
+from probe.dashboard.attention_map.attention_figure import attention_figure
+from probe.dashboard.attention_map.picture import Picture, chosen, picture
+from probe.dashboard.attention_map.token_labels import token_labels
+from probe.dashboard.attention_map.view import SCALES, WHICH, Range, View, zoomed
 from probe.errors import ProbeError
 from probe.storage.trace_store import Trace
 from probe.visible import visible

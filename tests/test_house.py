@@ -184,7 +184,7 @@ def test_somebody_elses_package_of_the_same_name_wins(tmp_path: Path, folder: st
         "probe.command.listing",
         "probe.command.cli",
         "probe.workloads.needle",
-        "probe.dashboard.serving",
+        "probe.dashboard.application.serving",
     ],
 )
 def test_what_reads_traces_imports_no_torch(module: str, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from markupsafe import Markup, escape
 
 import probe
 from probe.finding import Finding, Suggestion
-from probe.reporting.certainty import certainty
-from probe.reporting.drawing import drawing
-from probe.reporting.headline import headline
-from probe.reporting.summary import expected_heading, failures, in_groups, model_of, named, skipped, unfinished
+from probe.telling.certainty import certainty
+from probe.telling.drawing import drawing
+from probe.telling.headline import headline
+from probe.telling.summary import expected_heading, failures, in_groups, model_of, named, skipped, unfinished
 from probe.visible import visible
 
 if TYPE_CHECKING:

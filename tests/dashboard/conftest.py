@@ -183,7 +183,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Long:
 @contextmanager
 def served(path: Path) -> Iterator[str]:
     """Serve the explorer at a free port of this machine; yields its address."""
-    from probe.dashboard.serving import bound
+    from probe.dashboard.application.serving import bound
 
     server = bound(path, host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from probe.dashboard.application.opened import Opened
 from probe.dashboard.attention import moved, shown
-from probe.dashboard.attention_figure import attention_figure, colours, encoded
-from probe.dashboard.opened import Opened
-from probe.dashboard.picture import MOST_CELLS, Picture, picture
-from probe.dashboard.view import View
+from probe.dashboard.attention_map.attention_figure import attention_figure, colours, encoded
+from probe.dashboard.attention_map.picture import MOST_CELLS, Picture, picture
+from probe.dashboard.attention_map.view import View
 from probe.errors import UsageError
 
 

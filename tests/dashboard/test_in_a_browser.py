@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from probe.dashboard.attention import attention
-from probe.dashboard.token_labels import seen
+from probe.dashboard.attention_map.token_labels import seen
 from tests.dashboard.conftest import HOSTILE
 
 pytestmark = [

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from probe.dashboard.explorer import explorer
-from probe.dashboard.page import Page, pages
-from probe.dashboard.serving import bound
+from probe.dashboard.application.explorer import explorer
+from probe.dashboard.application.page import Page, pages
+from probe.dashboard.application.serving import bound
 from probe.errors import NotAvailable, UsageError
 
 

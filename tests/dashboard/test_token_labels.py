@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from probe.dashboard.application.opened import Opened
 from probe.dashboard.attention import shown
-from probe.dashboard.opened import Opened
-from probe.dashboard.token_labels import MOST_CHARACTERS, seen, token_labels
-from probe.dashboard.view import View
+from probe.dashboard.attention_map.token_labels import MOST_CHARACTERS, seen, token_labels
+from probe.dashboard.attention_map.view import View
 from tests.dashboard.conftest import HOSTILE
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from probe.dashboard.explorer import explorer
+from probe.dashboard.application.explorer import explorer
 from probe.errors import UsageError
 
 

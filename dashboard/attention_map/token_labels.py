@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
-from probe.dashboard.view import Range
+from probe.dashboard.attention_map.view import Range
 from probe.storage.trace_store import Trace
 from probe.visible import visible
 

@@ -10,7 +10,7 @@ from probe import discovery
 if TYPE_CHECKING:
     from dash import Dash
 
-    from probe.dashboard.opened import Opened
+    from probe.dashboard.application.opened import Opened
 
 
 class Page(ABC):

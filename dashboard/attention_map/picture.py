@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from probe.dashboard.view import Range, View
+from probe.dashboard.attention_map.view import Range, View
 from probe.errors import MissingStatistic, UsageError
 from probe.storage.trace_store import Trace
 from probe.storage.window import MOST_TOKENS

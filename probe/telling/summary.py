@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.reporting.certainty import certainty
-from probe.reporting.headline import headline
+from probe.telling.certainty import certainty
+from probe.telling.headline import headline
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run

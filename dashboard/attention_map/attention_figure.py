@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from probe.dashboard.picture import Picture
-from probe.dashboard.view import Range
+from probe.dashboard.attention_map.picture import Picture
+from probe.dashboard.attention_map.view import Range
 from probe.sample import Span
 from probe.visible import visible
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 import dash_mantine_components as dmc
 from dash import Dash, Input, Output, dcc, html
 
-from probe.dashboard.guard import guard
-from probe.dashboard.opened import Opened
-from probe.dashboard.page import Page, pages
+from probe.dashboard.application.guard import guard
+from probe.dashboard.application.opened import Opened
+from probe.dashboard.application.page import Page, pages
 
 PLACE: Final = "place"
 """Id of the address."""
@@ -29,7 +29,7 @@ def explorer(path: Path | str, *, host: str = "127.0.0.1", token: str | None = N
         "probe",
         title=f"{opened.name} · probe",
         update_title="",
-        assets_folder=str(Path(__file__).parent / "assets"),
+        assets_folder=str(Path(__file__).parent.parent / "assets"),
         serve_locally=True,
         use_pages=False,
         pages_folder="",
