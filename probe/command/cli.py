@@ -170,7 +170,7 @@ def run_casebook(
                 print_estimate(casebook, estimate(casebook, **options), as_json=as_json)
                 return
             finished = play(casebook, **options, force=force, command=again, progress=progress)
-        from probe.reporting.summary import summary
+        from probe.telling.summary import summary
 
         brief = summary(finished)
         print_summary(brief, as_json=as_json)
@@ -230,8 +230,8 @@ def show_run(
         if not (run / "run.json").is_file():
             raise NotAvailable(f"no run in {run}: there is no run.json")
         from probe.command.terminal_summary import print_summary
-        from probe.reporting.summary import summary
         from probe.storage import trace_store
+        from probe.telling.summary import summary
 
         opened = trace_store.open(run)
         if not isinstance(opened, trace_store.Run):

@@ -28,7 +28,7 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(brief, indent=2))
         return
-    from probe.reporting.summary import Failure, expected_heading, in_groups, unfinished
+    from probe.telling.summary import Failure, expected_heading, in_groups, unfinished
 
     _line(f"{brief['casebook']} · {brief['model']}", style="bold")
     if unfinished(brief):

@@ -23,8 +23,8 @@ def view(
 ) -> None:
     """Open the explorer on a run or a trace, until Ctrl-C. Nothing leaves this machine."""
     with exits(debug=context.obj):
-        from probe.dashboard.guard import LOOPBACK
-        from probe.dashboard.serving import bound, serve
+        from probe.dashboard.application.guard import LOOPBACK
+        from probe.dashboard.application.serving import bound, serve
 
         token = None if host in LOOPBACK else secrets.token_urlsafe(24)
         server = bound(source, host=host, port=port, token=token)
