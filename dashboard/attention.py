@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
+from probe.dashboard.application.address import SHARED, Control
 from probe.dashboard.application.opened import Opened
 from probe.dashboard.application.page import Page
 from probe.dashboard.attention_map.attention_figure import attention_figure
@@ -45,7 +46,7 @@ def shown(opened: Opened, view: View) -> Shown:
     """Return what the page shows for a view. Nothing that was foreseen is raised: it is said in `words`."""
     trace = None
     try:
-        trace = opened.trace(view.unit)
+        trace = opened.run(view.run).trace(view.unit)
         view = chosen(trace, replace(view, unit=trace.unit))
         found = picture(trace, view)
         rows = token_labels(trace, found.queries, found.cell_tokens)
@@ -95,10 +96,11 @@ class attention(Page):
 
     title: ClassVar[str] = "Attention"
     order: ClassVar[int] = 50
+    controls: ClassVar[tuple[Control, ...]] = SHARED
 
     def layout(self) -> Any:
         """Return controls on the left, the map on the right; a first callback fills them in."""
-        units = [{"value": unit, "label": words} for unit, words in self.opened.units().items()]
+        units = [{"value": unit, "label": words} for unit, words in self.opened.run().units().items()]
         side = dmc.Stack(
             [
                 _select("unit", "Sample and condition", units),
@@ -152,6 +154,10 @@ class attention(Page):
         place = dcc.Location(id="attention-place", refresh=False)
         return html.Div([place, side, shown], className="explorer-page")
 
+    def content(self, view: Any) -> list[Any]:
+        """Return nothing: the page has callbacks of its own, which draw into one figure."""
+        return []
+
     def register(self, app: Dash) -> None:
         """Add one callback for the view; in the browser, one for what is under the cursor, one that lets zooms pass."""
         controls = [Input(f"attention-{name}", "checked" if name == "sink" else "value") for name in CONTROLS]
@@ -202,7 +208,7 @@ class attention(Page):
             extent = 0
             if changed in ("zoom", "click", "out"):
                 try:
-                    extent = self.opened.trace(view.unit).num_queries
+                    extent = self.opened.run(view.run).trace(view.unit).num_queries
                 except ProbeError:
                     return (no_update,) * _NUM_OUTPUTS
             after = None if value is None else moved(view, changed, value, extent)

@@ -79,6 +79,18 @@ class Figure(_Frozen):
     caption: str
     plotly: dict[str, JsonValue] = Field(description="`json.loads(figure.to_json())`; `data` and `layout`.")
 
+    def show(self) -> None:
+        """Draw it where plotly draws: below a notebook's cell, or in a browser."""
+        from plotly.graph_objects import Figure as PlotlyFigure
+
+        PlotlyFigure(self.plotly).show()
+
+    def _repr_html_(self) -> str:
+        from plotly.graph_objects import Figure as PlotlyFigure
+
+        drawn = PlotlyFigure(self.plotly).to_html(full_html=False, include_plotlyjs=True)
+        return f"{drawn}<p><small>{html.escape(self.caption)}</small></p>"
+
 
 class Finding(_Frozen):
     """The answer to one question, as an analysis gives it. Round-trips through JSON."""

@@ -34,11 +34,12 @@ def check_address(host: str, token: str | None) -> None:
         raise UsageError(f"{host!r} can be reached from elsewhere, and is not served without a token")
 
 
-def guard(server: Flask, host: str, token: str | None, script_hashes: Sequence[str]) -> None:
+def guard(server: Flask, host: str, token: str | None, script_hashes: Sequence[str], *, embedded: bool = False) -> None:
     """Let a server answer its own address alone.
 
     A foreign Host gets 400, a foreign Origin 403. With a token, whoever has not brought it in the address once gets
-    403. Raises UsageError as `check_address` does.
+    403. `embedded` lets pages of this machine show it in a frame; no other page ever may. Raises UsageError as
+    `check_address` does.
     """
     check_address(host, token)
     server.config["TRUSTED_HOSTS"] = sorted({host, *(LOOPBACK if host in LOOPBACK else ())} - {"::1"})
@@ -60,9 +61,10 @@ def guard(server: Flask, host: str, token: str | None, script_hashes: Sequence[s
 
     def headers(response: Response) -> Response:
         scripts = " ".join(["'self'", *script_hashes])
+        frames = " ".join(f"http://{name}:*" for name in ("localhost", "127.0.0.1")) if embedded else "'none'"
         response.headers["Content-Security-Policy"] = (
             f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-            "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {frames}"
         )
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"

@@ -1,13 +1,15 @@
-"""The run or trace that the explorer looks at; a unit is opened when it is first shown."""
+"""The runs and traces that the explorer looks at; a unit is opened when it is first shown."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from probe.errors import UsageError
+from probe.errors import ProbeError, UsageError
+from probe.finding import Finding
 from probe.storage.trace_store import Run, Trace
 from probe.storage.trace_store import open as open_trace
 from probe.visible import visible
@@ -15,34 +17,84 @@ from probe.visible import visible
 _MOST_OPEN: Final = 8
 
 
-class Opened:
+class OpenedRun:
     """One run or trace. Only its own units can be asked for, whatever an address says."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, name: str = "") -> None:
         """Open a folder; raises as `probe.open` does where it holds neither a run nor a trace."""
+        self.path = Path(path)
+        """The folder, as it was named."""
+        self.name = name or visible(self.path.resolve().name)
+        """What it is called here."""
         self.source: Run | Trace = open_trace(path)
         """What was opened."""
-        self.name = visible(Path(path).resolve().name)
-        """The folder's name."""
+        self.version = 0
+        """How often it was found to have grown."""
         self._traces: OrderedDict[str, Trace] = OrderedDict()
+        self._findings: list[Finding] | None = None
+        self._stamp = self._changed()
         self._lock = threading.Lock()
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What `run.json` says; {} for a trace of its own."""
+        return {} if isinstance(self.source, Trace) else self.source.record
+
+    @property
+    def running(self) -> bool:
+        """Whether the run says that it is still being written."""
+        return self.record.get("status") == "running"
+
+    def findings(self) -> list[Finding]:
+        """Return what was found, in the casebook's order; raises StoreCorrupt where it is not what was written."""
+        if isinstance(self.source, Trace):
+            return []
+        if self._findings is None:
+            self._findings = self.source.findings()
+        return self._findings
+
+    def finding(self, name: str) -> Finding:
+        """Return one finding by its key (`keys`); raises UsageError naming those that there are."""
+        found = self.keys()
+        if name not in found:
+            raise UsageError(f"{self.name} has no finding {name!r}; it has {', '.join(found) or 'none yet'}")
+        return found[name]
+
+    def keys(self) -> dict[str, Finding]:
+        """Return the findings by a key of their own: the casebook's name, else the analysis', numbered where twice."""
+        found: dict[str, Finding] = {}
+        for finding in self.findings():
+            name, count = finding.name or finding.analysis, 1
+            key = name
+            while key in found:
+                count += 1
+                key = f"{name}-{count}"
+            found[key] = finding
+        return found
+
+    def unit_records(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what each unit is (`stage`, `condition`, `role`, `sample`, `failed`), by unit."""
+        if isinstance(self.source, Trace):
+            trace = self.source
+            about = {"stage": trace.stage, "condition": trace.condition, "sample": trace.sample.name}
+            return {trace.unit: about | {"role": trace.facts.get("role"), "failed": None}}
+        return self.source.units
 
     def units(self) -> dict[str, str]:
         """Return each unit with what it is in words: its sample and its condition."""
-        if isinstance(self.source, Trace):
-            return {self.source.unit: _words(self.source.sample.name, self.source.condition, self.source.stage)}
         words = {}
-        for unit, record in self.source.units.items():
-            words[unit] = _words(*(str(record.get(key) or "") for key in ("sample", "condition", "stage")))
+        for unit, record in self.unit_records().items():
+            said = (str(record.get(key) or "") for key in ("sample", "condition", "stage"))
+            words[unit] = " · ".join(visible(part) for part in said if part)
             words[unit] += " · failed" if record.get("failed") else ""
         return words
 
     def trace(self, unit: str) -> Trace:
         """Return a unit, the first for an empty name; raises UsageError where there is none of that name."""
-        units = [self.source.unit] if isinstance(self.source, Trace) else list(self.source.units)
+        units = self.unit_records()
         if not units:
             raise UsageError(f"{self.name} holds no unit yet: nothing was captured")
-        unit = unit or units[0]
+        unit = unit or next(iter(units))
         if unit not in units:
             raise UsageError(f"there is no unit {unit!r} in {self.name}")
         if isinstance(self.source, Trace):
@@ -55,6 +107,80 @@ class Opened:
                 self._traces.popitem(last=False)
             return self._traces[unit]
 
+    def refresh(self) -> bool:
+        """Look whether more was written since, and read it; returns whether there was.
 
-def _words(sample: str, condition: str, stage: str) -> str:
-    return " · ".join(visible(part) for part in (sample, condition, stage) if part)
+        Raises as `probe.open` does where what is there now cannot be read.
+        """
+        stamp = self._changed()
+        if isinstance(self.source, Trace) or stamp == self._stamp:
+            return False
+        with self._lock:
+            self.source, self._findings, self._stamp = open_trace(self.path), None, stamp
+            self.version += 1
+        return True
+
+    def _changed(self) -> tuple[int, ...]:
+        files = (self.path / name for name in ("run.json", "commits.jsonl", "findings.json"))
+        return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+
+
+class Opened:
+    """Everything that one explorer looks at, by name. A folder that cannot be opened stays, with the reason."""
+
+    def __init__(self, paths: Sequence[Path | str]) -> None:
+        """Open folders; raises as `probe.open` does where none of them can be opened."""
+        self._runs: dict[str, OpenedRun] = {}
+        self.broken: dict[str, str] = {}
+        """Why a folder is not shown, by its name."""
+        errors: list[ProbeError] = []
+        for path in paths:
+            name = self._free_name(visible(Path(path).resolve().name) or "run")
+            try:
+                self._runs[name] = OpenedRun(path, name)
+            except ProbeError as error:
+                self.broken[name] = visible(str(error))
+                errors.append(error)
+        if not self._runs:
+            raise errors[0] if errors else UsageError("name a run to look at")
+
+    @property
+    def names(self) -> list[str]:
+        """What was opened, by name, in the order given; the broken ones last."""
+        return [*self._runs, *self.broken]
+
+    @property
+    def title(self) -> str:
+        """What is looked at, in a few words."""
+        first, *others = self.names
+        return f"{first} and {len(others)} more" if others else first
+
+    @property
+    def running(self) -> bool:
+        """Whether something is still being written."""
+        return any(run.running for run in self._runs.values())
+
+    def run(self, name: str = "") -> OpenedRun:
+        """Return one run, the first for an empty name; raises UsageError with the reason where it cannot be shown."""
+        if name in self.broken:
+            raise UsageError(f"{name} cannot be shown: {self.broken[name]}")
+        name = name or next(iter(self._runs))
+        if name not in self._runs:
+            raise UsageError(f"no run {name!r} was opened; there are {', '.join(self.names)}")
+        return self._runs[name]
+
+    def runs(self) -> list[OpenedRun]:
+        """Return every run that could be opened."""
+        return list(self._runs.values())
+
+    def refresh(self) -> bool:
+        """Look at every run that is being written; returns whether any has grown."""
+        grown = [run.refresh() for run in self._runs.values() if run.running]
+        return any(grown)
+
+    def _free_name(self, name: str) -> str:
+        free, count = name, 1
+        while free in self._runs or free in self.broken:
+            count += 1
+            free = f"{name}-{count}"
+        return free

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from werkzeug.serving import BaseWSGIServer, make_server
@@ -12,13 +12,20 @@ from probe.dashboard.application.explorer import explorer
 from probe.errors import UsageError
 
 
-def bound(path: Path | str, *, host: str, port: int, token: str | None = None) -> BaseWSGIServer:
+def bound(
+    path: Path | str | Sequence[Path | str],
+    *,
+    host: str,
+    port: int,
+    token: str | None = None,
+    embedded: bool = False,
+) -> BaseWSGIServer:
     """Return a server that listens, its port in `.port`; port 0 takes any that is free.
 
     No environment variable has a say in it, and nothing of it can be debugged. Raises UsageError where the address
     cannot be had, and as `explorer` does.
     """
-    app = explorer(path, host=host, token=token)
+    app = explorer(path, host=host, token=token, embedded=embedded)
     app.enable_dev_tools(
         debug=False,
         dev_tools_ui=False,

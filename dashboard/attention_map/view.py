@@ -24,6 +24,8 @@ _RANGE: Final = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
 class View:
     """One picture of one head's attention."""
 
+    run: str = ""
+    """Name of the run; empty for the first."""
     unit: str = ""
     """Id of the unit; empty for the first."""
     layer: int | None = None
@@ -47,6 +49,7 @@ class View:
         """Return the view as a query string, `?…`; what is as by default is left out."""
         ranges = {name: getattr(self, name) for name in ("queries", "keys")}
         parts: dict[str, Any] = {
+            "run": self.run or None,
             "unit": self.unit or None,
             "layer": self.layer,
             "head": self.head or None,
@@ -63,7 +66,7 @@ class View:
     def from_query(cls, text: str | None) -> View:
         """Read what `to_query` gave; raises UsageError naming the part of the address that says nothing such."""
         parts = dict(parse_qsl((text or "").removeprefix("?"), keep_blank_values=True, max_num_fields=32))
-        known = {"unit", "layer", "head", "which", "cell", "queries", "keys", "scale", "sink"}
+        known = {"run", "unit", "layer", "head", "which", "cell", "queries", "keys", "scale", "sink"}
         if unknown := sorted(set(parts) - known):
             raise UsageError(f"the address has {unknown[0]!r}, which means nothing here")
         found: dict[str, Any] = {}
@@ -76,7 +79,7 @@ class View:
         for name, words in {"which": WHICH, "scale": SCALES, "sink": ("on", "off")}.items():
             if name in parts and parts[name] not in words:
                 raise UsageError(f"the address says {name}={parts[name]!r}; it is {' or '.join(words)}")
-        found |= {name: parts[name] for name in ("unit", "which", "scale") if name in parts}
+        found |= {name: parts[name] for name in ("run", "unit", "which", "scale") if name in parts}
         return cls(**found, sink=parts.get("sink", "on") == "on")
 
 

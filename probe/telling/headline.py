@@ -23,15 +23,18 @@ class headline:
     @property
     def claims(self) -> list[str]:
         """The diagnosis: claims with a value and a verdict, most important first."""
-        return [finding.claim for finding in self._ranked() if _settled(finding)][: self.num_sentences]
+        return [finding.claim for finding in ranked(self.findings) if _settled(finding)][: self.num_sentences]
 
     @property
     def open_questions(self) -> list[str]:
         """Questions whose answer is inconclusive, or whose value is missing."""
-        return [finding.question for finding in self._ranked() if not _settled(finding)]
+        return [finding.question for finding in ranked(self.findings) if not _settled(finding)]
 
-    def _ranked(self) -> list[Finding]:
-        return sorted(self.findings, key=lambda f: _FIRST.index(f.analysis) if f.analysis in _FIRST else len(_FIRST))
+
+def ranked(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings in the order in which a reader should meet them, what is not settled last."""
+    order = sorted(findings, key=lambda f: _FIRST.index(f.analysis) if f.analysis in _FIRST else len(_FIRST))
+    return sorted(order, key=lambda finding: not _settled(finding))
 
 
 def _settled(finding: Finding) -> bool:
