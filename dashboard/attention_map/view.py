@@ -24,8 +24,6 @@ _RANGE: Final = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
 class View:
     """One picture of one head's attention."""
 
-    run: str = ""
-    """Name of the run; empty for the first."""
     unit: str = ""
     """Id of the unit; empty for the first."""
     layer: int | None = None
@@ -44,6 +42,8 @@ class View:
     """How colours follow probability: `log` or `linear`."""
     sink: bool = True
     """Whether the first keys are shown."""
+    run: str = ""
+    """Name of the run; empty for the first."""
 
     def to_query(self) -> str:
         """Return the view as a query string, `?…`; what is as by default is left out."""

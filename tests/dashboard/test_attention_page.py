@@ -36,7 +36,7 @@ def decoded(figure: dict[str, Any]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("scale", ["log", "linear"])
 @pytest.mark.parametrize("head", [0, 3])
 def test_an_exact_window_is_the_softmax_of_queries_and_keys(small: Any, head: int, scale: str) -> None:
-    page = shown(Opened(small.path), View("full", 0, head, queries=(50, 290), keys=(40, 296), scale=scale))
+    page = shown(Opened([small.path]), View("full", 0, head, queries=(50, 290), keys=(40, 296), scale=scale))
     assert page.figure is not None
     np.testing.assert_allclose(decoded(page.figure), small.p[head][50:290, 40:296], rtol=2e-5, atol=2e-6)
     assert "Exact" in page.words
@@ -47,7 +47,7 @@ def test_an_exact_window_is_the_softmax_of_queries_and_keys(small: Any, head: in
 
 @pytest.mark.parametrize("scale", ["log", "linear"])
 def test_more_cells_go_as_steps_of_colour_within_half_a_step(small: Any, scale: str) -> None:
-    page = shown(Opened(small.path), View("full", 0, 1, scale=scale))
+    page = shown(Opened([small.path]), View("full", 0, 1, scale=scale))
     assert page.figure is not None
     assert page.figure["data"][0]["z"]["dtype"] == "u1"
     there, read = small.p[1], decoded(page.figure)
@@ -63,7 +63,7 @@ def test_more_cells_go_as_steps_of_colour_within_half_a_step(small: Any, scale: 
 @pytest.mark.parametrize("which", ["mean", "max"])
 @pytest.mark.parametrize("tokens", [2, 4, 8])
 def test_a_pooled_level_is_the_map_of_its_block_size(small: Any, which: str, tokens: int) -> None:
-    page = shown(Opened(small.path), View("full", 1, 1, which=which, cell_tokens=tokens, scale="linear"))
+    page = shown(Opened([small.path]), View("full", 1, 1, which=which, cell_tokens=tokens, scale="linear"))
     assert page.figure is not None
     starts = range(0, len(small.p[1]), tokens)
     blocks = [[small.p[1][i : i + tokens, j : j + tokens] for j in starts] for i in starts]
@@ -76,7 +76,7 @@ def test_a_pooled_level_is_the_map_of_its_block_size(small: Any, which: str, tok
 
 @pytest.mark.parametrize("which", ["mean", "max"])
 def test_the_whole_of_a_long_prompt_is_its_coarse_map(long: Any, which: str) -> None:
-    found = picture(Opened(long.path).trace("long"), View(layer=1, which=which))
+    found = picture(Opened([long.path]).run().trace("long"), View(layer=1, which=which))
     blocks = (long.mean if which == "mean" else long.largest)[0].reshape(256, 8, 256, 8)
     wanted = blocks.sum(3).mean(1) if which == "mean" else blocks.max((1, 3))
     np.testing.assert_allclose(found.values, wanted, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_the_whole_of_a_long_prompt_is_its_coarse_map(long: Any, which: str) -> 
 
 
 def test_a_window_of_a_long_prompt_is_exact(long: Any) -> None:
-    found = picture(Opened(long.path).trace("long"), View(layer=1, queries=(131_000, 131_072), keys=(52_000, 52_100)))
+    found = picture(Opened([long.path]).run().trace("long"), View(layer=1, queries=(131_000, 131_072), keys=(52_000, 52_100)))
     assert found.exact
     query, key = long.query[0][131_000 // 64 :], long.key[0][52_000 // 64 :]
     rows, columns = np.arange(131_000, 131_072) // 64 - 131_000 // 64, np.arange(52_000, 52_100) // 64 - 52_000 // 64
@@ -95,7 +95,7 @@ def test_a_window_of_a_long_prompt_is_exact(long: Any) -> None:
 @pytest.mark.parametrize("side", [1_025, 2_048])
 @pytest.mark.parametrize("which", ["mean", "max"])
 def test_a_large_exact_window_is_pooled_from_exact_numbers(long: Any, side: int, which: str) -> None:
-    trace = Opened(long.path).trace("long")
+    trace = Opened([long.path]).run().trace("long")
     ranges = (100_000, 100_000 + side)
     found = picture(trace, View(layer=1, queries=ranges, keys=ranges, which=which))
     assert max(found.values.shape) <= MOST_CELLS
@@ -107,7 +107,7 @@ def test_a_large_exact_window_is_pooled_from_exact_numbers(long: Any, side: int,
 
 
 def test_beyond_what_an_exact_window_may_cover_the_stored_level_is_shown_and_says_so(long: Any) -> None:
-    found = picture(Opened(long.path).trace("long"), View(layer=1, queries=(0, 2_049), keys=(0, 2_049)))
+    found = picture(Opened([long.path]).run().trace("long"), View(layer=1, queries=(0, 2_049), keys=(0, 2_049)))
     assert not found.exact
     assert found.cell_tokens == 64
     assert any("2,048 × 2,048 tokens or fewer for exact" in note for note in found.notes)
@@ -115,7 +115,7 @@ def test_beyond_what_an_exact_window_may_cover_the_stored_level_is_shown_and_say
 
 @pytest.mark.parametrize(("keys", "left_out"), [((0, 100), 4), ((2, 100), 2), ((4, 100), 0)])
 def test_without_the_sink_its_keys_are_left_out(small: Any, keys: tuple[int, int], left_out: int) -> None:
-    trace = Opened(small.path).trace("full")
+    trace = Opened([small.path]).run().trace("full")
     found = picture(trace, View("full", 0, queries=(0, 300), keys=keys, sink=False))
     wanted = small.p[0][:, keys[0] : keys[1]].copy()
     wanted[:, :left_out] = 0
@@ -145,13 +145,13 @@ def test_a_number_that_is_not_finite_has_a_colour_of_its_own() -> None:
     ],
 )
 def test_where_there_is_nothing_to_show_the_page_says_what_to_do(small: Any, view: View, said: str) -> None:
-    page = shown(Opened(small.path), view)
+    page = shown(Opened([small.path]), view)
     assert page.figure is None
     assert re.search(said, page.words)
 
 
 def test_a_private_trace_shows_its_map_and_no_word(small: Any) -> None:
-    page = shown(Opened(small.path), View("private"))
+    page = shown(Opened([small.path]), View("private"))
     assert page.figure is not None
     assert page.labels == {"queries": [], "keys": []}
     assert any("private" in note for note in page.notes)
@@ -166,7 +166,7 @@ def test_a_private_trace_shows_its_map_and_no_word(small: Any) -> None:
     ],
 )
 def test_no_list_of_numbers_goes_to_the_browser(small: Any, view: View) -> None:
-    page = shown(Opened(small.path), view)
+    page = shown(Opened([small.path]), view)
     sizes: list[int] = []
 
     def walk(value: Any) -> None:
@@ -185,7 +185,7 @@ def test_no_list_of_numbers_goes_to_the_browser(small: Any, view: View) -> None:
 @pytest.mark.parametrize("cell", [None, 64, 128])
 @pytest.mark.parametrize("ranges", [None, (0, 65_536), (1_000, 3_048)])
 def test_an_answer_is_small_at_any_length(long: Any, cell: int | None, ranges: tuple[int, int] | None) -> None:
-    page = shown(Opened(long.path), View(layer=1, cell_tokens=cell, queries=ranges, keys=ranges))
+    page = shown(Opened([long.path]), View(layer=1, cell_tokens=cell, queries=ranges, keys=ranges))
     assert len(json.dumps([page.figure, page.labels])) < 1.5e6
 
 

@@ -51,7 +51,7 @@ def test_its_own_page_may_call_back(client: Any) -> None:
     headers = {"Origin": "http://127.0.0.1:8050"}
     done = client.post("/_dash-update-component", base_url="http://127.0.0.1:8050", headers=headers, json=body)
     assert done.status_code == 200
-    assert b"attention-map" in done.data
+    assert b"overview-content" in done.data
 
 
 def test_nothing_is_loaded_from_elsewhere(client: Any) -> None:

@@ -30,19 +30,19 @@ def test_nothing_in_a_token_hides(text: str, wanted: str) -> None:
 
 
 def test_each_position_has_its_own_token(small: Any) -> None:
-    labels = token_labels(Opened(small.path).trace("full"), (10, 266), 1)
+    labels = token_labels(Opened([small.path]).run().trace("full"), (10, 266), 1)
     assert labels == [seen(HOSTILE[token]) for token in small.tokens[10:266]]
 
 
 def test_a_cell_of_many_tokens_shows_its_first_and_that_there_are_more(long: Any) -> None:
-    labels = token_labels(Opened(long.path).trace("long"), (0, 131_072), 512)
+    labels = token_labels(Opened([long.path]).run().trace("long"), (0, 131_072), 512)
     assert len(labels) == 256
     assert labels[0].startswith("␣w0␣w7919␣w15838")
     assert all(len(label) <= MOST_CHARACTERS and label.endswith("…") for label in labels)
 
 
 def test_ticks_and_names_are_escaped_for_plotly(small: Any) -> None:
-    page = shown(Opened(small.path), View("full", 0, queries=(280, 300), keys=(280, 300)))
+    page = shown(Opened([small.path]), View("full", 0, queries=(280, 300), keys=(280, 300)))
     assert page.figure is not None
     layout = page.figure["layout"]
     words = [seen(HOSTILE[token]) for token in small.tokens[280:]]
@@ -53,7 +53,7 @@ def test_ticks_and_names_are_escaped_for_plotly(small: Any) -> None:
 
 
 def test_a_token_without_text_shows_as_its_id(small: Any) -> None:
-    labels = token_labels(Opened(small.path).trace("bare"), (0, 256), 1)
+    labels = token_labels(Opened([small.path]).run().trace("bare"), (0, 256), 1)
     assert labels == [f"⟨token {token}⟩" for token in small.tokens[:256]]
-    notes = shown(Opened(small.path), View("private")).notes
+    notes = shown(Opened([small.path]), View("private")).notes
     assert not any("ids" in note for note in notes)
