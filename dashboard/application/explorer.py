@@ -27,7 +27,7 @@ TICK_MS: Final = 2000
 """Milliseconds between looks at a run that is still being written."""
 
 
-class Explorer(Dash):
+class Explorer(Dash):  # type: ignore[misc]
     """A Dash application whose first answer can be read before any script has run."""
 
     opened: Opened
@@ -161,7 +161,7 @@ def _route(app: Dash, opened: Opened, made: Mapping[str, Page]) -> None:
 def _serve_tables(app: Dash, made: Mapping[str, Page]) -> None:
     """Answer `/csv/PAGE/FIGURE?…` with the numbers of the figure that the page shows at that address."""
 
-    @app.server.route("/csv/<page>/<name>")
+    @app.server.route("/csv/<page>/<name>")  # type: ignore[untyped-decorator]
     def table(page: str, name: str) -> Response:
         if page not in made:
             abort(404)
