@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from probe.sample import Sample, Span
 from probe.storage.array import Array
@@ -181,7 +185,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Long:
 
 
 @contextmanager
-def served(path: Path) -> Iterator[str]:
+def served(path: Any) -> Iterator[str]:
     """Serve the explorer at a free port of this machine; yields its address."""
     from probe.dashboard.application.serving import bound
 
@@ -196,9 +200,58 @@ def served(path: Path) -> Iterator[str]:
         server.server_close()
 
 
-Serve = Callable[[Path], Any]
+Serve = Callable[[Any], Any]
 
 
 @pytest.fixture
 def serve() -> Serve:
     return served
+
+
+@pytest.fixture(scope="session")
+def specimen(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A run of the needle specimen that kept everything; played once, whatever the number of workers."""
+    import probe
+
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    folder = base / "everything"
+    with FileLock(base / "everything.lock"):
+        if not (folder / "report.html").exists():
+            probe.run(Path(__file__).parent / "specimen.yaml", out=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium of 1280 × 800, which logs what it asks for and what it complains of."""
+    from selenium import webdriver
+
+    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if missing := [name for name, path in found.items() if path is None]:
+        pytest.fail(f"no {' and no '.join(missing)} here: apt-get install -y chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(found["chromium"])
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1280,887")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(found["chromedriver"]))
+    yield driver
+    driver.quit()
+
+
+def wait(browser: Any, condition: Callable[[Any], Any]) -> Any:
+    """Wait until a condition of the page holds, and return it."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(condition)
+
+
+def logged(browser: Any) -> tuple[set[str], list[str]]:
+    """Return the hosts that were asked since the last time, and what the browser complained of."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    hosts = {urlsplit(url).hostname or "" for url in asked if url.startswith(("http", "ws"))}
+    return hosts, [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
