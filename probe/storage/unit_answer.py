@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from probe.errors import StoreCorrupt, UsageError
 from probe.outcome import Outcome
@@ -12,8 +14,11 @@ from probe.selection import depth, length, role
 from probe.storage.run_folder import Run
 from probe.storage.unit_files import SealedFiles
 from probe.storage.unit_trace import Trace
+from probe.withheld import Withheld
 
-MOST_CHARACTERS = 300
+ANSWER: Final = "needle_value"
+"""The span that holds the right answer, in workloads that have one."""
+MOST_CHARACTERS: Final = 300
 """Characters that are kept of a response and of a right answer."""
 
 
@@ -46,6 +51,16 @@ class UnitAnswer:
     """Mean negative log-likelihood of the right answer, in nats per token; None where there is none or it is NaN."""
     text_loss: float | None = None
     """Mean negative log-likelihood of the prompt's tokens, in nats per token; None as above."""
+    age: int | None = None
+    """Tokens from where the right answer begins in the prompt to the prompt's last; None where no span says."""
+    text: str = ""
+    """Hash of the prompt's token ids; empty where these are withheld."""
+    seconds: float | None = None
+    """What reading it took, on the machine that did; None where that is not on record."""
+    peak_bytes: int | None = None
+    """The most memory meanwhile; None as above."""
+    captured: bool = False
+    """Whether arrays were captured, which takes time and memory of its own."""
     problem: str = ""
     """Why it counts in no number: it failed, or is not what was written; empty where all is well."""
 
@@ -61,6 +76,8 @@ class _Prompt:
     length: int
     depth: float | None
     answer: str
+    age: int | None
+    text: str
 
 
 class Answers:
@@ -108,6 +125,10 @@ class Answers:
             length=prompt.length,
             depth=prompt.depth,
             answer=prompt.answer,
+            age=prompt.age,
+            text=prompt.text,
+            captured=any("/c/" in path for path in files.manifest.files),
+            **_cost(trace.cost),
         )
         if outcome is None:
             return read
@@ -130,7 +151,20 @@ def answers_of(run: Run | Trace | Iterable[UnitAnswer]) -> list[UnitAnswer]:
 
 def _prompt(trace: Trace) -> _Prompt:
     sample = trace.sample
-    return _Prompt(sample.name, length(trace), depth(trace), sample.answer[:MOST_CHARACTERS])
+    starts = [span.start for span in sample.spans if span.name == ANSWER]
+    return _Prompt(
+        name=sample.name,
+        length=length(trace),
+        depth=depth(trace),
+        answer=sample.answer[:MOST_CHARACTERS],
+        age=len(sample) - 1 - starts[0] if starts else None,
+        text="" if isinstance(sample.tokens, Withheld) else hashlib.sha256(repr(sample.tokens).encode()).hexdigest(),
+    )
+
+
+def _cost(cost: Mapping[str, Any] | None) -> dict[str, Any]:
+    said = cost or {}
+    return {"seconds": _number(said.get("seconds")), "peak_bytes": said.get("peak_bytes")}
 
 
 def _not_a_number(outcome: Outcome) -> bool:
