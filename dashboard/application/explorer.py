@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dash_mantine_components as dmc
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from flask import Response, abort, request
 
 from probe.dashboard.application.address import SHARED
@@ -18,7 +18,6 @@ from probe.dashboard.application.keys import keys_dialog
 from probe.dashboard.application.opened import Opened
 from probe.dashboard.application.page import Page, pages
 from probe.dashboard.application.panel import exported, to_csv
-from probe.errors import ProbeError
 
 PLACE: Final = "place"
 """Id of the address."""
@@ -82,6 +81,8 @@ def explorer(
 
 
 def _shell(opened: Opened, made: Mapping[str, Page]) -> Any:
+    # Whoever loads a page sees what is there now, also of a run that was taken up again.
+    opened.refresh()
     links = [dcc.Link(page.title, href=f"/{name}", id=f"nav-{name}") for name, page in made.items()]
     shared = {part.name for part in SHARED}
     takes = {name: [c.name for c in page.controls if c.name in shared] for name, page in made.items()}
@@ -102,7 +103,7 @@ def _shell(opened: Opened, made: Mapping[str, Page]) -> Any:
         [
             dcc.Location(id=PLACE, refresh=False),
             dcc.Store(id="pages", data=takes),
-            dcc.Store(id="fresh", data=0),
+            dcc.Store(id="fresh", data=opened.version),
             dcc.Interval(id="tick", interval=TICK_MS, disabled=not opened.running),
             html.A("Skip to the page", href="#page", className="explorer-skip"),
             header,
@@ -134,11 +135,9 @@ def _route(app: Dash, opened: Opened, made: Mapping[str, Page]) -> None:
         prevent_initial_call=True,
     )
     def look_again(_: int, version: int) -> tuple[Any, ...]:
-        try:
-            grown = opened.refresh()
-        except ProbeError as error:
-            return version, str(error), False
-        return version + grown, _status(opened), not opened.running
+        opened.refresh()
+        fresh = no_update if opened.version == version else opened.version
+        return fresh, _status(opened), not opened.running
 
     app.clientside_callback(
         ClientsideFunction("address", "links"),
@@ -150,7 +149,7 @@ def _route(app: Dash, opened: Opened, made: Mapping[str, Page]) -> None:
     )
     app.clientside_callback(
         ClientsideFunction("address", "follow"),
-        Output(PLACE, "href"),
+        Output("followed", "data"),
         Input({"figure": ALL}, "clickData"),
         State({"figure": ALL}, "figure"),
         State("pages", "data"),
@@ -176,9 +175,7 @@ def _serve_tables(app: Dash, made: Mapping[str, Page]) -> None:
 
 
 def _status(opened: Opened) -> str:
-    said = []
-    for run in opened.runs():
-        if run.running:
-            said.append(f"{run.name}: running, {len(run.unit_records()):,} units so far")
+    said = [f"{run.name}: running, {run.progress}" for run in opened.runs() if run.running]
+    said += [f"{run.name} cannot be read any more: {run.trouble}" for run in opened.runs() if run.trouble]
     said += [f"{name} cannot be shown" for name in opened.broken]
     return " · ".join(said)

@@ -53,7 +53,8 @@
         const asked = Object.fromEntries(new URLSearchParams(search || ""));
         const takes = pages[path.replace(/^\//, "")] || [];
         const kept = Object.fromEntries(Object.entries(parts).filter(([name]) => takes.includes(name)));
-        return path + encode({ ...kept, ...asked });
+        window.explorer.go(path + encode({ ...kept, ...asked }));
+        return none();
       },
     },
   });
@@ -61,7 +62,8 @@
   window.explorer = {
     // Go to an address as if a person had typed it, without loading anything anew.
     go: function (href) {
-      window.dash_clientside.set_props("place", { href: href });
+      history.pushState({}, "", href);
+      window.dispatchEvent(new PopStateEvent("popstate"));
     },
     // Say something to whoever sees or hears the page.
     say: function (words) {
