@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
+    from probe.storage.stored_array import StoredArray
+
 
 class Trace:
     """One sample under one condition: its statistics as labelled arrays, what the model answered, and where from.
@@ -168,6 +170,31 @@ class Trace:
             return {int(token): str(text) for token, text in value.items()}
         except (AttributeError, ValueError) as error:
             raise StoreCorrupt(f"{self._where}/token_text.json does not say what tokens read as: {error!r}") from error
+
+    def stored(self, name: str) -> StoredArray:
+        """Return an array of all layers, to be read straight from its chunks and no further than asked.
+
+        For who reads a little of many traces: `trace[name]` opens every array, which takes xarray 30 ms. Axes have
+        their names on the disk, and an array of heads is as wide as the widest layer, NaN where a head is not. Raises
+        MissingStatistic as `trace[name]` does.
+        """
+        from probe.storage.stored_array import StoredArray
+
+        try:
+            return StoredArray(self._files, name)
+        except KeyError:
+            there = ", ".join(self.stored_names()) or "none"
+            raise MissingStatistic(f"the trace {self.unit!r} has no {name!r}; it has {there}") from None
+
+    def stored_names(self) -> list[str]:
+        """Return the names that `stored` takes, those of coordinates among them, without opening any."""
+        paths = (path.removesuffix("/zarr.json") for path in self._files.paths() if path.endswith("/zarr.json"))
+        return sorted(name for name in paths if "/" not in name and name not in ("layers", "parts"))
+
+    def labels(self, dim: str) -> tuple[str, ...]:
+        """Return what the entries along an axis are called, such as `span`; () where they have no names."""
+        attributes = self._json("zarr.json").get("attributes") or {}
+        return tuple(map(str, (attributes.get("labels") or {}).get(dim, ())))
 
     def select(
         self,
