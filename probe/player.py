@@ -238,14 +238,15 @@ class Player:
             self.stages[stage.name] = {"skipped": str(reason)}
             self.progress.message(f"stage {stage.name}: not played: {reason}")
             return
-        self.stages[stage.name] = {"conditions": [{"name": p.name, **p.facts()} for p in played]}
+        planned = sum(len(samples) for samples in work.values())
+        self.stages[stage.name] = {"num_units": planned, "conditions": [{"name": p.name, **p.facts()} for p in played]}
         if left_out := [name for name in stage.conditions if name not in {p.name for p in played}]:
             self.stages[stage.name]["left_out"] = left_out
             self.progress.message(f"stage {stage.name}: {', '.join(left_out)}: fewer heads were suggested; left out")
         self._record("running")
         requests = plan.requests_of(stage, self.model)
         committed = self.store.committed()
-        self.progress.start(sum(len(samples) for samples in work.values()))
+        self.progress.start(planned)
         for i, condition in enumerate(played):
             intervention = plan.intervention_of(condition)
             pending = []
@@ -321,8 +322,7 @@ class Player:
         if key in self._workloads:
             return self._workloads[key]
         samples = list(plan.halved(self.book.build_workload(replaced).build(self.model.tokenizer)))
-        said = check_samples(samples, self.model)
-        if said and not self._workloads:
+        if (said := check_samples(samples, self.model)) and not self._workloads:
             self.progress.message(said)
         self._workloads[key] = samples
         return samples

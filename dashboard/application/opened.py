@@ -12,6 +12,8 @@ from probe.errors import ProbeError, UsageError
 from probe.finding import Finding
 from probe.storage.trace_store import Run, Trace
 from probe.storage.trace_store import open as open_trace
+from probe.storage.unit_answer import Answers, UnitAnswer
+from probe.telling.stages import StageProgress, is_running, stages_of
 from probe.visible import visible
 
 _MOST_OPEN: Final = 8
@@ -26,13 +28,16 @@ class OpenedRun:
         """The folder, as it was named."""
         self.name = name or visible(self.path.resolve().name)
         """What it is called here."""
+        self._stamp = self._changed()
         self.source: Run | Trace = open_trace(path)
         """What was opened."""
         self.version = 0
         """How often it was found to have grown."""
+        self.trouble = ""
+        """Why what stands there now cannot be read; what was read before is shown until it can."""
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._findings: list[Finding] | None = None
-        self._stamp = self._changed()
+        self._answers = Answers()
         self._lock = threading.Lock()
 
     @property
@@ -42,8 +47,33 @@ class OpenedRun:
 
     @property
     def running(self) -> bool:
-        """Whether the run says that it is still being written."""
-        return self.record.get("status") == "running"
+        """Whether the run is still being written."""
+        return isinstance(self.source, Run) and is_running(self.source)
+
+    @property
+    def stages(self) -> list[StageProgress]:
+        """How far each stage of the casebook has come; [] for a trace of its own."""
+        return stages_of(self.source) if isinstance(self.source, Run) else []
+
+    @property
+    def progress(self) -> str:
+        """How far the run has come, in a few words."""
+        stages = self.stages
+        here = [stage for stage in stages if stage.num_planned is not None]
+        if not here:
+            return f"{len(self.unit_records()):,} units so far"
+        at = stages.index(here[-1]) + 1
+        return f"stage {at} of {len(stages)} ({visible(str(here[-1]))})"
+
+    def answers(self) -> list[UnitAnswer]:
+        """Return what every unit was asked and answered, in the order of commits; [] for a trace of its own.
+
+        Each unit is read once, whatever is asked later. One that is not what was written says so (`problem`).
+        """
+        if isinstance(self.source, Trace):
+            return []
+        with self._lock:
+            return list(self._answers.of(self.source).values())
 
     def findings(self) -> list[Finding]:
         """Return what was found, in the casebook's order; raises StoreCorrupt where it is not what was written."""
@@ -110,19 +140,35 @@ class OpenedRun:
     def refresh(self) -> bool:
         """Look whether more was written since, and read it; returns whether there was.
 
-        Raises as `probe.open` does where what is there now cannot be read.
+        What cannot be read is said in `trouble`, and what was read before stays.
         """
         stamp = self._changed()
         if isinstance(self.source, Trace) or stamp == self._stamp:
             return False
         with self._lock:
-            self.source, self._findings, self._stamp = open_trace(self.path), None, stamp
+            self._stamp = stamp
             self.version += 1
+            try:
+                source = open_trace(self.path)
+            except ProbeError as error:
+                self.trouble = visible(str(error))
+                return True
+            before, self.source, self._findings, self.trouble = self.unit_records(), source, None, ""
+            after = self.unit_records()
+            for unit in [unit for unit in self._traces if after.get(unit) != before.get(unit)]:
+                del self._traces[unit]
         return True
 
-    def _changed(self) -> tuple[int, ...]:
-        files = (self.path / name for name in ("run.json", "commits.jsonl", "findings.json"))
-        return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+    def _changed(self) -> tuple[tuple[int, int], ...]:
+        """Return what tells that a file is another one: its time and its size."""
+        stamps = []
+        for name in ("run.json", "commits.jsonl", "findings.json"):
+            try:
+                about = (self.path / name).stat()
+                stamps.append((about.st_mtime_ns, about.st_size))
+            except OSError:
+                stamps.append((0, -1))
+        return tuple(stamps)
 
 
 class Opened:
@@ -160,6 +206,11 @@ class Opened:
         """Whether something is still being written."""
         return any(run.running for run in self._runs.values())
 
+    @property
+    def version(self) -> int:
+        """How often something was found to have changed."""
+        return sum(run.version for run in self._runs.values())
+
     def run(self, name: str = "") -> OpenedRun:
         """Return one run, the first for an empty name; raises UsageError with the reason where it cannot be shown."""
         if name in self.broken:
@@ -174,8 +225,8 @@ class Opened:
         return list(self._runs.values())
 
     def refresh(self) -> bool:
-        """Look at every run that is being written; returns whether any has grown."""
-        grown = [run.refresh() for run in self._runs.values() if run.running]
+        """Look at every run; returns whether any has grown, or cannot be read any more."""
+        grown = [run.refresh() for run in self._runs.values()]
         return any(grown)
 
     def _free_name(self, name: str) -> str:

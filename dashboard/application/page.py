@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -176,12 +177,12 @@ class Page(ABC):
     def _offered(self, view: View) -> dict[str, Options]:
         """Return every select's options; one whose value is not among them offers it too, or it would show nothing."""
         offered: dict[str, Options] = {control.name: () for control in self.controls if control.kind == "select"}
-        try:
-            offered |= self._known(view)
-            offered |= self.options(view)
-        except (ProbeError, IndexError):
-            # What is wrong stands in the page already.
-            pass
+        if RUN.name in offered:
+            offered[RUN.name] = [(name, name) for name in self.opened.names]
+        for known in (self._known, self.options):
+            # What is wrong stands in the page already; what can be chosen beside it still can.
+            with contextlib.suppress(ProbeError, IndexError):
+                offered |= known(view)
         for name, options in offered.items():
             if view.get(name) and view[name] not in {value for value, _ in options}:
                 offered[name] = [*options, (view[name], visible(view[name]))]
@@ -189,8 +190,6 @@ class Page(ABC):
 
     def _known(self, view: View) -> dict[str, Options]:
         known: dict[str, Options] = {}
-        if RUN.name in view:
-            known[RUN.name] = [(name, name) for name in self.opened.names]
         if UNIT.name in view:
             known[UNIT.name] = list(self.run(view).units().items())
             if LAYER.name in view:

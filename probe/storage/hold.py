@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe.errors import RunFolderInUse, UsageError
+from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt, UsageError
+from probe.storage.durable import read_bytes
 
 LOCK_FILE = ".lock"
 """The file in the run folder that says who holds it. It stays when nobody does."""
 
+_MOST_BYTES = 1000
 _held: dict[Path, _Held] = {}
 _guard = threading.Lock()
 
@@ -49,6 +51,26 @@ def hold(path: Path | str) -> Iterator[None]:
             _held[folder].times -= 1
             if not _held[folder].times:
                 os.close(_held.pop(folder).descriptor)
+
+
+def abandoned(path: Path | str) -> bool:
+    """Return whether the process that held a run folder last was of this machine and has ended.
+
+    False where that cannot be told: nobody held it, or somebody on another machine. Nothing is locked for the answer.
+    """
+    # There a signal of 0 is no question.
+    if os.name == "nt":
+        return False
+    try:
+        value = json.loads(read_bytes(Path(path) / LOCK_FILE, _MOST_BYTES))
+        if value["host"] != socket.gethostname():
+            return False
+        os.kill(int(value["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except (NotAvailable, StoreCorrupt, OSError, OverflowError, ValueError, KeyError, TypeError):
+        return False
+    return False
 
 
 def cannot_hold(path: Path | str, error: Exception) -> UsageError:
@@ -85,14 +107,14 @@ def _lock(folder: Path) -> int:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise not_ours
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        before = os.pread(descriptor, 1000, 0)
+        before = os.pread(descriptor, _MOST_BYTES, 0)
         # A crash of the machine can leave zeros.
         if before.strip(b"\0") and _holder(before) is None:
             raise not_ours
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
     except BlockingIOError as error:
-        holder = _holder(os.pread(descriptor, 1000, 0)) or "another process"
+        holder = _holder(os.pread(descriptor, _MOST_BYTES, 0)) or "another process"
         os.close(descriptor)
         raise RunFolderInUse(f"{folder} is in use by {holder}") from error
     except BaseException:
