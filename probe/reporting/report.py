@@ -25,7 +25,9 @@ from probe.finding import Finding, Suggestion
 from probe.telling.certainty import certainty
 from probe.telling.drawing import drawing
 from probe.telling.headline import headline
+from probe.telling.suggested import as_python, as_yaml
 from probe.telling.summary import expected_heading, failures, in_groups, model_of, named, skipped, unfinished
+from probe.telling.verdicts import MEANINGS
 from probe.visible import visible
 
 if TYPE_CHECKING:
@@ -36,11 +38,6 @@ MOST_ROWS = 200
 MOST_CHARACTERS = 500
 """Characters of one text in a table."""
 
-_VERDICTS = {
-    "supported": "the data show it",
-    "refuted": "the data rule it out, against the margin stated",
-    "inconclusive": "the data do not settle it",
-}
 _LABELS = {
     "model": "Model",
     "revision": "Revision",
@@ -87,7 +84,7 @@ def report_html(run: Run) -> str:
         said=headline(findings),
         by_claim={finding.claim: finding for finding in findings},
         sections=list(_sections(findings)),
-        verdicts=_VERDICTS,
+        verdicts=MEANINGS,
         num_failed=len(failed),
         failures=in_groups(failed),
         unfinished=unfinished(record),
@@ -116,21 +113,9 @@ class _Section:
 def _sections(findings: list[Finding]) -> Iterator[_Section]:
     drawn = 0
     for number, finding in enumerate(findings, start=1):
-        snippets = [(suggestion, _as_yaml(suggestion), _as_python(suggestion)) for suggestion in finding.suggests]
+        snippets = [(suggestion, as_yaml(suggestion), as_python(suggestion)) for suggestion in finding.suggests]
         yield _Section(finding, number, drawn, snippets)
         drawn += len(finding.figures)
-
-
-def _as_yaml(suggestion: Suggestion) -> str:
-    several = suggestion.intervention == "together"
-    entered = suggestion.fields["interventions"] if several else {suggestion.intervention: suggestion.fields}
-    played = json.dumps(entered, ensure_ascii=True)
-    return f"conditions:\n  suggested:\n    role: treatment\n    intervention: {played}"
-
-
-def _as_python(suggestion: Suggestion) -> str:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in suggestion.fields.items())
-    return f"with probe.{suggestion.intervention}({arguments})(model):\n    probe.trace(model, sample)"
 
 
 def _template(name: str) -> str:
