@@ -1,76 +1,73 @@
-"""The page *Overview*: what was found, most important first, each finding opening its evidence."""
+"""The page *Overview*: what was found, most surprising first, each finding opening its evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dash import dcc, html
+from dash import html
 
 from probe.dashboard.application.address import RUN, Control, View, write_address
 from probe.dashboard.application.opened import OpenedRun
 from probe.dashboard.application.page import Options, Page
-from probe.dashboard.application.panel import Grid, Item, Panel, words
-from probe.finding import Finding
-from probe.telling.certainty import certainty
-from probe.telling.headline import ranked
+from probe.dashboard.application.panel import Grid, Item, words
+from probe.dashboard.findings.card import card
+from probe.dashboard.findings.evidence import evidence
+from probe.dashboard.findings.notices import notices
+from probe.telling.surprise import ORDER, Told, by_surprise
 from probe.visible import visible
 
 FINDING = Control("finding", "Finding")
 
 
 class overview(Page):
-    """Every finding as a card; one that is chosen with its figures, its table and its notes."""
+    """Every finding as a card; one that is chosen with everything that it rests on."""
 
     title: ClassVar[str] = "Overview"
     order: ClassVar[int] = 10
     controls: ClassVar[tuple[Control, ...]] = (RUN, FINDING)
 
     def options(self, view: View) -> Mapping[str, Options]:
-        """Return the findings by what they are called."""
-        found = self.run(view).keys()
-        return {FINDING.name: [("", "all"), *((key, visible(key.replace("_", " "))) for key in found)]}
+        """Return the findings by what they are called, in the order of the cards."""
+        told = _told(self.run(view))
+        return {FINDING.name: [("", "all"), *((key, visible(key.replace("_", " "))) for key in told)]}
 
     def content(self, view: View) -> Sequence[Item]:
-        """Return the cards, or the evidence of one finding."""
+        """Return the notices and the cards, or the evidence of one finding."""
         run = self.run(view)
-        if view[FINDING.name]:
-            return self._evidence(run, view[FINDING.name])
-        found = {id(finding): key for key, finding in run.keys().items()}
-        if not found:
+        if chosen := view[FINDING.name]:
+            run.finding(chosen)
+            return evidence(run, _told(run)[chosen], f"/overview{write_address({RUN.name: run.name}, self.controls)}")
+        told = _told(run)
+        if not told:
             said = "Nothing was found yet: the analyses run after a stage was read." if run.running else _NO_FINDINGS
-            return [words(said)]
-        cards = [self._card(run, found[id(finding)], finding) for finding in ranked(list(run.keys().values()))]
-        return [html.Div(cards, className="explorer-cards")]
+            return [*notices(run), words(said)]
+        cards = [card(each, self._address(run, key)) for key, each in told.items()]
+        return [*notices(run), html.Div(cards, className="explorer-cards"), words(ORDER), *_expected(run)]
 
-    def _card(self, run: OpenedRun, key: str, finding: Finding) -> Any:
-        chosen = write_address({RUN.name: run.name, FINDING.name: key}, self.controls)
-        return html.Article(
-            [
-                html.H2(dcc.Link(visible(finding.headline or finding.question), href=f"/overview{chosen}")),
-                html.P(visible(finding.claim)),
-                words(f"{finding.verdict} · {certainty(finding, brief=True)}"),
-            ],
-            className=f"explorer-card explorer-{finding.verdict}",
-        )
+    def _address(self, run: OpenedRun, key: str) -> str:
+        return f"/overview{write_address({RUN.name: run.name, FINDING.name: key}, self.controls)}"
 
-    def _evidence(self, run: OpenedRun, key: str) -> Sequence[Item]:
-        finding = run.finding(key)
-        at = list(run.keys()).index(key)
-        lines = f"import probe\n\nfinding = probe.open({str(run.path)!r}).findings()[{at}]\n"
-        items: list[Item] = [
-            html.P(visible(finding.claim), className="explorer-words"),
-            words(f"{finding.question} · {finding.verdict} · {certainty(finding)}"),
-        ]
-        items += [Panel(figure, lines + f"finding.figures[{i}]") for i, figure in enumerate(finding.figures)]
-        if finding.table:
-            grid = Grid(
-                "table", finding.columns, list(finding.table), "The table behind it", lines + "finding.records()"
-            )
-            items.append(grid)
-        items += [words(note) for note in finding.notes]
-        items.append(words(f"{finding.definition} ({finding.source})"))
-        return items
+
+def _told(run: OpenedRun) -> dict[str, Told]:
+    """Return the findings by their keys, most surprising first."""
+    keys = list(run.keys())
+    return {keys[each.index]: each for each in by_surprise(run.findings(), run.record)}
+
+
+def _expected(run: OpenedRun) -> list[Item]:
+    """Return what the casebook expects, as a table, with the expectations of findings that were not made."""
+    expected = run.record.get("expected")
+    results = expected.get("results") if isinstance(expected, Mapping) else None
+    if not results:
+        return []
+    rows = [
+        (str(each.get("expected")), "✓ met" if each.get("met") else "✗ not met", str(each.get("found")))
+        for each in results
+    ]
+    python = f"import probe\n\nprobe.open({str(run.path)!r}).record['expected']"
+    title = "What the casebook expects"
+    return [Grid("expected", ("expected", "met", "found"), rows, title, python, height=min(420, 110 + 42 * len(rows)))]
 
 
 _NO_FINDINGS = (

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from html import escape
 
+from probe.dashboard.application.address import RUN, write_address
 from probe.dashboard.application.opened import Opened
-from probe.errors import ProbeError
-from probe.telling.certainty import certainty
-from probe.telling.headline import ranked
-from probe.visible import visible
+from probe.dashboard.application.plain_html import plain_html
+from probe.dashboard.overview import overview
 
 
 def first_paint(opened: Opened, name: str) -> str:
-    """Return the element that the application is drawn in, with a run's findings in it until then."""
-    try:
-        run = opened.run(name)
-        cards = "".join(
-            f'<article class="explorer-card explorer-{finding.verdict}">'
-            f"<h2>{_text(finding.headline or finding.question)}</h2>"
-            f"<p>{_text(finding.claim)}</p><p class='explorer-notes'>{_text(finding.verdict)} · "
-            f"{_text(certainty(finding, brief=True))}</p></article>"
-            for finding in ranked(run.findings())
-        )
-        said = cards or '<p class="explorer-notes">Nothing was found yet.</p>'
-        title = _text(run.name)
-    except ProbeError as error:
-        said, title = f"<p>{_text(str(error))}</p>", "probe"
+    """Return the element that the application is drawn in, with a run's findings in it until then.
+
+    They are those of the page *Overview*, made by that page: the same order, the same words.
+    """
+    page = overview(opened)
+    view, items = page.shown(write_address({RUN.name: name}, page.controls))
+    title = escape(view.get(RUN.name) or "probe")
     return (
         '<div id="react-entry-point"><div class="explorer-first"><header class="explorer-header">'
         f'<span class="explorer-brand">probe</span><span class="explorer-run">{title}</span></header>'
-        f'<main class="explorer-cards">{said}</main></div></div>'
+        '<div class="explorer-page"><aside class="explorer-side"></aside><main class="explorer-main explorer-scrolls">'
+        f'<h1 class="explorer-title">{escape(page.title)}</h1><div class="explorer-content">{plain_html(items)}</div>'
+        "</main></div></div></div>"
     )
-
-
-def _text(text: str) -> str:
-    return escape(visible(text))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -63,6 +64,8 @@ class Grid:
     title: str = ""
     python: str = ""
     height: int = 360
+    follow: Mapping[str, str] = field(default_factory=dict)
+    """Columns that are links, each with the address it leads to: `{column}` in it is that cell of the row."""
 
     def rows(self) -> tuple[Sequence[str], Rows]:
         """Return the columns and rows that its CSV holds."""
@@ -152,10 +155,11 @@ def _grid(page: str, search: str, grid: Grid) -> Any:
     table = dag.AgGrid(
         id={"grid": place},
         columnDefs=[
-            {"field": field, "headerName": visible(column.replace("_", " ")), "sortable": True, "filter": True}
-            for field, column in zip(fields, grid.columns, strict=True)
+            {"field": each, "headerName": visible(column.replace("_", " ")), "sortable": True, "filter": True}
+            | ({"cellRenderer": "ExplorerLink"} if column in grid.follow else {})
+            for each, column in zip(fields, grid.columns, strict=True)
         ],
-        rowData=[dict(zip(fields, map(_shown, row), strict=True)) for row in grid.table],
+        rowData=[dict(zip(fields, map(_shown, row), strict=True)) | _links(grid, fields, row) for row in grid.table],
         columnSize="autoSize",
         dashGridOptions={"ensureDomOrder": True, "suppressFieldDotNotation": True, "animateRows": False},
         style={"height": f"{grid.height}px"},
@@ -166,6 +170,16 @@ def _grid(page: str, search: str, grid: Grid) -> Any:
         className="explorer-panel-head",
     )
     return html.Section([head, table], id=place, className="explorer-panel")
+
+
+def _links(grid: Grid, fields: Sequence[str], row: Sequence[Any]) -> dict[str, str]:
+    """Return where a row's links lead, by `to_` and the field that each stands in."""
+    values = dict(zip(grid.columns, row, strict=True))
+    where = dict(zip(grid.columns, fields, strict=True))
+    return {
+        f"to_{where[column]}": re.sub(r"\{(\w+)\}", lambda found: quote(str(values[found[1]]), safe=""), address)
+        for column, address in grid.follow.items()
+    }
 
 
 def _shown(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -71,10 +72,10 @@ def effect_in_standard_errors(finding: Finding) -> float | None:
         error = _standard_error(comparison.interval)
         if error:
             return abs(comparison.difference) / error
-    if control is not None and None not in (control.value, measured.value) and control.unit == measured.unit:
-        squares = [_standard_error(each.interval) ** 2 for each in (measured, control)]
-        if sum(squares) > 0 and measured.value is not None and control.value is not None:
-            return abs(measured.value - control.value) / float(sum(squares)) ** 0.5
+    if control is not None and control.unit == measured.unit:
+        error = math.hypot(_standard_error(measured.interval), _standard_error(control.interval))
+        if error and measured.value is not None and control.value is not None:
+            return abs(measured.value - control.value) / error
     if comparison is not None and comparison.p_value is not None:
         return NormalDist().inv_cdf(1 - max(comparison.p_value, 1e-15) / 2)
     return None
@@ -103,7 +104,7 @@ def expected_of(findings: Sequence[Finding], record: Mapping[str, Any]) -> dict[
     return found
 
 
-def _stages(findings: Sequence[Finding], casebook: Mapping[str, Any]) -> list[str | None]:
+def _stages(findings: Sequence[Finding], casebook: Any) -> list[str | None]:
     """Return the stage that made each finding: findings stand in the casebook's order, some left out."""
     asked = [
         (str(stage.get("name")), labelled(request)[2])
