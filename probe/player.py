@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from probe import capture, discovery, plan
 from probe.casebook import Casebook, load
 from probe.errors import NotReproducible, RunFolderInUse, UsageError
-from probe.estimate import DryRun, estimate
 from probe.expectation import judged
 from probe.finding import Finding
 from probe.hooks.sequence.sample_read import prepared
@@ -32,8 +31,10 @@ from probe.run_identity import run_identity, unit_of
 from probe.sample import Sample
 from probe.stage import Stage, labelled
 from probe.storage import store
+from probe.storage.checking import SEALED
 from probe.storage.hold import LOCK_FILE
 from probe.storage.run_folder import read_record
+from probe.storage.seal import file_hashes, write_record
 from probe.storage.trace_store import Run
 from probe.success import RULES
 
@@ -223,6 +224,7 @@ class Player:
             finally:
                 self._record(status)
         write_report(Run(self.folder), self.folder / "report.html")
+        self._record(status)
 
     def _play_stage(self, stage: Stage) -> None:
         try:
@@ -356,8 +358,9 @@ class Player:
         }
 
     def _record(self, status: str) -> None:
-        store.write_json(
-            self.folder / "run.json",
+        ended = status not in ("running", "stopped")
+        write_record(
+            self.folder,
             {
                 "format": FORMAT,
                 "status": status,
@@ -369,32 +372,7 @@ class Player:
                 "success_rules": sorted({RULES[s.success_rule] for made in self._workloads.values() for s in made}),
                 "stages": self.stages,
                 "failed": self.failed,
-                **({"expected": self._expected()} if self.book.expect and status not in ("running", "stopped") else {}),
+                **({"expected": self._expected()} if self.book.expect and ended else {}),
+                **({"files": file_hashes(self.folder, SEALED)} if ended else {}),
             },
         )
-
-
-def dry_run(
-    casebook: str | Path | Casebook = "first-look",
-    *,
-    out: str | Path | None = None,
-    private: bool = False,
-    engine: EngineName = "auto",
-    deterministic: bool = False,
-    cache: Literal["device", "offload"] = "device",
-    check: bool = True,
-    **options: Any,
-) -> DryRun:
-    """Return what `run` with these options would take, without reading more than two of its samples.
-
-    Raises what `run` raises before it reads anything, and UsageError for a model on NDIF: the two would be sent.
-    """
-    book, loaded = prepare(casebook, **options)
-    if loaded.is_remote:
-        raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
-    folder = Path(out) if out is not None else default_folder(book, loaded)
-    reading = Reading(engine, deterministic, cache)
-    player = Player(book, loaded, folder, Silent(), private=private, reading=reading)
-    player.compare(check=check)
-    player.check()
-    return estimate(book, loaded)

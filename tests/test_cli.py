@@ -83,8 +83,11 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
             return SimpleNamespace(units=300, peak_memory_bytes=7e8, disk_bytes=2.5e7, seconds=30.0, stages=[stage])
 
         module = types.ModuleType("probe.player")
-        vars(module).update(run=run, dry_run=dry_run)
+        vars(module).update(run=run)
         monkeypatch.setitem(sys.modules, "probe.player", module)
+        module = types.ModuleType("probe.dry_run")
+        vars(module).update(dry_run=dry_run)
+        monkeypatch.setitem(sys.modules, "probe.dry_run", module)
         return asked
 
     return install
@@ -285,7 +288,7 @@ def test_a_dry_run_that_is_stopped_has_nothing_to_go_on(
     def stopped(casebook: str, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["probe.player"], "dry_run", stopped)
+    monkeypatch.setattr(sys.modules["probe.dry_run"], "dry_run", stopped)
     done = call("run", "first-look", "--dry-run")
     assert (done.exit_code, done.stderr) == (130, "probe: stopped; nothing was run\n")
 
@@ -312,7 +315,7 @@ def run(casebook, *, progress, **options):
         signal.pause()
     finally:
         open("cleaned", "w").close()
-module.run = module.dry_run = run
+module.run = run
 sys.modules["probe.player"] = module
 sys.argv = ["probe", "run", "first-look"]
 from probe.command.cli import main

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import probe
-from probe import player, strict_yaml
+from probe import strict_yaml
 from probe.casebook import Casebook, check, load
 from probe.command.cli import app
+from probe.dry_run import dry_run
 from probe.errors import CasebookError, UsageError
 from probe.finding import Finding, Measurement, Suggestion
 from probe.plan import CannotPlay, resolve
@@ -262,7 +263,7 @@ def test_what_a_finding_suggests_may_contradict_what_stands_beside_it() -> None:
 
 
 def test_a_dry_run_counts_every_condition_and_says_at_most_where_a_finding_decides(tmp_path: Path) -> None:
-    told = player.dry_run(written(tmp_path, TUNED.split("expect:")[0]))
+    told = dry_run(written(tmp_path, TUNED.split("expect:")[0]))
     assert [(stage.units, stage.at_most) for stage in told.stages] == [(8, False), (6, True)]
 
 

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import probe
-from probe import capture, discovery, player
+from probe import capture, discovery
+from probe.dry_run import dry_run
 from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
 from probe.storage.trace_store import Run
 
@@ -294,11 +295,11 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
         "stages:\n  - name: s\n    conditions:\n      x: {intervention: {ablate_heads: {heads: [[0, 99]]}}}\n"
     )
     with pytest.raises(UsageError, match=r"no head \(0, 99\)"):
-        player.dry_run(book)
+        dry_run(book)
 
 
 def test_a_dry_run_reads_nothing_into_the_folder(tmp_path: Path) -> None:
-    told = player.dry_run("first-look", out=tmp_path / "run", **SMALL)
+    told = dry_run("first-look", out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
     # Three conditions of 2 × 2 × 2 samples, then one treatment and twenty draws of the half of them.
     assert [stage.units for stage in told.stages] == [24, 84]

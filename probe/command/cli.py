@@ -20,6 +20,7 @@ from probe.command.numbers import fractions, whole_numbers
 from probe.command.run_all import ALL, conclude, run_all
 from probe.command.scores import scores
 from probe.command.specimens import specimens
+from probe.command.verify import verify
 from probe.command.view import view
 from probe.errors import NotAsExpected, NotAvailable, UsageError
 
@@ -163,10 +164,11 @@ def run_casebook(
             if not load(casebook).expect:
                 raise UsageError(f"the casebook {casebook!r} expects nothing (`expect:`) that could be checked")
         with stops(progress, None if dry_run else goes_on), starts_over(goes_on):
-            from probe.player import dry_run as estimate
             from probe.player import run as play
 
             if dry_run:
+                from probe.dry_run import dry_run as estimate
+
                 print_estimate(casebook, estimate(casebook, **options), as_json=as_json)
                 return
             finished = play(casebook, **options, force=force, command=again, progress=progress)
@@ -244,6 +246,7 @@ app.command("conformance")(conformance)
 app.command("export")(export)
 app.command("scores")(scores)
 app.add_typer(specimens, name="specimens")
+app.command("verify")(verify)
 app.command("view")(view)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
-from probe.storage.durable import canonical_json, parse_json, read_bytes, sync_folder
+from probe.storage.durable import canonical_json, parse_json, read_bytes, sync_folder, write_bytes
 
 UNIT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,120}")
 """What a unit may be called; also the name of its folder."""
@@ -59,6 +60,22 @@ class Commits:
         self._valid_bytes += len(line)
         self._units[record["unit"]] = dict(record)
         self.torn = 0
+
+    @classmethod
+    def salvaged(cls, path: Path) -> dict[str, Mapping[str, Any]]:
+        """Return the entries that are as they were written, by unit, whatever became of the others."""
+        found: dict[str, Mapping[str, Any]] = {}
+        with contextlib.suppress(NotAvailable):
+            for number, line in enumerate(read_bytes(path, _MAX_BYTES).split(b"\n"), start=1):
+                with contextlib.suppress(StoreCorrupt):
+                    record = _record(line, f"{path}, line {number}")
+                    found.setdefault(record["unit"], record)
+        return found
+
+    @staticmethod
+    def rewrite(path: Path, units: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put these entries in the place of all that the record holds, at once or not at all."""
+        write_bytes(path, b"".join(_line(record) for record in units.values()))
 
     def _read(self) -> None:
         try:

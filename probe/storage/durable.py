@@ -58,13 +58,17 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write a JSON file so that a crash at any moment leaves the old one or the new one whole."""
-    path = Path(path)
+    write_bytes(Path(path), json_bytes(value, path))
+
+
+def json_bytes(value: Any, name: Path | str) -> bytes:
+    """Return what `write_json` writes; raises UsageError, naming the file, for what is no JSON value."""
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot hold this: {error}") from error
+        raise UsageError(f"{name} cannot hold this: {error}") from error
     # Half a surrogate pair, which a byte-level tokenizer can give, has no UTF-8 form.
-    write_bytes(path, text.encode(errors="backslashreplace") + b"\n")
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

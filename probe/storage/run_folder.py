@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt, UsageError
+from probe.storage.checking import check_run
 from probe.storage.commits import Commits
-from probe.storage.damage import Damage, damage_of
+from probe.storage.damage import Damage
 from probe.storage.durable import read_json
 from probe.storage.hold import cannot_hold
 from probe.storage.manifest import RECORD_FORMAT, check_format
-from probe.storage.unit_files import SealedFiles
+from probe.storage.seal import intact, read_sealed
 from probe.storage.unit_trace import Trace
 from probe.visible import visible
 
@@ -39,9 +40,7 @@ class Run:
         """
         self.path = Path(path)
         """The folder."""
-        record = read_json(self.path / "run.json")
-        if not isinstance(record, dict):
-            raise StoreCorrupt(f"{self.path / 'run.json'} is not the record of a run")
+        record = read_sealed(self.path / "run.json")
         check_format(record.get("format"), str(self.path / "run.json"), RECORD_FORMAT)
         self.record: dict[str, Any] = record
         """What `run.json` says: the casebook, the provenance, what each stage resolved."""
@@ -109,21 +108,8 @@ class Run:
             raise StoreCorrupt(f"{path} does not hold findings: {said}") from error
 
     def verify(self) -> list[Damage]:
-        """Read every byte of every unit and return what is not as it was written; empty where all is well."""
-        found = []
-        if self._commits.torn:
-            found.append(Damage("", "commits.jsonl", "ends in a torn entry, which does not count"))
-        for unit, record in self.units.items():
-            folder = self.path / "trace.zarr" / unit
-            try:
-                files = SealedFiles(folder, str(record["manifest"]), check_sizes=False)
-                damage = damage_of(unit, folder, files.manifest)
-                if not damage:
-                    self.trace(unit)
-            except StoreCorrupt as error:
-                damage = [Damage(unit, "manifest.json", str(error))]
-            found += damage
-        return found
+        """Read every byte of the run and return what is not as it was written; empty where all is well."""
+        return check_run(self.path)
 
     def __len__(self) -> int:
         return len(self.units)
@@ -166,6 +152,11 @@ def read_record(path: Path | str) -> dict[str, Any] | None:
         raise UnreadableRecord(f"{error}; nothing was touched: {_ELSEWHERE}") from error
     if not isinstance(record, dict):
         raise UnreadableRecord(f"{file} is not the record of a run; nothing was touched: {_ELSEWHERE}")
+    if not intact(record):
+        raise UnreadableRecord(
+            f"{file} was altered: its seal does not hold; nothing was touched: `probe verify {path} --repair` takes "
+            f"its copy, or {_ELSEWHERE}"
+        )
     if type(record.get("format")) is not int or not isinstance(record.get("identity"), dict):
         raise RunFolderInUse(f"{path} holds no run: its run.json is not the record of one; {_ELSEWHERE}")
     try:

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import zarr
-
 from probe.errors import StoreCorrupt, UsageError
 from probe.sample import Sample
 from probe.storage.array import Array
+from probe.storage.checking import ROOT_GROUP
 from probe.storage.commits import UNIT_ID, Commits
 from probe.storage.durable import canonical_json, sync_folder, write_json
 from probe.storage.hold import hold
@@ -24,7 +23,7 @@ from probe.storage.unit_writer import UnitWriter
 
 __all__ = ["Array", "MemoryStore", "RunStore", "UnitWriter", "clear", "hold", "unit_id", "write_json"]
 
-CONTENTS: Final = ("trace.json", "findings.json", "report.html", "report.html.part")
+CONTENTS: Final = ("trace.json", "findings.json", "report.html", "report.html.part", "run.copy.json")
 """What a run folder holds besides the lock, `run.json`, `commits.jsonl` and the units in `trace.zarr`."""
 
 
@@ -118,8 +117,8 @@ class RunStore:
         for leftover in _uncommitted(self._units, self._commits):
             remove_unit(leftover)
         if not (self._units / "zarr.json").is_file():
-            zarr.create_group(str(self._units), attributes={"holds": "one group for each unit"}, overwrite=False)
-            sync_folder(self._units)
+            self._units.mkdir(exist_ok=True)
+            write_json(self._units / "zarr.json", ROOT_GROUP)
             sync_folder(self.path)
         self._writing = True
 

@@ -53,7 +53,7 @@ class Trace:
             outcome = about["outcome"]
             self.outcome: Outcome | None = None if outcome is None else Outcome.from_json(outcome)
             """What the model answered, None where nothing was asked."""
-            self.attention: dict[str, dict[str, Any]] = about["attention"]
+            self.kept_layers: dict[str, dict[str, Any]] = about["attention"]
             """How each layer whose queries and keys were kept attends, by its index as a string."""
             self.non_finite: list[dict[str, Any]] = about["non_finite"]
             """Heads with NaN or infinity in them: `layer`, `side` (`query`, or `key` for a key-value head), `head`,
@@ -132,7 +132,7 @@ class Trace:
         """
         from probe.storage.window import window
 
-        return window(self._files, self.attention, layer, head, queries, keys)
+        return window(self._files, self.kept_layers, layer, head, queries, keys)
 
     def pyramid(
         self, layer: int, head: int, level: int, *, queries: slice = slice(None), keys: slice = slice(None)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import probe
 from probe.command.cli import app
+from probe.dry_run import dry_run
 from probe.errors import NotAvailable, NotReproducible, UsageError
 from probe.hooks.models.remote_model import RemoteModel
 from tests.backends.conftest import made, rehearsed_on_ndif, seen_by_nnsight
@@ -231,10 +232,10 @@ def test_the_command_takes_a_backend(backend: str, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from probe import capture, player
+    from probe import capture
 
     model = rehearsed_on_ndif(made("llama"))
     model.tokenizer = probe.load("needle").tokenizer
     monkeypatch.setattr(capture, "load", lambda *_, **__: model)
     with pytest.raises(UsageError, match="would leave this machine"):
-        player.dry_run("first-look", remote=True, out=tmp_path / "run")
+        dry_run("first-look", remote=True, out=tmp_path / "run")

@@ -1,0 +1,41 @@
+"""What a run would take, asked as the run itself would be started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from probe.casebook import Casebook
+from probe.errors import UsageError
+from probe.estimate import DryRun, estimate
+from probe.kernels.engine import EngineName
+from probe.player import Player
+from probe.prepare import default_folder, prepare
+from probe.progress import Silent
+from probe.reader import Reading
+
+
+def dry_run(
+    casebook: str | Path | Casebook = "first-look",
+    *,
+    out: str | Path | None = None,
+    private: bool = False,
+    engine: EngineName = "auto",
+    deterministic: bool = False,
+    cache: Literal["device", "offload"] = "device",
+    check: bool = True,
+    **options: Any,
+) -> DryRun:
+    """Return what `run` with these options would take, without reading more than two of its samples.
+
+    Raises what `run` raises before it reads anything, and UsageError for a model on NDIF: the two would be sent.
+    """
+    book, loaded = prepare(casebook, **options)
+    if loaded.is_remote:
+        raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
+    folder = Path(out) if out is not None else default_folder(book, loaded)
+    reading = Reading(engine, deterministic, cache)
+    player = Player(book, loaded, folder, Silent(), private=private, reading=reading)
+    player.compare(check=check)
+    player.check()
+    return estimate(book, loaded)
