@@ -43,19 +43,14 @@ def query_attention(trace: Trace, layer: int, head: int, query: int) -> QueryAtt
     if not 0 <= query < trace.num_queries:
         raise UsageError(f"there is no query {query:,}; those of this unit are 0 to {trace.num_queries - 1:,}")
     size = len(trace.sample) + (0 if trace.outcome is None else len(trace.outcome.response_tokens))
-    if str(layer) in trace.attention:
+    if str(layer) in trace.kept_layers:
         return _exact(trace, layer, head, query, size)
-    try:
-        finest = trace.levels(layer)[0]
-    except MissingStatistic:
-        finest = None
-    if finest == 1:
-        return _pooled(trace, layer, head, query, size, finest)
-    found = _row(trace, layer, head, query, size)
+    pooled = _pooled(trace, layer, head, query, size)
+    if pooled is not None and pooled.exact:
+        return pooled
+    found = _row(trace, layer, head, query, size) or pooled
     if found is not None:
         return found
-    if finest is not None:
-        return _pooled(trace, layer, head, query, size, finest)
     raise MissingStatistic(
         f"what query {query:,} attends to was not captured in layer {layer} of the unit {trace.unit!r}. To see it for "
         f"any query, {HOW % (layer, layer)}; for all of them coarsely, statistics=['attention_map']; for those that "
@@ -64,7 +59,7 @@ def query_attention(trace: Trace, layer: int, head: int, query: int) -> QueryAtt
 
 
 def _exact(trace: Trace, layer: int, head: int, query: int, size: int) -> QueryAttention:
-    facts = trace.attention[str(layer)]
+    facts = trace.kept_layers[str(layer)]
     start = int(facts["key_start"])
     stop = query + 1 if facts["causal"] else trace.num_queries
     values = np.full(max(size, stop), np.nan)
@@ -86,9 +81,10 @@ def _row(trace: Trace, layer: int, head: int, query: int, size: int) -> QueryAtt
         named = dict(zip(map(str, trace[spans]["span"].to_numpy()), masses.tolist(), strict=True))
         # A span within another is the more telling one.
         for span in sorted(trace.sample.spans, key=len, reverse=True):
-            if len(span) and span.name in named:
+            if len(span) and np.isfinite(named.get(span.name, np.nan)):
                 values[span.start : span.stop] = named[span.name] / len(span)
-        words.append("a span's tokens share its mass (span_mass) evenly")
+        if np.isfinite(values).any():
+            words.append("a span's tokens share its mass (span_mass) evenly")
     tops = [name for name in trace if re.fullmatch(r"top_keys(_k_[0-9]+)?", name) and _has(trace, name, layer, row)]
     if tops:
         name = max(tops, key=lambda each: trace[each].sizes["rank"])
@@ -97,7 +93,9 @@ def _row(trace: Trace, layer: int, head: int, query: int, size: int) -> QueryAtt
         p = np.asarray(trace[f"{name}_probability"].sel(layer=layer).isel(at).to_numpy(), np.float64)
         seen = (keys >= 0) & (keys < size)
         values[keys[seen]] = p[seen]
-        words.append(f"the {int(seen.sum()):,} keys with the largest p have it exactly (top_keys)")
+        # Of a layer that was not asked for there are none.
+        if seen.any():
+            words.append(f"the {int(seen.sum()):,} keys with the largest p have it exactly (top_keys)")
     if not words:
         return None
     said = f"Of query {query:,} in head {head} of layer {layer} rows were captured: {', '.join(reversed(words))}."
@@ -109,8 +107,13 @@ def _has(trace: Trace, name: str, layer: int, row: int) -> bool:
     return 0 <= row < array.sizes["row"] and layer in array["layer"].values
 
 
-def _pooled(trace: Trace, layer: int, head: int, query: int, size: int, tokens: int) -> QueryAttention:
-    read = trace.pyramid(layer, head, 0, queries=slice(query, query + 1))
+def _pooled(trace: Trace, layer: int, head: int, query: int, size: int) -> QueryAttention | None:
+    """Return the finest level of the attention map; None where the layer has none."""
+    try:
+        read = trace.pyramid(layer, head, 0, queries=slice(query, query + 1))
+    except MissingStatistic:
+        return None
+    tokens = int(read.attrs["block_tokens"])
     first = int(read["query_block"].to_numpy()[0])
     last = min(first + tokens, trace.num_queries) - 1
     starts = np.asarray(read["key_block"].to_numpy(), np.int64)

@@ -109,6 +109,8 @@ def _received(trace: Trace, layer: int, head: int | None, per_query: bool) -> To
         mass = np.divide(mass, seen, out=np.full(mass.shape, np.nan), where=seen > 0)
         words += ", over the number of those queries that can see it"
     values, block = _spread(trace, array, mass, "key")
+    if not np.isfinite(values).any():
+        raise _not_received(trace, layer)
     words += f"; a mean over blocks of {block:,} tokens, as stored" if block > 1 else ""
     nothing = np.full(len(trace.sample.answer_tokens), np.nan)
     title = "received mass per query" if per_query else "received mass"
@@ -123,11 +125,15 @@ def _received_name(trace: Trace, layer: int) -> str:
         if match is not None and layer in trace[name]["layer"].values:
             found[np.inf if match[1] is None else float(match[1])] = name
     if not found:
-        raise MissingStatistic(
-            f"what each token receives was not captured in layer {layer} of the unit {trace.unit!r}. To see it, "
-            "capture received_mass (a casebook's capture, or probe.trace(…, statistics=['received_mass']))"
-        )
+        raise _not_received(trace, layer)
     return found[max(found)]
+
+
+def _not_received(trace: Trace, layer: int) -> MissingStatistic:
+    return MissingStatistic(
+        f"what each token receives was not captured in layer {layer} of the unit {trace.unit!r}. To see it, capture "
+        "received_mass (a casebook's capture, or probe.trace(…, statistics=['received_mass']))"
+    )
 
 
 def _loss(trace: Trace) -> TokenValues:

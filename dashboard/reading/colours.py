@@ -50,7 +50,7 @@ def preferred(trace: Trace) -> str:
     names = set(trace)
     if trace.heads and any(name == "received_mass" or name.startswith("received_mass_horizon") for name in names):
         return "received"
-    kept = trace.attention or any(name.startswith(("top_keys", "span_mass", "attention_map")) for name in names)
+    kept = trace.kept_layers or any(name.startswith(("top_keys", "span_mass", "attention_map")) for name in names)
     if trace.heads and kept:
         return "query"
     told = trace.outcome is not None and trace.outcome.answer_log_probability
