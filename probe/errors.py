@@ -48,6 +48,12 @@ class SomeUnitsFailed(ProbeError):
     exit_code = 4
 
 
+class StoppedByLimit(ProbeError):
+    """A run has taken the time or the disk that it may take; the same command with more goes on."""
+
+    exit_code = 7
+
+
 class NotAsExpected(ProbeError):
     """A run was held against what its casebook expects, and does not show it."""
 

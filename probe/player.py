@@ -18,6 +18,7 @@ from probe.finding import Finding
 from probe.hooks.sequence.sample_read import prepared
 from probe.kernels.engine import EngineName
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
+from probe.limits import Limits
 from probe.matched_sets import MatchedSets
 from probe.plan import CannotPlay, Played
 from probe.prepare import check_samples, default_folder, prepare
@@ -69,14 +70,15 @@ def run(
     check: bool = True,
     command: str | None = None,
     progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> Run:
     """Play `casebook` on `model` and return the run, with its findings and its report on disk.
 
     `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave or takes; `backend` and `remote`
-    are as there, and with `remote` every prompt leaves this machine. `limit` is the number of
-    samples per cell. With `private` the folder holds neither token ids nor text, and analyses that need them are not
-    made, by name. `engine`, `deterministic`, `cache`, `check` are as in `probe.trace`. A folder that holds this very
-    run is continued; one that holds another is refused unless `force`.
+    are as there, and with `remote` every prompt leaves this machine. `limit` is the number of samples per cell. With
+    `private` the folder holds neither token ids nor text, and analyses that need them are not made, by name. At
+    `limits` the run stops with StoppedByLimit, to be continued. `engine`, `deterministic`, `cache`, `check` are as in
+    `probe.trace`. A folder that holds this very run is continued; one that holds another is refused unless `force`.
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
@@ -99,7 +101,15 @@ def run(
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(engine, deterministic, cache)
     player = Player(
-        book, loaded, folder, progress or Silent(), command=command, private=private, reading=reading, given=given
+        book,
+        loaded,
+        folder,
+        progress or Silent(),
+        command=command,
+        private=private,
+        reading=reading,
+        given=given,
+        limits=limits or Limits(),
     )
     player.compare(check=check)
     player.check()
@@ -131,6 +141,7 @@ class Player:
     given: Casebook | None = None
     """The casebook as it is written, before anything was set over it; its expectations are of that."""
     found: list[tuple[str, Finding]] = field(default_factory=list)
+    limits: Limits = field(default_factory=Limits)
     _workloads: dict[str, list[Sample]] = field(default_factory=dict)
 
     @cached_property
@@ -267,6 +278,7 @@ class Player:
                     self._read(unit, stage, condition, sample, requests if condition.capture else [])
 
     def _read(self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> None:
+        self.limits.check(self.folder)
         sample = prepared(self.model.hf, sample)
         writer = self.store.begin_unit(
             unit,
@@ -295,6 +307,7 @@ class Player:
             raise
         bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
         writer.commit(outcome)
+        self.limits.add(self.folder / "trace.zarr" / unit)
         if bad:
             self.progress.message(f"{condition.name} {sample.name}: {bad}")
         if outcome.failed:

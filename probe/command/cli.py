@@ -110,6 +110,12 @@ def run_casebook(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many units, how much memory, disk and time; run nothing.")
     ] = False,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Stop cleanly after so many hours; the same command goes on.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Stop cleanly where the run's folder reaches this size, e.g. 20GB.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another run in the folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -137,10 +143,11 @@ def run_casebook(
     }
     again = _command(casebook, options)
     with exits(debug=context.obj):
+        options["limits"] = _limits(max_hours, budget)
         options["lengths"] = whole_numbers("--lengths", lengths)
         options["depths"] = fractions("--depths", depths)
         # What is not given is for `probe.run` to choose.
-        usual = ("backend", "remote", "device_map", "engine", "deterministic", "cache")
+        usual = ("backend", "remote", "device_map", "engine", "deterministic", "cache", "limits")
         left = [name for name in usual if not options[name]]
         options = {name: value for name, value in options.items() if name not in (*left, "no_check")}
         if no_check:
@@ -169,6 +176,7 @@ def run_casebook(
             if dry_run:
                 from probe.dry_run import dry_run as estimate
 
+                options.pop("limits", None)
                 print_estimate(casebook, estimate(casebook, **options), as_json=as_json)
                 return
             finished = play(casebook, **options, force=force, command=again, progress=progress)
@@ -190,7 +198,7 @@ def _run_all(
 
     def alone(name: str, out: Path | None) -> str:
         given = options | {"out": out, "no_check": options.get("check") is False}
-        return _command(name, {key: value for key, value in given.items() if key != "check"})
+        return _command(name, {key: value for key, value in given.items() if key not in ("check", "limits")})
 
     if dry_run:
         raise UsageError("a dry run is one casebook's; `probe run NAME --dry-run` says what it would take")
@@ -248,6 +256,15 @@ app.command("scores")(scores)
 app.add_typer(specimens, name="specimens")
 app.command("verify")(verify)
 app.command("view")(view)
+
+
+def _limits(max_hours: float | None, budget: str | None) -> Any:
+    if max_hours is None and budget is None:
+        return None
+    from probe.limits import Limits, size_of
+
+    max_seconds = None if max_hours is None else 3600 * max_hours
+    return Limits(max_seconds, None if budget is None else size_of(budget))
 
 
 def _command(casebook: str, options: Mapping[str, Any]) -> str:

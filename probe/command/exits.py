@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.text import Text
 
 import probe
-from probe.errors import ProbeError, SomeUnitsFailed, StoreCorrupt
+from probe.command.watching import STOPS, watching
+from probe.errors import ProbeError, SomeUnitsFailed, StoppedByLimit, StoreCorrupt
 from probe.visible import visible
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; whatever cleans up after Ctrl-C cleans up after this too."""
+    """SIGTERM or SIGUSR2 arrived, its number the argument; what cleans up after Ctrl-C cleans up after this too."""
 
 
 class _Counted(Protocol):
@@ -54,29 +55,38 @@ def exits(*, debug: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stops(progress: _Counted, again: str | None, otherwise: str = "nothing was run") -> Iterator[None]:
-    """Let Ctrl-C (exit 130) and SIGTERM (143) stop a run where it is, and print `again`, the command that goes on.
+    """Let Ctrl-C (exit 130), SIGTERM (143) and SIGUSR2 (140) stop a run where it is; print `again`, which goes on.
 
-    It is None where nothing is run that could go on; then `otherwise` says what became of it.
+    It is None where nothing is run that could go on; then `otherwise` says what became of it. Within five seconds,
+    whatever the run is at; a limit that a run has reached says the command too.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(number)
 
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        progress.stop()
-        code = 143 if isinstance(stop, Terminated) else 130
+    def told() -> str:
         if again is None:
-            _leave(f"stopped; {otherwise}", code)
+            return f"stopped; {otherwise}"
         done = "nothing was read yet"
         if progress.total:
             done = f"{progress.done} of {progress.total} units are done and stay"
-        _leave(f"stopped; {done}. To go on:\n  {again}", code)
+        return f"stopped; {done}. To go on:\n  {again}"
+
+    handled = [number for number in STOPS if number != signal.SIGINT]
+    previous = {number: signal.signal(number, terminate) for number in handled}
+    try:
+        with watching(lambda _: _say(told())):
+            yield
+    except KeyboardInterrupt as stop:
+        progress.stop()
+        _leave(told(), STOPS[stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT])
+    except StoppedByLimit as limit:
+        progress.stop()
+        raise StoppedByLimit(f"{limit}; {told()}") from limit
     finally:
         progress.stop()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -106,9 +116,13 @@ def partial(num_failed: int, again: str, num_kept: int = 0) -> SomeUnitsFailed:
 
 
 def _leave(message: str, code: int) -> NoReturn:
+    _say(message)
+    raise typer.Exit(code)
+
+
+def _say(message: str) -> None:
     line = Text("probe: ", style="bold red").append(visible(message, keep="\n"), style="default")
     Console(stderr=True).print(line, soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def _unexpected(error: Exception, debug: bool) -> NoReturn:

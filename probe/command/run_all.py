@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import discovery
-from probe.errors import NotAsExpected, ProbeError, SomeUnitsFailed, UsageError
+from probe.errors import NotAsExpected, ProbeError, SomeUnitsFailed, StoppedByLimit, UsageError
 from probe.progress import Progress
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def _one(name: str, out: Path | None, options: Mapping[str, Any], again: str, fo
         if why := unconcerned(book, options.get("model")):
             return Came(name, "does not concern the model", 0, why=why)
         finished = run(book, **options, out=out, force=force, command=again, progress=progress)
+    except StoppedByLimit:
+        raise
     except ProbeError as error:
         return Came(name, "failed", 0, why=str(error))
     # Whatever befalls one casebook is named, and the others go on.

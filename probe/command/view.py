@@ -1,15 +1,23 @@
-"""The command `probe view`: look at a run or a trace in the browser."""
+"""The command `probe view`: look at a run or a trace in the browser, and try what is not in it with `--live`."""
 
 from __future__ import annotations
 
 import secrets
+import signal
 import webbrowser
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from probe.command.exits import exits
+from probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from probe.dashboard.live.session import Live
 
 
 def view(
@@ -20,20 +28,84 @@ def view(
         str, typer.Option(help="Address to answer at. One that others can reach gets a token in its link.")
     ] = "127.0.0.1",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the link, open nothing.")] = False,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Let prompts be typed, which a model of this machine reads; at 127.0.0.1 alone."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --live: specimen, hub id or folder. By default the one that the run's record names."),
+    ] = None,
 ) -> None:
     """Open the explorer on runs or traces, until Ctrl-C. Nothing leaves this machine."""
     with exits(debug=context.obj):
         from probe.dashboard.application.guard import LOOPBACK
         from probe.dashboard.application.serving import bound, serve
 
+        if model is not None and not live:
+            raise UsageError("--model names the model that reads what is typed: say --live too")
+        if live and host not in LOOPBACK:
+            raise UsageError(f"--live is for this machine alone, and {host!r} can be reached from elsewhere")
         token = None if host in LOOPBACK else secrets.token_urlsafe(24)
-        server = bound(source, host=host, port=port, token=token)
-        place = f"[{host}]" if ":" in host else host
-        link = f"http://{place}:{server.port}/" + (f"?token={token}" if token else "")
+        with _live(source, model) if live else _nobody() as asked:
+            server = bound(source, host=host, port=port, token=token, live=asked)
+            place = f"[{host}]" if ":" in host else host
+            link = f"http://{place}:{server.port}/" + (f"?token={token}" if token else "")
 
-        def ready() -> None:
-            print(f"{', '.join(map(str, source))} at {link}\nCtrl-C ends it.", flush=True)
-            if not no_browser:
-                webbrowser.open(link)
+            def ready() -> None:
+                print(f"{', '.join(map(str, source))} at {link}", flush=True)
+                if asked is not None:
+                    print(f"Prompts that are typed are read by {asked.model}, which the first one loads.")
+                print("Ctrl-C ends it.", flush=True)
+                if not no_browser:
+                    webbrowser.open(link)
 
-        serve(server, ready)
+            serve(server, ready)
+
+
+@contextmanager
+def _nobody() -> Iterator[None]:
+    yield None
+
+
+@contextmanager
+def _live(sources: Sequence[Path], model: str | None) -> Iterator[Live]:
+    """Yield what reads typed prompts, and end it with its process and its folder however the block ends."""
+    from probe.dashboard.live.session import Live
+
+    name, options = (model, {}) if model is not None else recorded_model(sources)
+    # Whoever ends the explorer from outside ends the model's process with it.
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    asked = Live(name, options)
+    try:
+        yield asked
+    finally:
+        asked.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def recorded_model(sources: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """Return the model that the first of these runs or traces names, and how it was loaded.
+
+    Raises UsageError where none names one, or where it ran code of its own, which a record is not to start.
+    """
+    from probe.storage.trace_store import Run
+    from probe.storage.trace_store import open as open_trace
+
+    opened = open_trace(sources[0])
+    found = opened.record.get("provenance") if isinstance(opened, Run) else opened.provenance
+    provenance: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    name = provenance.get("model")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{sources[0]} does not say which model it is of: --live --model NAME does")
+    if provenance.get("trust_remote_code"):
+        raise UsageError(f"{name} ran code of its own, which nobody starts from a record; name another with --model")
+    options = {"revision": provenance.get("revision"), "backend": provenance.get("backend")}
+    if options["backend"] == "huggingface":
+        options["dtype"] = provenance.get("dtype")
+    return name, {key: value for key, value in options.items() if isinstance(value, str)}
