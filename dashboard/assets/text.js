@@ -15,7 +15,7 @@
   const by = (id) => document.getElementById(id);
   const spelt = (number) => number.toLocaleString("en");
   const short = (value) => (value === null || value === undefined ? "–"
-    : value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3))));
+    : value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(3))));
 
   // ---- what is where ----
   function begin(root, asked) {
