@@ -34,7 +34,7 @@ class Limits:
                 self._bytes = folder_bytes(folder)
             if self._bytes >= self.max_bytes:
                 raise StoppedByLimit(
-                    f"{folder} holds {self._bytes / 1e9:.3g} GB of the {self.max_bytes / 1e9:g} GB that the run may take"
+                    f"{folder} holds {self._bytes / 1e9:.3g} of the {self.max_bytes / 1e9:g} GB that the run may take"
                 )
 
     def add(self, unit: Path) -> None:
