@@ -51,7 +51,7 @@ def test_what_is_no_size_is_named(text: str) -> None:
 def test_a_run_stops_at_its_disk_and_goes_on_to_the_same_findings(whole: probe.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     half = folder_bytes(whole.path / "trace.zarr") // 2
-    with pytest.raises(StoppedByLimit, match="of the .* GB that the run may take"):
+    with pytest.raises(StoppedByLimit, match=r"of the .* GB that the run may take"):
         probe.run("retrieval-heads", out=out, limits=Limits(max_bytes=half), **SMALL)
     stopped = probe.open(out)
     assert isinstance(stopped, probe.Run)
