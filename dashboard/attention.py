@@ -95,6 +95,7 @@ class attention(Page):
     """The map of any head, from the whole prompt down to single tokens."""
 
     title: ClassVar[str] = "Attention"
+    live: ClassVar[bool] = True
     order: ClassVar[int] = 50
     controls: ClassVar[tuple[Control, ...]] = SHARED
 

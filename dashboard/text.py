@@ -41,6 +41,7 @@ class text(Page):
     """The prompt of a unit and what was answered; a token that is chosen is the query."""
 
     title: ClassVar[str] = "Text"
+    live: ClassVar[bool] = True
     order: ClassVar[int] = 60
     controls: ClassVar[tuple[Control, ...]] = (
         *SHARED,

@@ -13,17 +13,23 @@ from flask import Response, abort, request
 
 from probe.dashboard.application.address import SHARED
 from probe.dashboard.application.first_paint import first_paint
-from probe.dashboard.application.guard import guard
+from probe.dashboard.application.guard import LOOPBACK, guard
 from probe.dashboard.application.keys import keys_dialog
 from probe.dashboard.application.opened import Opened
 from probe.dashboard.application.page import Page, pages
 from probe.dashboard.application.panel import exported, to_csv
+from probe.dashboard.live import section
+from probe.dashboard.live.session import Live
+from probe.errors import UsageError
 
 PLACE: Final = "place"
 """Id of the address."""
 
 TICK_MS: Final = 2000
 """Milliseconds between looks at a run that is still being written."""
+
+MOST_BYTES: Final = 1 << 24
+"""Bytes of one request, at most, where prompts can be typed."""
 
 
 class Explorer(Dash):  # type: ignore[misc]
@@ -46,12 +52,16 @@ def explorer(
     host: str = "127.0.0.1",
     token: str | None = None,
     embedded: bool = False,
+    live: Live | None = None,
 ) -> Dash:
     """Return the application over one or several folders, not yet serving; `host` is the address that it will answer.
 
-    `embedded` lets pages of this machine, such as a notebook, show it in a frame. Raises UsageError for an address that
-    others can reach where there is no token, and as `probe.open` does where no folder can be opened.
+    `embedded` lets pages of this machine, such as a notebook, show it in a frame. With `live` prompts can be typed,
+    which that model reads. Raises UsageError for an address that others can reach where there is no token, or where
+    prompts can be typed, and as `probe.open` does where no folder can be opened.
     """
+    if live is not None and (host not in LOOPBACK or embedded):
+        raise UsageError(f"--live is for this machine alone: it is not served at {host!r}, nor within another page")
     opened = Opened([path] if isinstance(path, str | Path) else path)
     made: dict[str, Page] = {name: page(opened) for name, page in pages().items()}
     # Everything that an environment variable could set otherwise is said here.
@@ -74,7 +84,10 @@ def explorer(
     app.layout = lambda: _shell(opened, made)
     for page in made.values():
         page.register(app)
-    _route(app, opened, made)
+    if live is not None:
+        section.register(app, live, opened, made)
+        app.server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
+    _route(app, opened, made, live)
     _serve_tables(app, made)
     guard(app.server, host, token, app.csp_hashes(), embedded=embedded)
     return app
@@ -116,7 +129,7 @@ def _shell(opened: Opened, made: Mapping[str, Page]) -> Any:
     )
 
 
-def _route(app: Dash, opened: Opened, made: Mapping[str, Page]) -> None:
+def _route(app: Dash, opened: Opened, made: Mapping[str, Page], live: Live | None) -> None:
     first = next(iter(made))
 
     @app.callback(Output("page", "children"), Input(PLACE, "pathname"))  # type: ignore[untyped-decorator]
@@ -124,7 +137,8 @@ def _route(app: Dash, opened: Opened, made: Mapping[str, Page]) -> None:
         name = (pathname or "/").strip("/") or first
         if name not in made:
             return dmc.Alert(f"There is no page {name!r}; there are {', '.join(made)}.", title="Nothing here", m="md")
-        return made[name].layout()
+        layout = made[name].layout()
+        return section.with_section(layout, live) if made[name].live else layout
 
     @app.callback(  # type: ignore[untyped-decorator]
         Output("fresh", "data"),

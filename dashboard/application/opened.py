@@ -179,6 +179,8 @@ class Opened:
         self._runs: dict[str, OpenedRun] = {}
         self.broken: dict[str, str] = {}
         """Why a folder is not shown, by its name."""
+        self._adding = threading.Lock()
+        self._added = 0
         errors: list[ProbeError] = []
         for path in paths:
             name = self._free_name(visible(Path(path).resolve().name) or "run")
@@ -189,6 +191,18 @@ class Opened:
                 errors.append(error)
         if not self._runs:
             raise errors[0] if errors else UsageError("name a run to look at")
+
+    def add(self, path: Path, name: str) -> OpenedRun:
+        """Return the run of a folder, opened under a name like this if it was not; raises as `probe.open` does."""
+        with self._adding:
+            for run in self._runs.values():
+                if run.path == path:
+                    run.refresh()
+                    return run
+            name = self._free_name(name)
+            self._runs[name] = OpenedRun(path, name)
+            self._added += 1
+            return self._runs[name]
 
     @property
     def names(self) -> list[str]:
@@ -204,12 +218,12 @@ class Opened:
     @property
     def running(self) -> bool:
         """Whether something is still being written."""
-        return any(run.running for run in self._runs.values())
+        return any(run.running for run in self.runs())
 
     @property
     def version(self) -> int:
         """How often something was found to have changed."""
-        return sum(run.version for run in self._runs.values())
+        return self._added + sum(run.version for run in self.runs())
 
     def run(self, name: str = "") -> OpenedRun:
         """Return one run, the first for an empty name; raises UsageError with the reason where it cannot be shown."""
@@ -226,7 +240,7 @@ class Opened:
 
     def refresh(self) -> bool:
         """Look at every run; returns whether any has grown, or cannot be read any more."""
-        grown = [run.refresh() for run in self._runs.values()]
+        grown = [run.refresh() for run in self.runs()]
         return any(grown)
 
     def _free_name(self, name: str) -> str:

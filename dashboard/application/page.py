@@ -53,6 +53,8 @@ class Page(ABC):
     """Where it stands among the others; the first one opens."""
     controls: ClassVar[tuple[Control, ...]] = (RUN,)
     """What can be chosen."""
+    live: ClassVar[bool] = False
+    """Whether a prompt typed on the spot is of use here: such a page carries the section *What if*."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened

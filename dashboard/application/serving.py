@@ -9,6 +9,7 @@ from pathlib import Path
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from probe.dashboard.application.explorer import explorer
+from probe.dashboard.live.session import Live
 from probe.errors import UsageError
 
 
@@ -19,13 +20,14 @@ def bound(
     port: int,
     token: str | None = None,
     embedded: bool = False,
+    live: Live | None = None,
 ) -> BaseWSGIServer:
     """Return a server that listens, its port in `.port`; port 0 takes any that is free.
 
     No environment variable has a say in it, and nothing of it can be debugged. Raises UsageError where the address
     cannot be had, and as `explorer` does.
     """
-    app = explorer(path, host=host, token=token, embedded=embedded)
+    app = explorer(path, host=host, token=token, embedded=embedded, live=live)
     app.enable_dev_tools(
         debug=False,
         dev_tools_ui=False,
