@@ -43,7 +43,9 @@ class Explorer(Dash):  # type: ignore[misc]
         if request.path.strip("/") in ("", self.first_page):
             parts["app_entry"] = first_paint(self.opened, request.args.get("run", ""))
         page: str = super().interpolate_index(**parts)
-        return page.replace("<html>", '<html lang="en">', 1)
+        # What stands in a frame of another page shows no header, from the first moment on.
+        bare = ' class="explorer-bare"' if request.args.get("bare") == "on" else ""
+        return page.replace("<html>", f'<html lang="en"{bare}>', 1)
 
 
 def explorer(
@@ -117,6 +119,7 @@ def _shell(opened: Opened, made: Mapping[str, Page]) -> Any:
             dcc.Location(id=PLACE, refresh=False),
             dcc.Store(id="pages", data=takes),
             dcc.Store(id="fresh", data=opened.version),
+            dcc.Store(id="followed"),
             dcc.Interval(id="tick", interval=TICK_MS, disabled=not opened.running),
             html.A("Skip to the page", href="#page", className="explorer-skip"),
             header,
