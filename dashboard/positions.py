@@ -19,6 +19,7 @@ from probe.dashboard.application.page import Options, Page
 from probe.dashboard.application.panel import Item, Panel, words
 from probe.errors import MissingStatistic, UsageError
 from probe.finding import Figure
+from probe.storage.trace_store import Trace
 from probe.storage.unit_answer import UnitAnswer
 from probe.telling.certainty import certainty
 from probe.visible import visible
@@ -95,6 +96,8 @@ class positions(Page):
         answers = self._answers(run)
         if not answers:
             return [words(f"{run.name} holds no unit yet: nothing was captured.")]
+        if isinstance(run.source, Trace) and view[PART.name] == "answers":
+            return [words("A trace of its own is one answer at one place; curves over places want a run.")]
         made = {"answers": _answers, "attention": _attention, "dispersion": _dispersion, "loss": _loss}
         return [*made[view[PART.name]](self._drawn(run, answers), answers, view), *_findings(run, view)]
 
@@ -120,7 +123,7 @@ class positions(Page):
 
     def _fitting(self, run: OpenedRun, answers: Sequence[UnitAnswer]) -> str:
         """Return the first part that the run has something for."""
-        if any(each.depth is not None for each in answers):
+        if len({each.depth for each in answers} - {None}) > 1:
             return "answers"
         held = next((each for each in answers if each.captured), None)
         names = run.trace(held.unit).stored_names() if held else []

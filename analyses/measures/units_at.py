@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from probe.selection import role
 from probe.storage.trace_store import Run, Trace
-from probe.storage.unit_answer import UnitAnswer, answers_of
+from probe.storage.unit_answer import UnitAnswer, answer_of, answers_of
 
 MOST_UNITS: Final = 64
 """Units that are read for one condition and length."""
@@ -34,12 +33,10 @@ class Units:
 
 
 def known_answers(run: Run | Trace, answers: Iterable[UnitAnswer] | None = None) -> list[UnitAnswer]:
-    """Return the answers of a run, those read already where they are given; of a single trace one, without a depth."""
+    """Return the answers of a run, those read already where they are given; of a single trace its one."""
     if not isinstance(run, Trace):
         return answers_of(run if answers is None else answers)
-    name = run.sample.name
-    length = len(run.sample)
-    return [UnitAnswer(run.unit, run.stage, run.condition, role(run), name, length=length, captured=True)]
+    return [answer_of(run)]
 
 
 def units_at(

@@ -112,34 +112,45 @@ class Answers:
         except StoreCorrupt as error:
             stage, condition, role_, sample = (str(record.get(key) or "") for key in _SAID)
             return UnitAnswer(unit, stage, condition, role_, sample, problem=str(error))
-        prompt, outcome = self._prompts[sha256], trace.outcome
-        draw = trace.facts.get("draw")
-        read = UnitAnswer(
-            unit=unit,
-            stage=trace.stage,
-            condition=trace.condition,
-            role=role(trace),
-            sample=prompt.name,
-            draw=None if draw is None else int(draw),
-            prompt=sha256,
-            length=prompt.length,
-            depth=prompt.depth,
-            answer=prompt.answer,
-            age=prompt.age,
-            text=prompt.text,
-            captured=any("/c/" in path for path in files.manifest.files),
-            **_cost(trace.cost),
-        )
-        if outcome is None:
-            return read
-        return replace(
-            read,
-            response=outcome.response[:MOST_CHARACTERS],
-            correct=outcome.correct,
-            answer_loss=_number(outcome.answer_loss),
-            text_loss=_number(outcome.text_loss),
-            problem=outcome.failed or ("the model's logits were not a number" if _not_a_number(outcome) else ""),
-        )
+        captured = any("/c/" in path for path in files.manifest.files)
+        return _answer(trace, self._prompts[sha256], sha256, captured=captured)
+
+
+def answer_of(trace: Trace) -> UnitAnswer:
+    """Return what a trace was asked and answered, one of its own or in memory among them."""
+    prompt = _prompt(trace)
+    return _answer(trace, prompt, prompt.text, captured=bool(trace.stored_names()))
+
+
+def _answer(trace: Trace, prompt: _Prompt, sha256: str, *, captured: bool) -> UnitAnswer:
+    outcome = trace.outcome
+    draw = trace.facts.get("draw")
+    read = UnitAnswer(
+        unit=trace.unit,
+        stage=trace.stage,
+        condition=trace.condition,
+        role=role(trace),
+        sample=prompt.name,
+        draw=None if draw is None else int(draw),
+        prompt=sha256,
+        length=prompt.length,
+        depth=prompt.depth,
+        answer=prompt.answer,
+        age=prompt.age,
+        text=prompt.text,
+        captured=captured,
+        **_cost(trace.cost),
+    )
+    if outcome is None:
+        return read
+    return replace(
+        read,
+        response=outcome.response[:MOST_CHARACTERS],
+        correct=outcome.correct,
+        answer_loss=_number(outcome.answer_loss),
+        text_loss=_number(outcome.text_loss),
+        problem=outcome.failed or ("the model's logits were not a number" if _not_a_number(outcome) else ""),
+    )
 
 
 def answers_of(run: Run | Trace | Iterable[UnitAnswer]) -> list[UnitAnswer]:

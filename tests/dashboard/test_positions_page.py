@@ -175,3 +175,4 @@ def test_it_takes_a_trace_of_its_own(placed: Placed, tmp_path: Path) -> None:
     assert view["part"] == "loss"
     assert "loss_by_position" in found
     assert "entropy_by_position" in shown(tmp_path / "one", "?part=dispersion")[1]
+    assert "curves over places want a run" in shown(tmp_path / "one", "?part=answers")[2]
