@@ -17,7 +17,7 @@ from probe.dashboard.findings.notices import notices
 from probe.telling.surprise import ORDER, Told, by_surprise
 from probe.visible import visible
 
-FINDING = Control("finding", "Finding")
+FINDING = Control("finding", "Finding", of=(RUN.name,))
 
 
 class overview(Page):

@@ -31,18 +31,18 @@ def needle_grid(
     MissingStatistic where no sample has a depth.
     """
     answers = answers_of(run)
-    places = Places.of(answers)
+    places = Places.of(answers, [condition])
     cells = _placed(needle_cells(answers, condition, by=by, places=places), condition)
     values = _laid_out(cells, places, [cell.value for cell in cells])
     high = 1.0 if by == "accuracy" else max(float(np.nanmax(values)), 1e-6)
     scale = chart.SUCCESS if by == "accuracy" else chart.MASS
     said = [f"{_number(cell.value, by)}<br>n {cell.num_prompts}" for cell in cells]
     hover = [f"{_told(cell)}<br>{_interval(cell.interval, by)}" for cell in cells]
-    what = "Right answers" if by == "accuracy" else "Answer loss"
     return _figure(
         f"needle_{by}",
-        f"{what} by length and depth: {condition}",
-        f"{_DEFINED[by]} In each cell the value and its number of prompts n; {_INTERVALS}{_rounded(places)}",
+        f"{_NAMES[by]} by length and depth: {condition}",
+        f"{_DEFINED[by]} In each cell the value and its number of prompts n; on hover its 95 % interval "
+        f"({_EXACT[by]}{_BOOTSTRAP}).{_rounded(places)}",
         _heatmap(cells, places, values, said, hover, (0.0, high), scale, by),
         marked,
     )
@@ -61,7 +61,7 @@ def needle_difference(
     In percentage points or in nats per token. Raises MissingStatistic where there is no such prompt with a depth.
     """
     answers = answers_of(run)
-    places = Places.of(answers)
+    places = Places.of(answers, [condition, against])
     cells = _placed(needle_cells(answers, condition, by=by, against=against, places=places), condition)
     cells = [cell for cell in cells if cell.difference is not None]
     if not cells:
@@ -77,7 +77,7 @@ def needle_difference(
         f"needle_{by}_difference",
         f"{condition} less {against}",
         f"Difference in {_UNITS[by]} over the prompts that both conditions have, paired by sample; blue is better than "
-        f"{against}, orange worse. {_INTERVALS}{_rounded(places)}",
+        f"{against}, orange worse. On hover its 95 % interval ({_EXACT_PAIRS[by]}{_BOOTSTRAP}).{_rounded(places)}",
         _heatmap(cells, places, values, said, hover, (-most, most), scale, by),
         marked,
     )
@@ -91,7 +91,7 @@ def answers_by_length(
     Raises MissingStatistic where none of the conditions has an answered sample.
     """
     merged = [replace(each, depth=None) for each in answers_of(run)]
-    places = Places.of(merged)
+    places = Places.of(merged, conditions)
     data: list[chart.Trace] = []
     lengths = [f"{at:,}" for at in places.lengths]
     for i, condition in enumerate(conditions[: len(chart.SERIES)]):
@@ -113,25 +113,31 @@ def answers_by_length(
         data.append(line)
     if not data:
         raise MissingStatistic(f"no sample was answered under {', '.join(conditions)}")
-    vertical = chart.share_axis("right answers") if by == "accuracy" else chart.axis("answer loss (nats per token)")
+    name = _NAMES[by]
+    vertical = chart.share_axis(name) if by == "accuracy" else chart.axis(f"{name} (nats per token)")
     return chart.figure(
         f"{by}_by_length",
-        "Right answers by length" if by == "accuracy" else "Answer loss by length",
-        f"{_DEFINED[by]} Bars: 95 % intervals; {_INTERVALS}{_rounded(places)}",
+        f"{name} by length",
+        f"{_DEFINED[by]} Bars: 95 % intervals ({_EXACT[by]}{_BOOTSTRAP}).{_rounded(places)}",
         data,
         {"xaxis": chart.axis("prompt length (tokens)", type="category", categoryarray=lengths), "yaxis": vertical},
     )
 
 
+_NAMES = {"accuracy": "Right answers", "loss": "Answer loss", "text": "Loss of the text"}
 _DEFINED = {
     "accuracy": "Share of samples answered right, by the workload's own rule.",
     "loss": "Mean negative log-likelihood of the right answer (teacher forced), in nats per token: lower is better.",
+    "text": "Mean negative log-likelihood of the prompt's own tokens from the second on, in nats per token.",
 }
-_INTERVALS = (
-    "Clopper-Pearson for one right or wrong a prompt, for pairs the wider of Newcombe's and the exact one, else a "
-    "bootstrap over prompts, from five on."
-)
-_UNITS = {"accuracy": "share of right answers", "loss": "nats per token"}
+_EXACT = {"accuracy": "Clopper-Pearson; where draws are averaged ", "loss": "", "text": ""}
+_EXACT_PAIRS = {
+    "accuracy": "the wider of Newcombe's for pairs and the exact one; where draws are averaged ",
+    "loss": "",
+    "text": "",
+}
+_BOOTSTRAP = "a bootstrap over prompts, from five on"
+_UNITS = {"accuracy": "share of right answers", "loss": "nats per token", "text": "nats per token"}
 
 
 def _placed(cells: list[Cell], condition: str) -> list[Cell]:
@@ -209,7 +215,7 @@ def _number(value: float | None, by: By, *, signed: bool = False) -> str:
     if value is None:
         return "–"
     if by == "accuracy":
-        return f"{100 * value:+.0f} points" if signed else f"{100 * value:.0f} %"
+        return f"{100 * value:+.0f}" if signed else f"{100 * value:.0f} %"
     return f"{value:+.2f}" if signed else f"{value:.2f}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,8 +13,8 @@ from probe.finding import Interval
 from probe.intervals import FEWEST_PROMPTS, clopper_pearson, cluster_bootstrap, paired_difference
 from probe.storage.unit_answer import UnitAnswer
 
-By = Literal["accuracy", "loss"]
-"""The share of right answers, or the mean answer loss in nats per token."""
+By = Literal["accuracy", "loss", "text"]
+"""The share of right answers, the mean answer loss, or the mean loss of the prompt itself, in nats per token."""
 
 MOST_PLACES: Final = 24
 """Lengths and depths that stay as they are; more are rounded, lengths to powers of two, depths to tenths."""
@@ -55,13 +55,16 @@ class Places:
     rounds_depths: bool
 
     @classmethod
-    def of(cls, answers: Iterable[UnitAnswer]) -> Places:
-        """Return the places of some answers, those that count in no number left out."""
+    def of(cls, answers: Iterable[UnitAnswer], conditions: Collection[str] | None = None) -> Places:
+        """Return the places of these conditions' answers, or of all; what counts in no number is left out.
+
+        Whether they are rounded goes by all answers, so that every condition's cells are the same.
+        """
         known = [answer for answer in answers if not answer.problem]
         lengths = {answer.length for answer in known}
         depths = {round(answer.depth, 3) for answer in known if answer.depth is not None}
         whole = cls((), (), len(lengths) > MOST_PLACES, len(depths) > MOST_PLACES)
-        places = [whole.place(answer) for answer in known]
+        places = [whole.place(each) for each in known if conditions is None or each.condition in conditions]
         return cls(
             tuple(sorted({at for at, _ in places})),
             tuple(sorted({depth for _, depth in places if depth is not None})),
@@ -120,6 +123,45 @@ def samples_at(answers: Iterable[UnitAnswer], condition: str, place: Place, plac
     return [each for each in answers if each.condition == condition and each.prompt and places.place(each) == place]
 
 
+@dataclass(frozen=True)
+class ConditionTotal:
+    """All units of a condition, whatever their length and depth."""
+
+    condition: str
+    roles: tuple[str, ...]
+    stages: tuple[str, ...]
+    num_units: int
+    num_left_out: int
+    """Units that failed or are not what was written."""
+    share_right: float | None
+    """Over units; None where nothing was judged."""
+    answer_loss: float | None
+    """Mean over units, in nats per token; None where no unit has one."""
+
+
+def condition_totals(answers: Iterable[UnitAnswer]) -> list[ConditionTotal]:
+    """Return every condition in the order in which they were read."""
+    groups: dict[str, list[UnitAnswer]] = {}
+    for each in answers:
+        groups.setdefault(each.condition, []).append(each)
+    totals = []
+    for condition, units in groups.items():
+        right = [value for each in units if (value := _value(each, "accuracy")) is not None]
+        losses = [value for each in units if (value := _value(each, "loss")) is not None]
+        totals.append(
+            ConditionTotal(
+                condition=condition,
+                roles=tuple(dict.fromkeys(each.role for each in units)),
+                stages=tuple(dict.fromkeys(each.stage for each in units)),
+                num_units=len(units),
+                num_left_out=sum(bool(each.problem) for each in units),
+                share_right=float(np.mean(right)) if right else None,
+                answer_loss=float(np.mean(losses)) if losses else None,
+            )
+        )
+    return totals
+
+
 _Units = Mapping[str, Sequence[UnitAnswer]]
 _Values = Mapping[str, Sequence[float]]
 
@@ -145,8 +187,8 @@ def _values(prompts: _Units, by: By) -> dict[str, list[float]]:
 def _value(answer: UnitAnswer, by: By) -> float | None:
     if answer.problem:
         return None
-    if by == "loss":
-        return answer.answer_loss
+    if by != "accuracy":
+        return answer.answer_loss if by == "loss" else answer.text_loss
     return None if answer.correct is None else float(answer.correct)
 
 

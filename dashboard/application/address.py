@@ -33,6 +33,8 @@ class Control:
     `address`: set by what is done in a figure."""
     options: tuple[str, ...] = ()
     """What a choice is made of, where that is the same for every run."""
+    of: tuple[str, ...] = ()
+    """Parts that it depends on: where one of them changes it is left open again."""
 
     def __post_init__(self) -> None:
         if self.kind == "choice" and self.default not in self.options:

@@ -119,9 +119,7 @@ class Page(ABC):
     def layout(self) -> Any:
         """Return the page's frame: controls on the left, a place for what is shown on the right."""
         side = [self._control(control) for control in self.controls if control.label]
-        static = [
-            {"name": c.name, "default": c.default, "resets": sorted(_RESETS.get(c.name, ()))} for c in self.controls
-        ]
+        static = [{"name": c.name, "default": c.default, "resets": self._resets(c.name)} for c in self.controls]
         return html.Div(
             [
                 dcc.Location(id=self._id("place"), refresh=False),
@@ -157,7 +155,10 @@ class Page(ABC):
             content = html.Div(
                 laid_out(self.name, address, items),
                 className="explorer-content",
-                **{"data-steps": json.dumps(self._steps(view, offered))},
+                **{
+                    "data-steps": json.dumps(self._steps(view, offered)),
+                    "data-resets": json.dumps({c.name: self._resets(c.name) for c in self.controls}),
+                },
             )
             data = [[{"value": value, "label": label} for value, label in offered[c.name]] for c in selects]
             return (content, view, *data, *values)
@@ -211,6 +212,10 @@ class Page(ABC):
                 around = [values[at - 1] if at else None, values[at + 1] if at + 1 < len(values) else None]
                 steps[control.name] = around
         return steps
+
+    def _resets(self, name: str) -> list[str]:
+        """Return the parts that are left open again where one changes."""
+        return sorted(_RESETS.get(name, set()) | {c.name for c in self.controls if name in c.of})
 
     def _control(self, control: Control) -> Any:
         name = self._id(control.name)

@@ -16,6 +16,7 @@
     const value = around && around[way];
     if (value === null || value === undefined) return;
     const parts = new URLSearchParams(location.search);
+    (JSON.parse(shown.dataset.resets || "{}")[name] || []).forEach((part) => parts.delete(part));
     parts.set(name, value);
     window.explorer.go(location.pathname + "?" + parts);
   }
