@@ -187,7 +187,6 @@ class text(Page):
         spans = prompt.spans()
         return {
             "unit": write_address(unit, self.controls),
-            "version": self.run(view).version,
             "values": None if colouring is None else write_address(which, self.controls),
             "name": "" if colouring is None else colouring.values.name,
             "kind": "" if colouring is None else colouring.steps.kind,

@@ -14,6 +14,11 @@ KEYS: Final = (
     ("n, p", "next and previous sample or condition"),
     ("r, R", "next and previous run"),
     ("c, C", "next and previous condition"),
+    ("/", "find in the text"),
+    ("← →", "in the text: the token before and after, as the query"),
+    ("Home, End", "in the text: its first and last token"),
+    ("+, −, arrows", "on the attention map: zoom, move"),
+    ("Home", "on the attention map: the whole prompt"),
     ("d", "dark or light"),
     ("Esc", "close a dialog, leave a field"),
 )

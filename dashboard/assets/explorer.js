@@ -12,9 +12,10 @@
       // A control says something that the view does not: the address takes it over. Values that the server has just
       // filled in are those of the view, and change nothing.
       changed: function (...said) {
-        const [search, view, controls] = said.slice(-3);
+        const [, view, controls] = said.slice(-3);
         if (!view) return none();
-        const parts = Object.fromEntries(new URLSearchParams(search || ""));
+        // The address itself: where a page has scrolled to is written there without a step back for each line.
+        const parts = Object.fromEntries(new URLSearchParams(location.search));
         let changed = false;
         for (const each of window.dash_clientside.callback_context.triggered) {
           const [id] = each.prop_id.split(".");

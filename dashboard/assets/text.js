@@ -3,6 +3,7 @@
   const BLOCK = 64; // tokens of a paragraph
   const RANGE = 1024; // tokens of one answer of the server
   const MOST_RANGES = 96; // answers that are kept
+  const WIDE = 128; // tokens of a span that is outlined finely, or little else would be seen
   const MARGIN = 500; // pixels above and below the window that are there already
   let state = null;
 
@@ -77,8 +78,11 @@
       if (measured && !state.guessed) { state.guess = sum / measured; state.guessed = true; changed = true; }
       if (changed) {
         place();
+        // What stood at the top stays there, whatever turns out to be taller above it.
+        const settled = state.settled && Math.abs(top - state.settled.top) < 2;
         const now = state.tops[anchor] + offset;
         if (Math.abs(now - state.root.scrollTop) > 0.5) state.root.scrollTop = now;
+        if (settled) { state.wanted = state.settled.slot; state.down = 0; }
       }
       for (const [i, element] of state.shown) element.style.top = state.tops[i] + "px";
       if (!changed) break;
@@ -139,6 +143,7 @@
       // Of spans within each other the shortest is outlined.
       const [, start, stop] = inside.reduce((a, b) => (b[2] - b[1] < a[2] - a[1] ? b : a));
       element.classList.add("reader-span");
+      if (stop - start > WIDE) element.classList.add("reader-span-wide");
       if (slot === start) element.classList.add("reader-span-first");
       if (slot === stop - 1) element.classList.add("reader-span-last");
     }
@@ -390,7 +395,7 @@
       return;
     }
     const old = state && state.root === root && state.root.isConnected ? state : null;
-    const same = old && old.asked.unit === asked.unit && old.asked.version === asked.version;
+    const same = old && old.asked.unit === asked.unit;
     if (!same) begin(root, asked);
     const before = state.asked;
     state.asked = asked;
