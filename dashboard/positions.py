@@ -24,9 +24,9 @@ from probe.storage.unit_answer import UnitAnswer
 from probe.telling.certainty import certainty
 from probe.visible import visible
 
-PART = Control("part", "What")
-CONDITION = Control("condition", "Condition")
-LENGTH = Control("length", "Length")
+PART = Control("part", "What", of=(RUN.name,))
+CONDITION = Control("condition", "Condition", of=(RUN.name,))
+LENGTH = Control("length", "Length", of=(RUN.name, "condition"))
 BESIDE = Control("beside", "Other conditions beside it", default="off", kind="switch")
 
 PARTS: Final = {
