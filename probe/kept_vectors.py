@@ -22,7 +22,7 @@ class KeptVectors:
         self._writer = writer
         self._key_stop: int | None = None
         self.facts: dict[str, Any] = {}
-        """How the layer attends, as JSON values: what `Trace.attention` says of it."""
+        """How the layer attends, as JSON values: what `Trace.kept_layers` says of it."""
 
     def take(self, call: Call) -> None:
         """Write the next call's queries, and those of its keys that are new."""

@@ -107,7 +107,7 @@ def test_a_bad_layer_is_pointed_at(tmp_path: Path, capture: str, place: str, sai
 def test_a_run_keeps_what_its_casebook_names(tmp_path: Path) -> None:
     run = probe.run(book(tmp_path, MAPPED), model="needle", out=tmp_path / "run")
     (trace,) = run.traces()
-    assert sorted(trace.attention) == ["0", "2"]
+    assert sorted(trace.kept_layers) == ["0", "2"]
     assert trace.window(2, 0, queries=slice(10, 12), keys=slice(0, 12)).sum(1) == pytest.approx([1, 1], abs=1e-5)
     assert trace.levels(0)[0] == 1
     assert run.verify() == []

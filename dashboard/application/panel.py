@@ -43,6 +43,8 @@ class Panel:
     """Columns and rows behind it, where these are others than what is drawn."""
     follow: str = ""
     """Where a click on a point leads: an address with `{x}`, `{y}`, `{customdata}` in it; run and unit go along."""
+    graph: str = ""
+    """Id of a graph that the page keeps from view to view, and draws this into; one of its own where empty."""
 
     @property
     def name(self) -> str:
@@ -126,6 +128,11 @@ def _panel(page: str, search: str, panel: Panel) -> Any:
         layout["meta"] = {**(layout.get("meta") or {}), "follow": panel.follow}
     height = layout.pop("height", 370)
     place = f"{page}-{panel.name}"
+    title = visible(panel.figure.title)
+    ways = _ways_out(page, search, panel.name, title, panel.python)
+    head = html.Div([html.H2(title, id=f"{place}-title"), ways], className="explorer-panel-head")
+    if panel.graph:
+        return html.Div([head, dcc.Store(id=f"{panel.graph}-drawing", data={"data": drawn["data"], "layout": layout})])
     graph = dcc.Graph(
         # An id that a single callback in the browser can watch, whatever the page.
         id={"figure": place},
@@ -133,13 +140,9 @@ def _panel(page: str, search: str, panel: Panel) -> Any:
         config=CONFIG,
         style={"height": f"{height}px"},
     )
-    title = visible(panel.figure.title)
     return html.Section(
         [
-            html.Div(
-                [html.H2(title, id=f"{place}-title"), _ways_out(page, search, panel.name, title, panel.python)],
-                className="explorer-panel-head",
-            ),
+            head,
             html.Div(graph, role="group", **{"aria-labelledby": f"{place}-title", "aria-describedby": f"{place}-says"}),
             html.P(visible(panel.figure.caption), id=f"{place}-says", className="explorer-notes"),
         ],

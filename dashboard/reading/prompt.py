@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from probe.dashboard.attention_map.token_labels import seen
+from probe.analyses.measures.token_labels import seen
 from probe.errors import UsageError
 from probe.storage.trace_store import Trace
 from probe.visible import visible
@@ -68,6 +68,7 @@ class Prompt:
         """The parts that are there."""
         self.withheld = _withheld(trace)
         """Why no text stands here, in words; empty where it does."""
+        self._found: tuple[str, Hits] | None = None
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -90,6 +91,9 @@ class Prompt:
         """
         if self.withheld:
             raise UsageError(f"there is no text to search: {self.withheld}")
+        # The same is asked again for every head that is looked at.
+        if self._found is not None and self._found[0] == wanted:
+            return self._found[1]
         joined, ends = self._joined
         number = 0
         places: list[tuple[int, int]] = []
@@ -98,7 +102,9 @@ class Prompt:
             if len(places) < MOST_HITS:
                 first, last = np.searchsorted(ends, [match.start(), match.end() - 1], side="right")
                 places.append((int(first), int(last) + 1))
-        return Hits(number, tuple(places))
+        found = Hits(number, tuple(places))
+        self._found = (wanted, found)
+        return found
 
     @cached_property
     def _joined(self) -> tuple[str, NDArray[np.int64]]:

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.keys import Keys
 
+from probe.analyses.measures.token_labels import seen
 from probe.dashboard.attention import attention
-from probe.dashboard.attention_map.token_labels import seen
-from tests.dashboard.conftest import HOSTILE
+from tests.dashboard.conftest import HOSTILE, logged, wait
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium and chromedriver here"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,800"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
-def wait(browser: Any, condition: Any) -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 60).until(condition)
+pytestmark = pytest.mark.browser
 
 
 def drawn(browser: Any, words: str) -> None:
@@ -54,17 +28,36 @@ def drawn(browser: Any, words: str) -> None:
     )
 
 
-def logged(browser: Any) -> tuple[set[str], list[str]]:
-    """Return the hosts that were asked since the last time, and what the browser complained of."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    hosts = {urlsplit(url).hostname or "" for url in asked if url.startswith(("http", "ws"))}
-    # 400 and the like of the browser's own, and the missing favicon, are no errors of the page.
-    return hosts, [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+AXES = ("xaxis", "yaxis")
+
+
+def shows(browser: Any, queries: Any, keys: Any) -> bool:
+    """Return whether the picture drawn is that of these positions."""
+    meta = browser.execute_script(
+        "const there = document.querySelector('#attention-map .js-plotly-plot');"
+        "return there && there._fullLayout && there._fullLayout.meta;"
+    )
+    return bool(meta) and meta["queries"] == list(queries) and meta["keys"] == list(keys)
+
+
+def asked(browser: Any) -> list[list[int]]:
+    """Return the positions of queries and keys that the address says."""
+    parts = dict(parse_qsl(urlsplit(browser.current_url).query))
+    return [[int(end) for end in parts[name].split("-")] for name in ("queries", "keys")]
+
+
+def read_cell(browser: Any) -> str:
+    """Point at the middle of the map and return what is said of it."""
+    middle = browser.find_element("css selector", "#attention-map .nsewdrag[data-subplot=xy]")
+    ActionChains(browser).move_to_element(middle).perform()
+    wait(browser, lambda b: "value" in b.find_element("id", "attention-reading").text)
+    said: str = browser.find_element("id", "attention-reading").get_attribute("textContent")
+    return said
 
 
 def test_the_page_opens_and_asks_nobody_else(browser: Any, long: Any, serve: Any) -> None:
     with serve(long.path) as address:
+        logged(browser)
         browser.get(f"{address}/attention?layer=1")
         drawn(browser, "One cell covers 512 × 512 tokens")
         # In one go: the figure may be drawn again between two looks.
@@ -79,11 +72,9 @@ def test_the_page_opens_and_asks_nobody_else(browser: Any, long: Any, serve: Any
 
 
 def test_a_link_shows_the_same_view_and_a_click_zooms(browser: Any, long: Any, serve: Any) -> None:
-    from selenium.webdriver import ActionChains
-
     with serve(long.path) as address:
         browser.get(f"{address}/attention?layer=1&head=1&queries=1000-3000&keys=0-2000")
-        drawn(browser, "One cell covers 2 × 2 tokens")
+        drawn(browser, "One cell covers 3 × 3 tokens")
         assert browser.find_element("id", "attention-head").get_attribute("value") == "1"
         ActionChains(browser).click(browser.find_element("css selector", "#attention-map .nsewdrag")).perform()
         drawn(browser, "1 query × 1 key")
@@ -93,21 +84,22 @@ def test_a_link_shows_the_same_view_and_a_click_zooms(browser: Any, long: Any, s
         drawn(browser, "1 query × 1 key")
         assert browser.current_url == zoomed
         browser.back()
-        drawn(browser, "One cell covers 2 × 2 tokens")
+        drawn(browser, "One cell covers 3 × 3 tokens")
 
 
 def test_hostile_tokens_are_shown_and_none_runs(browser: Any, small: Any, serve: Any) -> None:
-    from selenium.webdriver import ActionChains
-
     with serve(small.path) as address:
+        browser.get(f"{address}/attention?unit=full&layer=0&queries=298-300&keys=0-1")
+        drawn(browser, "1 query × 1 key")
         for token in range(len(HOSTILE)):
             key = small.tokens.index(token)
-            browser.get(f"{address}/attention?unit=full&layer=0&queries=299-300&keys={key}-{key + 1}")
-            drawn(browser, "1 query × 1 key")
-            map_ = browser.find_element("css selector", "#attention-map .nsewdrag")
-            ActionChains(browser).move_to_element(map_).perform()
-            wait(browser, lambda b: "value" in b.find_element("id", "attention-reading").text)
-            reading = browser.find_element("id", "attention-reading").get_attribute("textContent")
+            # From elsewhere, so that the cursor comes anew.
+            ActionChains(browser).move_to_element(browser.find_element("id", "nav-attention")).perform()
+            browser.execute_script(
+                f"window.explorer.go('/attention?unit=full&layer=0&queries=299-300&keys={key}-{key + 1}')"
+            )
+            wait(browser, lambda b, key=key: shows(b, [299, 300], [key, key + 1]))
+            reading = read_cell(browser)
             told = f"key    {key}  {seen(HOSTILE[token])}"
             assert reading.split("\n")[1].removesuffix("  (needle)").removesuffix("  (<b>q</b>)") == told
             shown = float(reading.rpartition("value  ")[2])
@@ -118,23 +110,103 @@ def test_hostile_tokens_are_shown_and_none_runs(browser: Any, small: Any, serve:
 def test_a_figure_that_fits_itself_to_the_window_does_not_undo_the_address(
     browser: Any, long: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, go_on = attention._look, threading.Event()
+    content, go_on = attention.content, threading.Event()
 
-    def late(self: attention, search: str | None, values: Any, changed: str | None) -> Any:
-        if changed is None and search == "?layer=1&head=0":
+    def late(self: attention, view: Any) -> Any:
+        if not view["queries"]:
             assert go_on.wait(60)
-        return looks(self, search, values, changed)
+        return content(self, view)
 
-    monkeypatch.setattr(attention, "_look", late)
+    monkeypatch.setattr(attention, "content", late)
     with serve(long.path) as address:
         browser.get(f"{address}/attention?layer=1&head=1&queries=1000-3000&keys=0-2000")
-        drawn(browser, "One cell covers 2 × 2 tokens")
+        drawn(browser, "One cell covers 3 × 3 tokens")
         # What the figure says when it has fitted itself, while the answer for another address is on its way.
         browser.execute_async_script(
             "const done = arguments[arguments.length - 1];"
-            "history.pushState({}, '', '?layer=1&head=0'); window.dispatchEvent(new PopStateEvent('popstate'));"
+            "window.explorer.go('/attention?layer=1&head=0');"
             "setTimeout(() => Plotly.relayout(document.querySelector('#attention-map .js-plotly-plot'), "
             "{autosize: true, hovermode: 'x'}).then(() => fetch('/favicon.ico')).then(() => done()), 300);"
         )
         go_on.set()
         drawn(browser, "One cell covers 512 × 512 tokens")
+        assert browser.current_url == f"{address}/attention?layer=1&head=0"
+
+
+RANGES = (
+    ("said", [{"xaxis.range[0]": 99.6, "xaxis.range[1]": 199.5}, "xaxis", [0, 1000], 1000], [100, 200]),
+    ("said", [{"yaxis.range[0]": 199.5, "yaxis.range[1]": -20}, "yaxis", [0, 1000], 1000], [0, 200]),
+    ("said", [{"xaxis.range[1]": 5000, "xaxis.range[0]": -5}, "xaxis", [3, 9], 1000], [0, 1000]),
+    ("said", [{"yaxis.range[0]": 19.6, "yaxis.range[1]": 9.6}, "yaxis", [0, 1000], 1000], [10, 20]),
+    ("said", [{"yaxis.range[0]": 19.6, "yaxis.range[1]": 9.6}, "xaxis", [3, 9], 1000], [3, 9]),
+    ("said", [{"autosize": True}, "xaxis", [0, 1000], 1000], [0, 1000]),
+    ("said", [{"xaxis.range[0]": -0.5, "xaxis.range[1]": 999.5}, "xaxis", [0, 1000], 1000], [0, 1000]),
+    ("said", [{"xaxis.range[0]": 7.2, "xaxis.range[1]": 7.3}, "xaxis", [0, 1000], 1000], [7, 8]),
+    ("around", [[0, 1000], 990, 0.25, 1000, 16], [750, 1000]),
+    ("around", [[0, 1000], 500, 0.25, 1000, 16], [375, 625]),
+    ("around", [[0, 9], 4.5, 4, 1000, 16], [0, 36]),
+    ("around", [[10, 20], 15, 0.25, 1000, 16], [7, 23]),
+    ("around", [[0, 1000], 500, 4, 1000, 1], [0, 1000]),
+    ("moved", [[0, 100], 0.25, 1000], [25, 125]),
+    ("moved", [[10, 110], -0.25, 1000], [0, 100]),
+    ("moved", [[890, 990], 0.25, 1000], [900, 1000]),
+    ("moved", [[5, 6], 0.25, 1000], [6, 7]),
+    ("address", ["?layer=3&cell=64&keys=1-2", [0, 1000], [5, 9], 1000], "?layer=3&keys=5-9"),
+    ("address", ["?queries=1-2&keys=1-2", [0, 1000], [0, 1000], 1000], ""),
+)
+
+
+def test_zooming_gives_ranges_inside_of_the_prompt(browser: Any, small: Any, serve: Any) -> None:
+    with serve(small.path) as address:
+        browser.get(f"{address}/attention")
+        wait(browser, lambda b: b.execute_script("return !!window.attention_ranges"))
+        for name, given, wanted in RANGES:
+            found = browser.execute_script("return window.attention_ranges[arguments[0]](...arguments[1])", name, given)
+            assert found == wanted, (name, given)
+
+
+def test_keys_and_boxes_move_the_map_in_place_and_the_address_with_it(browser: Any, long: Any, serve: Any) -> None:
+    with serve(long.path) as address:
+        browser.get(f"{address}/attention?layer=1&queries=100000-100512&keys=52000-52512")
+        drawn(browser, "1 query × 1 key")
+        graph = browser.find_element("css selector", "#attention-map .js-plotly-plot")
+        browser.execute_script("document.getElementById('attention-focus').focus()")
+        for key, queries, keys in (
+            ("+", (100_128, 100_384), (52_128, 52_384)),
+            (Keys.ARROW_RIGHT, (100_128, 100_384), (52_192, 52_448)),
+            (Keys.ARROW_DOWN, (100_192, 100_448), (52_192, 52_448)),
+            ("-", (100_064, 100_576), (52_064, 52_576)),
+        ):
+            ActionChains(browser).send_keys(key).perform()
+            wait(browser, lambda b, queries=queries, keys=keys: shows(b, queries, keys))
+            assert browser.current_url.endswith("queries={}-{}&keys={}-{}".format(*queries, *keys))
+        width, height = (browser.execute_script(f"return arguments[0]._fullLayout.{a}._length", graph) for a in AXES)
+        start = browser.find_element("css selector", "#attention-map .nsewdrag[data-subplot=xy]")
+        ActionChains(browser).move_to_element_with_offset(start, 0, 0).click_and_hold().move_by_offset(
+            round(width / 4), round(height / 4)
+        ).release().perform()
+        wait(browser, lambda b: "queries=100064" not in b.current_url)
+        wait(browser, lambda b: shows(b, *asked(b)))
+        for found, (first, last) in zip(asked(browser), ((100_320, 100_448), (52_320, 52_448)), strict=True):
+            assert found == pytest.approx((first, last), abs=3)
+        # The same graph all the while: nothing flickered.
+        assert graph.is_displayed()
+        ActionChains(browser).send_keys(Keys.HOME).perform()
+        drawn(browser, "One cell covers 512 × 512 tokens")
+        assert browser.current_url == f"{address}/attention?layer=1"
+
+
+def test_the_number_under_the_cursor_is_the_exact_probability(browser: Any, small: Any, serve: Any) -> None:
+    with serve(small.path) as address:
+        browser.get(f"{address}/attention?unit=full&layer=0&head=2")
+        drawn(browser, "1 query × 1 key")
+        browser.execute_script(
+            "Plotly.relayout(document.querySelector('#attention-map .js-plotly-plot'), {'xaxis.range[0]': 109.6, "
+            "'xaxis.range[1]': 110.4, 'yaxis.range[0]': 200.4, 'yaxis.range[1]': 199.6})"
+        )
+        wait(browser, lambda b: shows(b, [200, 201], [110, 111]))
+        reading = read_cell(browser)
+        assert reading.startswith("query  200  ")
+        assert "(needle)" in reading
+        assert float(reading.rpartition("value  ")[2]) == pytest.approx(small.p[2][200, 110], rel=1e-4)
+        assert browser.find_elements("css selector", ".attention-beside")

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
+from probe.analyses.measures.token_labels import MOST_CHARACTERS, seen, token_labels
 from probe.dashboard.application.opened import Opened
-from probe.dashboard.attention import shown
-from probe.dashboard.attention_map.token_labels import MOST_CHARACTERS, seen, token_labels
-from probe.dashboard.attention_map.view import View
 from tests.dashboard.conftest import HOSTILE
+from tests.dashboard.test_attention_page import content
 
 
 @pytest.mark.parametrize(
@@ -42,9 +41,8 @@ def test_a_cell_of_many_tokens_shows_its_first_and_that_there_are_more(long: Any
 
 
 def test_ticks_and_names_are_escaped_for_plotly(small: Any) -> None:
-    page = shown(Opened([small.path]), View("full", 0, queries=(280, 300), keys=(280, 300)))
-    assert page.figure is not None
-    layout = page.figure["layout"]
+    page = content(small.path, "?unit=full&layer=0&queries=280-300&keys=280-300")
+    layout = page["panel"].figure.plotly["layout"]
     words = [seen(HOSTILE[token]) for token in small.tokens[280:]]
     short = [word if len(word) <= 12 else word[:11] + "…" for word in words]
     assert [html.unescape(tick) for tick in layout["xaxis"]["ticktext"]] == short
@@ -55,5 +53,4 @@ def test_ticks_and_names_are_escaped_for_plotly(small: Any) -> None:
 def test_a_token_without_text_shows_as_its_id(small: Any) -> None:
     labels = token_labels(Opened([small.path]).run().trace("bare"), (0, 256), 1)
     assert labels == [f"⟨token {token}⟩" for token in small.tokens[:256]]
-    notes = shown(Opened([small.path]), View("private")).notes
-    assert not any("ids" in note for note in notes)
+    assert "ids" not in content(small.path, "?unit=private")["notes"]

@@ -35,7 +35,7 @@ def test_a_trace_of_format_1_opens_with_the_numbers_that_it_had(old: Trace) -> N
 
 def test_what_format_1_did_not_say_is_made_up_for(old: Trace) -> None:
     assert old.num_queries == 41
-    assert (old.attention, old.non_finite, old.private) == ({}, [], False)
+    assert (old.kept_layers, old.non_finite, old.private) == ({}, [], False)
     assert old.levels(1) == (4, 8, 16, 32, 64)
     stored, made = old["attention_map_grid_16"].values[1, 2], old.pyramid(1, 2, 0)
     np.testing.assert_array_equal(made["mean"].values, stored)

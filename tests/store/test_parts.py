@@ -77,7 +77,7 @@ def test_a_part_is_a_trace_of_the_same_sample(trace):
     assert cross.sample == encoder.sample == trace.sample == SAMPLE
     assert cross.outcome == trace.outcome
     assert (encoder.num_queries, cross.num_queries) == (9, 2)
-    assert cross.attention == {"0": {"scale": 1.0}}
+    assert cross.kept_layers == {"0": {"scale": 1.0}}
     assert encoder.non_finite == [{"layer": 1}]
     assert trace.non_finite == cross.non_finite == []
     assert encoder.provenance == {"model": "tiny", "engine": "blocked", "part": "encoder"}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from probe.dashboard.attention_map.view import Range
-from probe.storage.trace_store import Trace
 from probe.visible import visible
+
+if TYPE_CHECKING:
+    from probe.storage.trace_store import Trace
 
 MOST_CHARACTERS: Final = 48
 """Characters of a label, at most; a longer one ends in an ellipsis."""
@@ -23,7 +24,7 @@ def seen(text: str) -> str:
     return "".join(_SEEN.get(c) or visible(c) for c in text)
 
 
-def token_labels(trace: Trace, positions: Range, cell_tokens: int) -> list[str]:
+def token_labels(trace: Trace, positions: tuple[int, int], cell_tokens: int) -> list[str]:
     """Return for each cell along one axis what its first tokens read as; [] for a private trace.
 
     Positions after the prompt are what the model answered. A token whose text is not known shows as its id.
