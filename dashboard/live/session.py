@@ -32,6 +32,9 @@ MOST_WAITING: Final = 4
 MOST_KEPT: Final = 8
 """Results that are shown, the last ones."""
 
+PATIENCE_SECONDS: Final = 5.0
+"""How long a process that says nothing more has to end by itself, to be asked how it ended."""
+
 _LAST_WORDS: Final = 2000
 
 State = Literal["waiting", "loading", "reading", "done", "refused", "stopped"]
@@ -130,6 +133,12 @@ class Live:
             finished = tuple(dataclasses.replace(job) for job in reversed(self._finished))
             return Look(running, len(self._waiting), finished, self._memory)
 
+    def settled(self, timeout: float | None = None) -> Look:
+        """Wait until nothing is read and nothing waits, `timeout` seconds at most, and return how things stand."""
+        with self._change:
+            self._change.wait_for(lambda: self._running is None and not self._waiting, timeout)
+        return self.look()
+
     def stop(self) -> None:
         """End what is being read and what waits: the process is killed, and the next request loads the model anew."""
         with self._change:
@@ -160,6 +169,7 @@ class Live:
         self._finished.append(job)
         if self._running is job:
             self._running = None
+        self._change.notify_all()
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
@@ -230,11 +240,9 @@ class Live:
             "PYTHONPATH": os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
         }
-        # Without -P a folder called probe where the user stands would come first. What is asked goes in by the pipe.
-        command = [sys.executable, "-P", "-m", "probe.live.worker"]
         with (self.room / "said").open("w", encoding="utf-8") as errors:
             return subprocess.Popen(
-                command,
+                _command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -266,6 +274,7 @@ class Live:
             kind = event.get("event")
             if kind == "ready":
                 job.state = "reading"
+                self._change.notify_all()
             elif kind == "unavailable":
                 self._end(job, "refused", f"the model {self.model!r} cannot be loaded: {event['words']}")
                 # Those that wait would hear the same.
@@ -278,6 +287,7 @@ class Live:
             elif kind == "reading":
                 job.state = "reading"
                 job.condition, job.tokens = str(event["condition"]), (int(event["done"]), int(event["total"]))
+                self._change.notify_all()
             elif kind == "refused":
                 self._end(job, "refused", str(event["words"]))
             elif kind == "done":
@@ -288,7 +298,7 @@ class Live:
     def _last_words(self, process: subprocess.Popen[str]) -> str:
         """Return in words how a process ended that nobody stopped."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
+            process.wait(timeout=PATIENCE_SECONDS)
         code = process.returncode
         if code in (-9, 137):
             return "the process of the model was ended by the system, as it is when memory runs out"
@@ -296,6 +306,11 @@ class Live:
         with contextlib.suppress(OSError):
             said = visible((self.room / "said").read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip())
         return f"the process of the model ended by itself (exit {code}): {said.splitlines()[-1] if said else ''}"
+
+
+def _command() -> list[str]:
+    # Without -P a folder called probe where the user stands would come first. What is asked goes in by the pipe.
+    return [sys.executable, "-P", "-m", "probe.live.worker"]
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

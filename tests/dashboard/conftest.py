@@ -185,11 +185,11 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Long:
 
 
 @contextmanager
-def served(path: Any) -> Iterator[str]:
-    """Serve the explorer at a free port of this machine; yields its address."""
+def served(path: Any, **options: Any) -> Iterator[str]:
+    """Serve the explorer at a free port of this machine; yields its address. `options` are those of `bound`."""
     from probe.dashboard.application.serving import bound
 
-    server = bound(path, host="127.0.0.1", port=0)
+    server = bound(path, host="127.0.0.1", port=0, **options)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -200,7 +200,7 @@ def served(path: Any) -> Iterator[str]:
         server.server_close()
 
 
-Serve = Callable[[Any], Any]
+Serve = Callable[..., Any]
 
 
 @pytest.fixture
