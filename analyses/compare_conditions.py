@@ -17,6 +17,7 @@ from probe.analyses.measures.condition_effect import (
     effect_of,
     paired,
     share_interval,
+    too_many_cells,
 )
 from probe.analyses.measures.condition_reading import ConditionReading, read_conditions, untouched_for
 from probe.analyses.measures.condition_rows import COLUMNS, condition_rows
@@ -30,6 +31,7 @@ from probe.analyses.measures.condition_verdict import (
     prompts_needed,
     verdict_of,
 )
+from probe.analyses.measures.needle_cells import MOST_PLACES
 from probe.analysis import Needs, analysis
 from probe.errors import UsageError
 from probe.finding import Comparison, Finding, Measurement, Suggestion, Verdict
@@ -349,6 +351,12 @@ def _notes(judged: Sequence[Judged], best: Judged, by: By, margin: float) -> Ite
     controls = [each for each in judged if each.effect.reading.role == "control" and each.judgement == "helps"]
     if controls:
         yield f"A control helps too: {', '.join(each.effect.name for each in controls)}."
+    crowded = [each.effect.name for each in judged if too_many_cells(each.effect.by_length, each.effect.by_depth)]
+    if crowded:
+        yield (
+            f"Lengths and depths together have no rows for {', '.join(crowded)}: there are more than {MOST_PLACES} of "
+            "one of them."
+        )
     changed = [each.effect for each in judged if each.effect.text_loss is None]
     if changed:
         yield (

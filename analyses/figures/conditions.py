@@ -1,4 +1,4 @@
-"""The figures of `compare_conditions`: what each condition changes, and right answers by length and depth."""
+"""The figures of `compare_conditions`: what each condition changes, over all, by length, by depth and by both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from probe import chart
+from probe.analyses.figures.condition_cells import difference_cells
 from probe.analyses.measures.condition_effect import ConditionEffect, Difference
 from probe.finding import Figure
 
@@ -55,6 +56,8 @@ def condition_figures(
         places = sorted({place for _, each in rows for place in each})
         if len(places) > 1:
             yield _cells(f"conditions_by_{of}", of, label, rows, places)
+    if any(effect.by_cell for effect in effects):
+        yield difference_cells(effects, by)
 
 
 def _rows(

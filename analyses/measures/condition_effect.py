@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probe.analyses.measures.condition_reading import ConditionReading, PromptReading
+from probe.analyses.measures.needle_cells import MOST_PLACES
 from probe.finding import Interval
 from probe.intervals import (
     FEWEST_PROMPTS,
@@ -26,7 +27,10 @@ from probe.withheld import Withheld
 Floats = NDArray[np.float64]
 Pair = tuple[PromptReading, PromptReading]
 """A prompt under a condition, and the same prompt without it."""
-Quantity = Literal["accuracy", "answer_loss", "text_loss"]
+Cell = tuple[float, float]
+"""A prompt length in tokens, and how deep in the prompt the answer stands, from 0 (first) to 1 (last)."""
+At = TypeVar("At", float, Cell)
+Quantity = Literal["accuracy", "answer_loss", "text_loss", "seconds"]
 POINTS: Final = (-100.0, 100.0)
 """Between what a difference of two shares lies, in percentage points."""
 
@@ -90,6 +94,9 @@ class ConditionEffect:
     by_depth: Mapping[float, Difference]
     loss_by_length: Mapping[float, Difference]
     loss_by_depth: Mapping[float, Difference]
+    by_cell: Mapping[Cell, Difference]
+    """Right answers at each length and depth together; see `cells`."""
+    loss_by_cell: Mapping[Cell, Difference]
 
     @property
     def name(self) -> str:
@@ -161,6 +168,8 @@ def effect_of(
         by_depth=_each(depths, "accuracy", seed),
         loss_by_length=_each(lengths, "answer_loss", seed),
         loss_by_depth=_each(depths, "answer_loss", seed),
+        by_cell=_each(cells(pairs), "accuracy", seed),
+        loss_by_cell=_each(cells(pairs), "answer_loss", seed),
     )
 
 
@@ -169,9 +178,9 @@ def _same_text(one: PromptReading, other: PromptReading) -> bool:
     return not isinstance(one.tokens, Withheld) and one.tokens == other.tokens
 
 
-def by_place(pairs: Sequence[Pair], place: Callable[[PromptReading], float | None]) -> dict[float, list[Pair]]:
-    """Return the pairs at each length, or at each depth, in order; those that have none are in none."""
-    found: dict[float, list[Pair]] = {}
+def by_place(pairs: Sequence[Pair], place: Callable[[PromptReading], At | None]) -> dict[At, list[Pair]]:
+    """Return the pairs at each length, at each depth, or at both, in order; those that have none are in none."""
+    found: dict[At, list[Pair]] = {}
     for pair in pairs:
         at = place(pair[1])
         if at is not None:
@@ -179,7 +188,23 @@ def by_place(pairs: Sequence[Pair], place: Callable[[PromptReading], float | Non
     return {at: found[at] for at in sorted(found)}
 
 
-def _each(pairs: Mapping[float, Sequence[Pair]], quantity: Quantity, seed: int) -> dict[float, Difference]:
+def cells(pairs: Sequence[Pair]) -> dict[Cell, list[Pair]]:
+    """Return the pairs at each length and depth, in order.
+
+    Empty where all have one length or one depth, which the other tells then, and where `too_many_cells`.
+    """
+    found = by_place(pairs, lambda p: None if p.depth is None else (float(p.length), p.depth))
+    lengths, depths = {at for at, _ in found}, {at for _, at in found}
+    return found if min(len(lengths), len(depths)) > 1 and not too_many_cells(lengths, depths) else {}
+
+
+def too_many_cells(lengths: Collection[float], depths: Collection[float]) -> bool:
+    """Return whether lengths and depths both differ, one of them in more than `MOST_PLACES` ways."""
+    few, many = sorted((len(lengths), len(depths)))
+    return few > 1 and many > MOST_PLACES
+
+
+def _each(pairs: Mapping[At, Sequence[Pair]], quantity: Quantity, seed: int) -> dict[At, Difference]:
     made = {at: difference(some, quantity, seed, tested=False) for at, some in pairs.items()}
     return {at: each for at, each in made.items() if each is not None}
 

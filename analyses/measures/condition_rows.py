@@ -1,4 +1,4 @@
-"""The table behind `compare_conditions`: a row for each condition, then one for each length and each depth."""
+"""The table behind `compare_conditions`: a row for each condition, one a length, one a depth, one for both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS: Final = (
 
 
 def condition_rows(judged: Judged) -> Iterator[tuple[JsonValue, ...]]:
-    """Yield the rows of a condition; length and depth are empty where a row is over all of them.
+    """Yield the rows of a condition: over all, by length, by depth, by both; what a row is over all of is empty.
 
     Accuracy is in percent, its difference in points, losses in nats per token; q-values are given of whole conditions
     alone, which is the family that they are adjusted over.
@@ -41,16 +41,14 @@ def condition_rows(judged: Judged) -> Iterator[tuple[JsonValue, ...]]:
         *_numbers(*_five(effect.answer_loss), judged.loss_q),
         *_numbers(*_five(effect.text_loss)[2:], *took),
     )  # fmt: skip
-    for by_place, by_loss, is_length in (
-        (effect.by_length, effect.loss_by_length, True),
-        (effect.by_depth, effect.loss_by_depth, False),
-    ):
-        for place, accuracy in by_place.items():
-            where = (int(place), None) if is_length else (None, place)
-            yield (
-                *start, None, *where, accuracy.n, *_numbers(*_five(accuracy), None),
-                *_numbers(*_five(by_loss.get(place)), None), *((None,) * 7),
-            )  # fmt: skip
+    lengths = [(int(at), None, found, effect.loss_by_length.get(at)) for at, found in effect.by_length.items()]
+    depths = [(None, at, found, effect.loss_by_depth.get(at)) for at, found in effect.by_depth.items()]
+    both = [(int(at[0]), at[1], found, effect.loss_by_cell.get(at)) for at, found in effect.by_cell.items()]
+    for length, depth, accuracy, loss in (*lengths, *depths, *both):
+        yield (
+            *start, None, length, depth, accuracy.n, *_numbers(*_five(accuracy), None),
+            *_numbers(*_five(loss), None), *((None,) * 7),
+        )  # fmt: skip
 
 
 def _five(difference: Difference | None) -> tuple[float | None, ...]:

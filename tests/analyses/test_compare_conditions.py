@@ -301,8 +301,12 @@ def test_lengths_and_depths_have_rows_of_their_own() -> None:
         [100, 100 / 3], rel=1e-3
     )
     assert [row(finding, "cure", depth=at)["num_prompts"] for at in (0.0, 0.5, 1.0)] == [12, 12, 12]
-    assert [figure.name for figure in finding.figures][-2:] == ["conditions_by_length", "conditions_by_depth"]
-    cells = finding.figures[-2].plotly["data"][0]
+    assert [figure.name for figure in finding.figures][-3:] == [
+        "conditions_by_length",
+        "conditions_by_depth",
+        "conditions_by_length_and_depth",
+    ]
+    cells = finding.figures[-3].plotly["data"][0]
     assert (cells["y"], cells["z"]) == (["cure", "nothing"], [[1.0, 0.333], [0.0, 0.0]])
     for figure in finding.figures:
         go.Figure(figure.plotly)
