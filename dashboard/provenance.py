@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from dash import html
 
 from probe.dashboard.application.address import RUN, Control, View
+from probe.dashboard.application.copyable import copyable
+from probe.dashboard.application.opened import OpenedRun
 from probe.dashboard.application.page import Page
-from probe.dashboard.application.panel import Grid, Item, words
+from probe.dashboard.application.panel import Item, words
+from probe.dashboard.findings.notices import notices
+from probe.telling.provenance import Group, again, casebook_yaml, groups
 from probe.visible import visible
 
 
@@ -22,29 +26,54 @@ class provenance(Page):
     controls: ClassVar[tuple[Control, ...]] = (RUN,)
 
     def content(self, view: View) -> Sequence[Item]:
-        """Return the command, and everything that the record says."""
+        """Return the command, the record in groups, the casebook, and what it expects."""
         run = self.run(view)
-        record = run.record or {"provenance": run.trace("").provenance}
-        items: list[Item] = []
-        if command := record.get("command"):
-            items += [
-                words("The command that plays it again:"),
-                html.Pre(visible(str(command)), className="explorer-lines"),
-            ]
-        rows = [row for part in _PARTS for row in _flat(record.get(part), part)]
-        python = f"import probe\n\nprobe.open({str(run.path)!r}).record"
-        return [
-            *items,
-            Grid("record", ("what", "value"), list(rows), "What the run says of itself", python, height=560),
-        ]
+        return [*notices(run), *_to_play_it_again(run), *_said(run), *_casebook(run), *_record(run)]
 
 
-_PARTS = ("status", "identity", "provenance", "casebook", "model_card", "stages", "failed", "expected", "success_rules")
+def _to_play_it_again(run: OpenedRun) -> Iterator[Item]:
+    if not run.record:
+        yield words("This is a trace of its own: no casebook played it, and no command is on record.")
+        return
+    made = [html.H2("To play it again"), copyable(again(run.record), "the command")]
+    if not run.record.get("command"):
+        made.append(words("No command is on record: this is the shortest that names its casebook and its model."))
+    made.append(words("Into the same folder it goes on with this run; with another --out it plays all of it anew."))
+    yield html.Section(made, className="explorer-panel")
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{name} · {key}".replace("_", " "))
-    elif value not in (None, "", [], {}):
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _said(run: OpenedRun) -> Iterator[Item]:
+    record = run.record or {"provenance": run.trace("").provenance}
+    found = groups(record)
+    if found:
+        yield html.Div([_group(group) for group in found], className="explorer-groups")
+
+
+def _group(group: Group) -> Any:
+    rows = []
+    for name, value in group.rows:
+        rows += [html.Dt(visible(name[:1].upper() + name[1:])), html.Dd(visible(value))]
+    return html.Section([html.H2(group.title), html.Dl(rows)], className="explorer-group")
+
+
+def _casebook(run: OpenedRun) -> Iterator[Item]:
+    if text := casebook_yaml(run.record):
+        yield html.Section(
+            [
+                html.H2("The casebook, with everything that was set"),
+                words(
+                    "Save it as casebook.yaml; `probe run casebook.yaml` plays it. What is left out is as by default."
+                ),
+                copyable(text, "the casebook as YAML"),
+            ],
+            className="explorer-panel",
+        )
+
+
+def _record(run: OpenedRun) -> Iterator[Item]:
+    if stages := run.record.get("stages"):
+        lines = json.dumps(stages, indent=1, ensure_ascii=False)
+        said = "What each stage resolved (the heads that a finding named, the draws of a control)"
+        yield html.Details([html.Summary(said), copyable(lines, "the stages as JSON")])
+    python = f"import probe\n\nprobe.open({str(run.path)!r})" + (".record" if run.record else ".provenance")
+    yield html.Section([html.H2("In Python"), copyable(python, "the lines")], className="explorer-panel")

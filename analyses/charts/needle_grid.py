@@ -192,13 +192,15 @@ def _heatmap(
 
 def _figure(name: str, title: str, caption: str, trace: chart.Trace, marked: Place | None) -> Figure:
     lengths, depths = trace["x"], trace["y"]
-    frame = []
+    frame: list[dict[str, Any]] = []
     if marked is not None and marked[1] is not None:
         at = (str(marked[0]), f"{marked[1]:g}")
         if at[0] in lengths and at[1] in depths:
             x, y = lengths.index(at[0]), depths.index(at[1])
             corners = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
-            frame.append({"type": "rect", **corners, "line": {"color": chart.INK, "width": 2.5}})
+            # Dark within light: seen on every cell, and on a dark page.
+            lines = ({"color": "#ffffff", "width": 5}, {"color": chart.INK, "width": 2})
+            frame = [{"type": "rect", **corners, "line": line} for line in lines]
     bare = {"type": "category", "showgrid": False, "showline": False, "ticks": ""}
     layout = {
         "height": int(np.clip(190 + 44 * len(depths), 300, 700)),

@@ -25,6 +25,7 @@ from probe.finding import Finding, Suggestion
 from probe.telling.certainty import certainty
 from probe.telling.drawing import drawing
 from probe.telling.headline import headline
+from probe.telling.provenance import LABELS, again, card, flat
 from probe.telling.suggested import as_python, as_yaml
 from probe.telling.summary import expected_heading, failures, in_groups, model_of, named, skipped, unfinished
 from probe.telling.verdicts import MEANINGS
@@ -37,18 +38,6 @@ MOST_ROWS = 200
 """Rows of a table that the page shows; findings.json has them all."""
 MOST_CHARACTERS = 500
 """Characters of one text in a table."""
-
-_LABELS = {
-    "model": "Model",
-    "revision": "Revision",
-    "weights_sha256": "Weights, SHA-256",
-    "tokenizer_sha256": "Tokenizer, SHA-256",
-    "dtype": "Number format",
-    "device": "Device",
-    "attention_implementation": "Attention implementation",
-    "trust_remote_code": "Code of the model's own was run",
-    "compared_with_eager": "Held against the model's own eager attention",
-}
 
 
 def write_report(run: Run, path: str | Path) -> None:
@@ -91,10 +80,10 @@ def report_html(run: Run) -> str:
         skipped=skipped(record),
         expected=record.get("expected"),
         expected_heading=expected_heading,
-        card=_card(record),
+        card=card(record),
         specimen=bool((record.get("model_card") or {}).get("engineered")),
         provenance=list(_provenance(record)),
-        command=record.get("command") or f"probe run {named(record.get('casebook'))} --model {model_of(record)}",
+        command=again(record),
         certainty=certainty,
         most_rows=MOST_ROWS,
     )
@@ -189,22 +178,14 @@ def _measured(value: Any) -> Markup:
     return Markup("<b>{}</b>{}{}").format(f"{value.value:.3g}", unit, interval)
 
 
-def _card(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what the model's card says of it, without the figures that it was published with."""
-    card = record.get("model_card")
-    if not isinstance(card, Mapping):
-        return []
-    return [(k, v) for k, v in _flat({k: v for k, v in card.items() if not isinstance(v, Mapping)}) if len(v) < 300]
-
-
 def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what the numbers came from, row by row."""
     provenance = record.get("provenance")
     known = provenance if isinstance(provenance, Mapping) else {}
-    for key, label in _LABELS.items():
+    for key, label in LABELS.items():
         if known.get(key) is not None:
             yield label, str(known[key])
-    yield from _flat({key: value for key, value in known.items() if key not in _LABELS})
+    yield from flat({key: value for key, value in known.items() if key not in LABELS})
     casebook = record.get("casebook")
     if isinstance(casebook, Mapping):
         yield "Casebook", f"{casebook.get('name', '?')}: {casebook.get('question', '')}"
@@ -214,20 +195,3 @@ def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(rules, list) and any(rules):
         yield "An answer counts as right", "; ".join(str(rule) for rule in rules if rule)
     yield "longcontext-probe", probe.__version__
-
-
-def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for key, item in value.items():
-        label = f"{before}{key}".replace("_", " ")
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{label} · ")
-        elif item is not None and item != "":
-            yield label, _plain(item)
-
-
-def _plain(item: object) -> str:
-    if isinstance(item, bool):
-        return "yes" if item else "no"
-    if isinstance(item, list | tuple) and all(isinstance(part, str | int | float) for part in item):
-        return ", ".join(str(part) for part in item)
-    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)

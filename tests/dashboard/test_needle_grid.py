@@ -104,7 +104,7 @@ def test_a_click_leads_to_the_samples_of_the_cell(run: Path) -> None:
     assert {row["right_answer"] for row in rows} == {" <b>7</b>"}
     assert samples.follow["attention"] == "/attention?run=run&unit={unit}"
     frame = named(items, "needle_accuracy").figure.plotly["layout"]["shapes"]
-    assert [(one["x0"], one["y0"]) for one in frame] == [(-0.5, -0.5)]
+    assert {(one["x0"], one["y0"], one["x1"], one["y1"]) for one in frame} == {(-0.5, -0.5, 0.5, 0.5)}
 
 
 @pytest.mark.parametrize(
