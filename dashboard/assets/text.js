@@ -208,7 +208,7 @@
 
   // ---- asking the server ----
   let soon = 0;
-  function load() {
+  function load(atOnce) {
     const ranges = new Set();
     for (const i of state.shown.keys()) {
       ranges.add(Math.floor(state.blocks[i].start / RANGE));
@@ -222,7 +222,7 @@
         ask("words", range, state.asked.unit);
         if (state.asked.values !== null) ask("values", range, state.asked.values);
       }
-    }, state.words.size ? 40 : 0);
+    }, state.words.size && !atOnce ? 40 : 0);
   }
 
   function ask(what, range, search) {
@@ -417,6 +417,7 @@
     else if (!same || (asked.at !== null && asked.at !== state.at)) jump(asked.at || 0, 0);
     else draw();
     state.at = asked.at === null && same ? state.at : asked.at || 0;
+    load(true);
     counted();
     read();
     where();
