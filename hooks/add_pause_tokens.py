@@ -7,7 +7,7 @@ from typing import Any
 
 from probe.errors import UsageError
 from probe.hooks.sequence.change_of_prompt import ChangeOfPrompt
-from probe.hooks.sequence.inserted import Text, check_longer, inserted, place_before, plain_ids
+from probe.hooks.sequence.inserted import Text, inserted, place_before, plain_ids
 from probe.sample import Sample
 
 
@@ -35,10 +35,6 @@ class add_pause_tokens(ChangeOfPrompt):
             object.__setattr__(self, "token", tuple(map(int, self.token)))
         if self.token in ("", ()):
             raise UsageError("add_pause_tokens: token is empty")
-
-    def check(self, model: Any, sample: Sample) -> None:
-        """See `Intervention.check`."""
-        check_longer(model, self.rewritten(model, sample))
 
     def rewritten(self, model: Any, sample: Sample) -> Sample:
         """See `ChangeOfPrompt.rewritten`."""

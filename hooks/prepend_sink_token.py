@@ -8,7 +8,7 @@ from typing import Any
 from probe.errors import UsageError
 from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.sequence.change_of_prompt import ChangeOfPrompt
-from probe.hooks.sequence.inserted import Text, check_longer, inserted, plain_ids
+from probe.hooks.sequence.inserted import Text, inserted, plain_ids
 from probe.sample import Sample
 
 
@@ -34,10 +34,6 @@ class prepend_sink_token(ChangeOfPrompt):
             object.__setattr__(self, "token", tuple(map(int, self.token)))
         if self.token in ("", ()):
             raise UsageError("prepend_sink_token: token is empty")
-
-    def check(self, model: Any, sample: Sample) -> None:
-        """See `Intervention.check`."""
-        check_longer(model, self.rewritten(model, sample))
 
     def rewritten(self, model: Any, sample: Sample) -> Sample:
         """See `ChangeOfPrompt.rewritten`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from probe.errors import UsageError
 from probe.hooks.sequence.change_of_prompt import ChangeOfPrompt
-from probe.hooks.sequence.inserted import Text, beginning, check_longer, inserted, place_before, plain_ids
+from probe.hooks.sequence.inserted import Text, beginning, inserted, place_before, plain_ids
 from probe.sample import Sample
 
 
@@ -33,10 +33,6 @@ class question_twice(ChangeOfPrompt):
     def __post_init__(self) -> None:
         if not isinstance(self.separator, int | str):
             object.__setattr__(self, "separator", tuple(map(int, self.separator)))
-
-    def check(self, model: Any, sample: Sample) -> None:
-        """See `Intervention.check`."""
-        check_longer(model, self.rewritten(model, sample))
 
     def rewritten(self, model: Any, sample: Sample) -> Sample:
         """See `ChangeOfPrompt.rewritten`."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,8 @@ class select_input(ChangeOfPrompt):
     """Last tokens of the prompt that are read whatever their scores, within the budget; the authors keep none."""
     chunk_tokens: int = 2048
     """Tokens that go through the model at a time while it chooses; this toolkit's own, changes no number."""
+
+    asks_the_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, least in (("layer", 0), ("budget", 1), ("kernel", 1), ("keep_last", 0), ("chunk_tokens", 1)):

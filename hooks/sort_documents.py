@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class sort_documents(ChangeOfPrompt):
     """Layers over which attention is averaged, from 0; None for all."""
     heads: Sequence[tuple[int, int]] | None = None
     """Pairs of layer and query head over which attention is averaged; None for all of the layers'."""
+
+    asks_the_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rounds < 1:

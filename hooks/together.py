@@ -10,6 +10,7 @@ from typing import Any
 
 from probe.errors import UsageError
 from probe.hooks.intervention import Intervention
+from probe.hooks.sequence.change_of_prompt import ChangeOfPrompt
 from probe.sample import Sample
 
 
@@ -49,8 +50,14 @@ class together(Intervention):
 
     def check(self, model: Any, sample: Sample) -> None:
         """See `Intervention.check`."""
-        for each in self.interventions:
+        changes = [each for each in self.interventions if isinstance(each, ChangeOfPrompt)]
+        for each in changes:
             each.check(model, sample)
+            sample = each.foreseen(model, sample)
+        # What a model computes is changed of what is read then, whichever was entered first.
+        for each in self.interventions:
+            if not isinstance(each, ChangeOfPrompt):
+                each.check(model, sample)
 
     def to_json(self) -> dict[str, Any]:
         """See `Intervention.to_json`."""

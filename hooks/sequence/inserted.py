@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from probe.errors import UsageError
-from probe.fits import check_room
 from probe.hooks.loading.backend import transformers_model_of
 from probe.sample import Sample, Span
 
@@ -84,10 +83,3 @@ def place_before(sample: Sample, name: str, who: str, field: str) -> int:
         return sample.span(name).start
     except KeyError as error:
         raise UsageError(f"{who}: {field} names a span that a sample has not: {error.args[0]}") from None
-
-
-def check_longer(model: Any, sample: Sample) -> None:
-    """Raise `UsageError` where a sample that has become longer does not fit a model's learned positions."""
-    # A bare transformers model says nothing of its room.
-    if hasattr(model, "hard_limit"):
-        check_room(model, sample, sample.num_new_tokens)

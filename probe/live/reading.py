@@ -26,7 +26,8 @@ from probe.plan import Played
 from probe.reading_cost import measured
 from probe.requested import all_requested, check_layers
 from probe.sample import Sample
-from probe.storage.store import RunStore, unit_id, write_json
+from probe.storage.seal import write_record
+from probe.storage.store import RunStore, unit_id
 from probe.storage.trace_store import Trace
 from probe.what_if import MOST_TOKENS, WhatIf
 from probe.workloads.asking import answer_tokens
@@ -58,6 +59,7 @@ class LiveReader:
         self.folder = folder
         self.store = RunStore(folder)
         self._compared: dict[str, str] | None = None
+        self._recorded = False
 
     def facts(self) -> dict[str, Any]:
         """Return what the page says of the model."""
@@ -85,7 +87,9 @@ class LiveReader:
                 pass
         if len(self.store.committed()) >= MOST_UNITS:
             raise UsageError(f"{MOST_UNITS} units are kept, and no more; start the explorer anew")
-        self._record(requests)
+        if not self._recorded:
+            self._record(requests)
+            self._recorded = True
         units = [self._read(UNTOUCHED, None, sample, requests, tell)]
         if intervention is not None:
             units.append(self._read(condition_name(intervention), intervention, sample, requests, tell))
@@ -145,6 +149,8 @@ class LiveReader:
             return self.store.trace(unit)
         with intervention(self.model) if intervention is not None else nullcontext():
             ready = prepared(self.model.hf, sample)
+            if len(ready) > MOST_TOKENS:
+                raise UsageError(f"{condition}: {len(ready):,} tokens; at most {MOST_TOKENS:,} are read here")
             writer = self.store.begin_unit(
                 unit,
                 stage=STAGE,
@@ -169,8 +175,8 @@ class LiveReader:
         provenance = self._provenance(requests)
         known = ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.folder / "run.json",
+        write_record(
+            self.folder,
             {
                 "format": 1,
                 "status": "complete",

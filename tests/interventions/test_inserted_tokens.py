@@ -18,6 +18,7 @@ from probe.hooks.prepend_sink_token import prepend_sink_token
 from probe.hooks.question_twice import question_twice
 from probe.hooks.sequence.change_of_prompt import ChangeOfPrompt
 from probe.hooks.sequence.inserted import inserted
+from probe.hooks.together import together
 from probe.sample import Sample, Span
 from tests.interventions.dense_model import gpt2
 from tests.workloads.conftest import KINDS, word_level
@@ -161,10 +162,69 @@ def test_what_does_not_apply_is_refused_by_field() -> None:
             lambda: add_pause_tokens(1, "Zanzibar").check(probe.load(model.hf, tokenizer=word_level()), sample),
             "know 'Zanz",
         ),
-        (lambda: add_pause_tokens(254, 5).check(probe.load(gpt2()), Sample("a", (1, 2, 3))), "256 learned positions"),
     ):
         with pytest.raises(UsageError, match=words):
             make()  # type: ignore[no-untyped-call]
+
+
+ROOM = 256
+"""Positions that the model of these tests has learned."""
+LENGTHENED: dict[str, tuple[Intervention, int]] = {
+    "pause": (add_pause_tokens(6, 5), 6),
+    "twice": (question_twice(separator=()), 4),
+    "sink": (prepend_sink_token(5, 3), 3),
+    "all": (together([prepend_sink_token(5, 3), add_pause_tokens(6, 5), question_twice(separator=())]), 13),
+}
+"""Interventions, and how many tokens longer they make `crowded`, whose question has four."""
+
+
+def crowded(num_tokens: int, answer: int = 0, num_new: int = 1) -> Sample:
+    tokens = tuple(i % 60 for i in range(num_tokens))
+    question = Span("question", num_tokens - 4, num_tokens)
+    return Sample("full", tokens, spans=(question,), answer_tokens=(3,) * answer, max_new_tokens=num_new)
+
+
+@pytest.mark.parametrize("kind", LENGTHENED)
+def test_what_becomes_too_long_is_refused_before_it_is_read_and_by_name(kind: str) -> None:
+    model = probe.load(gpt2())
+    intervention, more = LENGTHENED[kind]
+    # Of two new tokens, or of two of an answer, the last is produced and takes no place.
+    for options in ({}, {"num_new": 2}, {"answer": 2}):
+        room = ROOM - more - bool(options)
+        fits, over = crowded(room, **options), crowded(room + 1, **options)
+        intervention.check(model, fits)
+        with pytest.raises(
+            UsageError, match=rf"^\w+ makes \d+ tokens \d+, .*{ROOM} learned positions; 'full' needs 257"
+        ):
+            intervention.check(model, over)
+    with intervention(model):
+        assert len(probe.trace(model, crowded(ROOM - more), statistics=["loss"]).sample) == ROOM
+        with pytest.raises(UsageError, match=rf"^\w+ makes \d+ tokens 257, .*{ROOM} learned positions"):
+            probe.trace(model, crowded(ROOM - more + 1), statistics=["loss"])
+        # The sample's own word on how much is decoded may be overruled.
+        probe.trace(model, crowded(ROOM - more, num_new=9), statistics=["loss"], max_new_tokens=1)
+    # Afterwards the longest prompt can be read.
+    assert len(probe.trace(model, crowded(ROOM), statistics=["loss"]).sample) == ROOM
+
+
+def test_of_several_the_one_that_makes_it_too_long_is_named() -> None:
+    model, sample = probe.load(gpt2()), crowded(ROOM - 8)
+    for each in (add_pause_tokens(6, 5), prepend_sink_token(5, 3)):
+        each.check(model, sample)
+    for last, other in (
+        (add_pause_tokens(6, 5), prepend_sink_token(5, 3)),
+        (prepend_sink_token(5, 3), add_pause_tokens(6, 5)),
+    ):
+        with pytest.raises(
+            UsageError, match=f"^{type(last).__name__} makes {ROOM - 8 + (3 if last.num_tokens == 6 else 6)}"
+        ):
+            together([other, last]).check(model, sample)
+
+
+def test_rotary_positions_have_no_end_that_a_longer_prompt_could_pass() -> None:
+    model = loaded("bytes")
+    assert not model.hard_limit
+    add_pause_tokens(model.max_length, 5).check(model, crowded(8))
 
 
 def test_they_come_back_from_json() -> None:
