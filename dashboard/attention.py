@@ -49,6 +49,15 @@ class attention(Page):
         BARE,
     )
 
+    def completed(self, view: View) -> dict[str, str]:
+        """Return the view as any page does; raises UsageError also for positions that there are not."""
+        full = super().completed(view)
+        extent = self.trace(full).num_queries
+        for name in (QUERIES.name, KEYS.name):
+            if (asked := _range(full, name)) is not None and asked[1] > extent:
+                raise UsageError(f"{name} {full[name]} lie outside of the prompt; it ends at {extent}")
+        return full
+
     def options(self, view: View) -> Mapping[str, Options]:
         """Return the sizes of cells that are stored."""
         sizes: tuple[int, ...] = ()

@@ -23,6 +23,7 @@ from probe.visible import visible
 
 if TYPE_CHECKING:
     from probe.finding import Finding
+    from probe.storage.inline_view import InlineView
 
 
 class UnreadableRecord(StoreCorrupt):
@@ -106,6 +107,16 @@ class Run:
                 first = error.errors(include_url=False, include_input=False)[0]
                 said = ": ".join([".".join(map(str, first["loc"])), first["msg"]])
             raise StoreCorrupt(f"{path} does not hold findings: {said}") from error
+
+    def view(self, page: str = "overview", *, height: int = 720) -> InlineView:
+        """Show the explorer on this run: in a frame below a notebook's cell, elsewhere as a link.
+
+        This process serves it, to this machine alone, until it ends. `height` is the frame's, in pixels. Raises
+        UsageError naming the pages that there are.
+        """
+        from probe.storage.inline_view import inline_view
+
+        return inline_view(self, page, {}, visible(f"{self.path.resolve().name}, {page}"), height)
 
     def verify(self) -> list[Damage]:
         """Read every byte of the run and return what is not as it was written; empty where all is well."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,13 @@ from probe.storage.part_files import PartFiles
 from probe.storage.saved_trace import saved_trace, write_trace_json
 from probe.storage.stored_shape import check_arrays, layers_in
 from probe.storage.unit_files import OpenFiles, SealedFiles, UnitFiles
+from probe.visible import visible
 
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
+    from probe.storage.inline_view import InlineView
     from probe.storage.stored_array import StoredArray
 
 
@@ -271,6 +274,50 @@ class Trace:
     def __iter__(self) -> Iterator[str]:
         """Go over the names of the statistics, those that `trace[name]` returns."""
         return map(str, self.dataset.data_vars)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the unit; None for a trace in memory, and for a part of one."""
+        return self._files.folder if isinstance(self._files, SealedFiles) else None
+
+    def view(self, page: str = "text", *, height: int = 720) -> InlineView:
+        """Show the explorer on this trace: in a frame below a notebook's cell, elsewhere as a link.
+
+        This process serves it, to this machine alone, until it ends; a trace in memory is saved to a temporary folder
+        for that. `height` is the frame's, in pixels. Raises UsageError naming the pages that there are.
+        """
+        return self._viewed(page, {}, height)
+
+    def attention(
+        self,
+        layer: int,
+        head: int,
+        queries: slice | None = None,
+        keys: slice | None = None,
+        *,
+        height: int = 640,
+    ) -> InlineView:
+        """Show one head's attention as a map to zoom into, from these positions on or from the whole prompt.
+
+        As `view`, with the page *Attention* alone. Raises UsageError naming the layers, heads or positions that there
+        are, MissingStatistic where nothing by head was captured.
+        """
+        parts = {"layer": str(operator.index(layer)), "head": str(operator.index(head)), "bare": "on"}
+        for name, asked in (("queries", queries), ("keys", keys)):
+            if asked is not None:
+                start = 0 if asked.start is None else operator.index(asked.start)
+                stop = self.num_queries if asked.stop is None else operator.index(asked.stop)
+                if asked.step not in (None, 1) or not 0 <= start < stop <= self.num_queries:
+                    raise UsageError(f"{name} are consecutive positions of 0:{self.num_queries}, not {asked!r}")
+                parts[name] = f"{start}-{stop}"
+        return self._viewed("attention", parts, height)
+
+    def _viewed(self, page: str, parts: Mapping[str, str], height: int) -> InlineView:
+        from probe.storage.inline_view import inline_view
+
+        if isinstance(self._files, PartFiles):
+            raise UsageError("a part of a trace is not shown by itself; `window` and `pyramid` return its numbers")
+        return inline_view(self, page, parts, visible(f"{self.unit}, {page}"), height)
 
     def verify(self) -> list[Damage]:
         """Read every byte and return what is not as it was written; empty where all is well, or all is in memory."""
