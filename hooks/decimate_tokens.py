@@ -45,6 +45,11 @@ class decimate_tokens(ChangeOfRecurrences):
         if self.phase != "both":
             raise UsageError(f"decimate_tokens: it acts on the prompt alone, so phase stays `both`, not {self.phase!r}")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"tokens that states go over"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfRecurrences.change`."""
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention.interface import name_of
-from probe.hooks.intervention import Intervention
+from probe.hooks.intervention import Intervention, standing
 from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.recurrence.layer import recurrent_layers
 
@@ -50,6 +50,11 @@ class forget_faster(Intervention):
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "factors", factors)
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"decay of states"} if any(factor != 1 for factor in self.factors) else ())
+
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Return the block within which the heads of `model` forget faster."""
         return self._applied(transformers_model_of(model))
@@ -58,6 +63,7 @@ class forget_faster(Intervention):
     def _applied(self, model: PreTrainedModel) -> Iterator[None]:
         rates = [_rates(model, layer, head) for layer, head in self.heads]
         with ExitStack() as stack:
+            stack.enter_context(standing(self, model))
             for rate, factor in zip(rates, self.factors, strict=True):
                 stack.callback(_restore, rate, rate.clone())
                 rate += math.log(factor)

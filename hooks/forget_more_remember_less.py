@@ -36,6 +36,12 @@ class forget_more_remember_less(ChangeOfRecurrences):
             if not isinstance(value, int | float) or not 0 < value <= 1:
                 raise UsageError(f"forget_more_remember_less: {name} lies above 0 and is at most 1, not {value!r}")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        changed = {"decay of states": self.keep, "what states take up": self.write}
+        return frozenset(what for what, factor in changed.items() if factor != 1)
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfRecurrences.change`."""
 

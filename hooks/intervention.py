@@ -28,7 +28,8 @@ class Intervention(ABC):
     @property
     def sets(self) -> frozenset[str]:
         """What it decides alone where it acts: `positions` (where tokens seem to stand), `cache` (which keys are kept),
-        `softcap`, … Two that set the same thing in the same layers, heads, queries and phase contradict each other."""
+        `softcap`, `decay of states`, … Two that set the same thing in the same layers, heads, queries and phase
+        contradict each other."""
         return frozenset()
 
     @abstractmethod

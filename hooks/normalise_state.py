@@ -52,6 +52,11 @@ class normalise_state(ChangeOfRecurrences):
             )
         object.__setattr__(self, "max_norm", limits if several else limits[0])
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"norm of states"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfRecurrences.change`."""
 

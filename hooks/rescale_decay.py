@@ -46,6 +46,13 @@ class rescale_decay(ChangeOfRecurrences):
         if not isinstance(self.beyond, int) or self.beyond < 0:
             raise UsageError(f"rescale_decay: beyond is a number of tokens, not {self.beyond!r}")
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        if self.factor == 1:
+            return frozenset()
+        return frozenset({"decay of states"} if self.of == "decay" else {"decay of states", "what states take up"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfRecurrences.change`."""
 

@@ -46,6 +46,11 @@ class slide_state(ChangeOfRecurrences):
         """Always."""
         return True
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """See `Intervention.sets`."""
+        return frozenset({"window of states"})
+
     def change(self, model: PreTrainedModel) -> Change:
         """See `ChangeOfRecurrences.change`."""
         return _sliding(self.window, name_of(model))

@@ -79,15 +79,16 @@ class ChangeOfRecurrences(Intervention):
     @contextmanager
     def _applied(self, model: PreTrainedModel) -> Iterator[None]:
         chosen = self._chosen(model)
-        for before in changes_of(model):
-            if isinstance(before, _changing) and before.asked.ends_in_a_window:
-                other = type(before.asked).__name__
-                raise UsageError(
-                    f"{type(self).__name__} within {other}: a state of the last tokens alone is no recurrence that "
-                    f"could be changed further; enter {other} last"
-                )
-        with standing(self, model), changing(model, _changing(self, self.change(model), chosen)):
-            yield
+        with standing(self, model):
+            for before in changes_of(model):
+                if isinstance(before, _changing) and before.asked.ends_in_a_window:
+                    other = type(before.asked).__name__
+                    raise UsageError(
+                        f"{type(self).__name__} within {other}: a state of the last tokens alone is no recurrence that "
+                        f"could be changed further; enter {other} last"
+                    )
+            with changing(model, _changing(self, self.change(model), chosen)):
+                yield
 
     @property
     def ends_in_a_window(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -20,6 +21,7 @@ from probe.hooks.normalise_state import normalise_state
 from probe.hooks.recurrence.change_of_recurrences import ChangeOfRecurrences
 from probe.hooks.rescale_decay import rescale_decay
 from probe.hooks.slide_state import slide_state
+from probe.hooks.together import together
 from probe.sample import Sample
 from tests.interventions.stepwise_model import Definition, plain, stepwise_logits, windowed
 from tests.recurrent.conftest import make as made_new
@@ -337,6 +339,63 @@ def test_nothing_follows_a_window() -> None:
         normalise_state(1.0)(model),
     ):
         pass
+
+
+LAYER, HEADS = [0], [(0, head) for head in range(8)]
+CONTRADICTIONS: list[tuple[Intervention, Intervention, str]] = [
+    (slide_state(10), slide_state(20, layers=LAYER), "window of states"),
+    (normalise_state(1.0), normalise_state(2.0, heads=[(1, 3)]), "norm of states"),
+    (decimate_tokens(8, layers=LAYER), decimate_tokens(4), "tokens that states go over"),
+    (rescale_decay(2.0), rescale_decay(3.0, of="decay"), "decay of states"),
+    (forget_faster(HEADS, [2.0] * 8), forget_faster([(0, 3)], [3.0]), "decay of states"),
+    (forget_faster(HEADS, [2.0] * 8), rescale_decay(2.0), "decay of states"),
+    (forget_faster([(1, 0)], [2.0]), forget_more_remember_less(0.9, 1.0), "decay of states"),
+    (rescale_decay(2.0, beyond=20), forget_more_remember_less(0.9, 0.7), "decay of states, what states take up"),
+    (rescale_decay(2.0), forget_more_remember_less(1.0, 0.7), "what states take up"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "what"), CONTRADICTIONS)
+def test_two_that_set_the_same_are_refused_by_both_names(one: Intervention, other: Intervention, what: str) -> None:
+    model, ids = make("mamba2"), tokens(20)
+    before = logits(model, ids)
+    for first, second in ((one, other), (other, one)):
+        for enter in (
+            lambda a, b: together([a, b]),
+            lambda a, b: [stack.enter_context(each(model)) for each in (a, b)],
+        ):
+            with pytest.raises(UsageError) as error, contextlib.ExitStack() as stack:
+                enter(first, second)
+            for said in (type(one).__name__, type(other).__name__, f"contradict each other: both set {what}"):
+                assert said in str(error.value)
+        assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (normalise_state(1.0, layers=[0]), normalise_state(2.0, layers=[1])),
+        (forget_faster([(0, 1)], [2.0]), forget_faster([(0, 2)], [2.0])),
+        (forget_faster([(0, 1)], [2.0]), rescale_decay(2.0, layers=[1])),
+        (rescale_decay(2.0, phase="prefill"), rescale_decay(2.0, phase="decode")),
+        (rescale_decay(2.0, of="decay"), forget_more_remember_less(1.0, 0.5)),
+        (forget_more_remember_less(0.9, 1.0), forget_more_remember_less(1.0, 0.9)),
+        (rescale_decay(1.0), rescale_decay(2.0)),
+        (forget_more_remember_less(0.9, 0.7), normalise_state(0.5)),
+        (decimate_tokens(8), slide_state(10)),
+    ],
+)
+def test_two_that_set_different_things_or_elsewhere_go_together(one: Intervention, other: Intervention) -> None:
+    model, ids = make("mamba2"), tokens(20)
+    alone = []
+    for each in (one, other):
+        with each(model):
+            alone.append(logits(model, ids))
+    with together([one, other])(model):
+        both = logits(model, ids)
+    assert torch.isfinite(both).all()
+    # Both act: together they are neither of them alone, but for one that changes nothing and says so.
+    assert [torch.equal(both, each) for each in alone] == [False, one == rescale_decay(1.0)]
 
 
 def test_rescaling_the_decay_is_to_forget_faster() -> None:

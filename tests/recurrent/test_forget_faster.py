@@ -55,8 +55,9 @@ def test_it_nests_and_is_known_by_its_fields(make):
     model = load(make("mamba2"))
     rates = model.recurrent_layers[1].module().A_log
     before = rates.detach().clone()
-    with forget_faster([(1, 2)], [2.0])(model), forget_faster([(1, 2)], [3.0])(model.hf):
-        assert rates[2].item() == pytest.approx(before[2].item() + np.log(6))
+    with forget_faster([(1, 2)], [2.0])(model), forget_faster([(1, 3)], [3.0])(model.hf):
+        assert rates[2].item() == pytest.approx(before[2].item() + np.log(2))
+        assert rates[3].item() == pytest.approx(before[3].item() + np.log(3))
     assert torch.equal(rates, before)
     made = forget_faster([[1, 2], [0, 0]], [2, 30])
     assert Intervention.from_json(json.loads(json.dumps(made.to_json()))) == made
