@@ -16,7 +16,8 @@ from probe.outcome import Outcome
 from probe.sample import Sample, Span
 from probe.storage.array import Array
 from probe.storage.store import RunStore, write_json
-from tests.dashboard.test_every_page import panels
+from tests.dashboard.conftest import wait
+from tests.dashboard.test_every_page import opened_page, panels
 
 TRAINED, EVERY, READINGS, HEADS = 4_000, 10, 2_000, 3
 
@@ -164,3 +165,18 @@ def test_it_takes_a_trace_of_its_own(recurrent: Recurrent, tmp_path: Path) -> No
     view, found, _ = shown(tmp_path / "one", "?layer=3")
     assert view["unit"] == "u1"
     assert "state_map" in found
+
+
+@pytest.mark.browser
+def test_in_a_browser_a_click_on_the_map_opens_a_profile(recurrent: Recurrent, browser: Any, serve: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    with serve(recurrent.path) as address:
+        opened_page(browser, f"{address}/state?layer=3")
+        plot = browser.find_element("css selector", "#state-state_heads .nsewdrag")
+        # The last row is at the top: head 2 of three.
+        above = -int(plot.size["height"] // 3)
+        ActionChains(browser).move_to_element_with_offset(plot, 0, above).pause(0.1).click().perform()
+        wait(browser, lambda b: "head=2" in b.current_url)
+        wait(browser, lambda b: "head 2" in b.find_element("id", "state-state_profile-title").text)
+        assert "layer=3" in browser.current_url
