@@ -49,6 +49,7 @@ class text(Page):
         Control("heads", "Received in the", "head", "choice", ("head", "layer")),
         Control("scale", "Scale", "log", "choice", ("log", "linear")),
         Control("numbers", "Numbers under the tokens", "off", "switch"),
+        Control("profile", "Profile along the prompt", "on", "switch"),
         FIND,
         QUERY,
         AT,
@@ -76,8 +77,8 @@ class text(Page):
             raise UsageError(f"tokens are not coloured by {full[COLOUR.name]!r}; there are {', '.join(COLOURS)}")
         query = number(full, QUERY.name)
         if query is None and full[COLOUR.name] == "query":
-            query = len(trace.sample) - 1
-        full[QUERY.name] = "" if query is None else str(min(query, self._prompt(full).num_positions - 1))
+            query = max(0, len(trace.sample) - 1)
+        full[QUERY.name] = "" if query is None else str(min(query, max(0, self._prompt(full).num_positions - 1)))
         number(full, AT.name)
         if len(full[FIND.name]) > MOST_SEARCHED:
             raise UsageError(f"a text to find has at most {MOST_SEARCHED} characters")
@@ -104,7 +105,8 @@ class text(Page):
             found = None
         if colouring is not None:
             items.append(html.Div([_legend(colouring), _largest(prompt, colouring)], className="reader-key"))
-            items.append(self._panel(view, trace, prompt, colouring))
+            shown = view["profile"] == "on"
+            items.append(self._panel(view, trace, prompt, colouring) if shown else words(colouring.values.words))
         items += [words(said) for said in _told(trace, prompt)]
         items.append(dcc.Store(id="text-asked", data=self._asked(view, prompt, colouring, found)))
         return items
@@ -181,7 +183,7 @@ class text(Page):
 
     def _asked(self, view: View, prompt: Prompt, colouring: Colouring | None, found: Hits | None) -> dict[str, Any]:
         unit = {name: view[name] for name in ("run", "unit")}
-        which = {**view, AT.name: "", FIND.name: "", "numbers": "off"}
+        which = {**view, AT.name: "", FIND.name: "", "numbers": "off", "profile": "on"}
         if view[COLOUR.name] != "query":
             which[QUERY.name] = ""
         spans = prompt.spans()

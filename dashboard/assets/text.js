@@ -289,6 +289,7 @@
   };
 
   function where() {
+    if (!state.blocks.length) return;
     const first = state.blocks[blockAtPixel(state.root.scrollTop)].start;
     by("text-where").textContent = spelt(first) + " of " + spelt(state.size) + " tokens";
   }
@@ -404,7 +405,7 @@
     const resized = same && before.numbers !== asked.numbers;
     if (resized) { state.heights.fill(0); state.guessed = false; }
     const looks = asked.find && (!same || before.find !== asked.find);
-    const from = same ? firstSeen() : asked.at || 0;
+    const from = same && state.blocks.length ? firstSeen() : asked.at || 0;
     if (!same || before.find !== asked.find) state.hit = -1;
     if (looks && asked.hits && asked.hits.length)
       state.hit = asked.hits.findIndex(([start]) => start >= from) < 0 ? 0 : asked.hits.findIndex(([start]) => start >= from);
@@ -468,7 +469,7 @@
     else if (target.id === "text-find" && event.key === "Enter") {
       if (target.value === state.asked.find) go(event.shiftKey ? -1 : 1);
     } else if (event.key === "/" && !target.closest("input, textarea, select, [contenteditable]")) by("text-find").focus();
-    else if (target === state.root) {
+    else if (target === state.root && state.blocks.length) {
       const from = state.chosen === null ? firstSeen() : state.chosen;
       const step = state.chosen === null ? 0 : 1;
       if (event.key === "ArrowRight") choose(from + step);

@@ -255,6 +255,8 @@ def test_the_page_begins_with_what_was_captured(planted: Planted, prose: Path) -
     assert text(Opened([prose])).shown("")[0]["colour"] == "loss"
     view, _ = page.shown("?unit=full&colour=query&layer=1")
     assert view["query"] == str(LENGTH - 1)
+    assert not panels(page.shown("?profile=off")[1])
+    assert "Σ of the attention" in str(page.shown("?profile=off")[1])
     # A query of another, longer prompt.
     assert page.shown("?query=4000")[0]["query"] == str(LENGTH + ANSWERED - 1)
     for address in ("?colour=red", "?query=x", "?at=-1", f"?find={'x' * 201}"):
