@@ -9,9 +9,10 @@ import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from probe import discovery
-from probe.dashboard.application.address import HEAD, LAYER, RUN, UNIT, read_address, write_address
+from probe.dashboard.application.address import HEAD, LAYER, read_address
 from probe.dashboard.application.panel import problem
-from probe.dashboard.live.session import MOST_WAITING, NAME, Job, Live, Look
+from probe.dashboard.live.results import result
+from probe.dashboard.live.session import MOST_WAITING, NAME, Live, Look
 from probe.errors import ProbeError, UsageError
 from probe.visible import visible
 from probe.what_if import (
@@ -25,7 +26,7 @@ from probe.what_if import (
 )
 
 if TYPE_CHECKING:
-    from probe.dashboard.application.opened import Opened, OpenedRun
+    from probe.dashboard.application.opened import Opened
     from probe.dashboard.application.page import Page
 
 POLL_MS: Final = 500
@@ -129,9 +130,9 @@ def prefilled(page: Page | None, search: str | None) -> list[str]:
     except (ProbeError, IndexError):
         return ["", ""]
     layer, head = view.get(LAYER.name, ""), view.get(HEAD.name, "")
-    chosen = view.get("selected", "")
     try:
-        heads = ", ".join(f"{one}:{two}" for one, two in read_heads(chosen))
+        # The heads that were chosen in the atlas; another page may mean something else by the word.
+        heads = ", ".join(f"{one}:{two}" for one, two in read_heads(view.get("heads", "")))
     except UsageError:
         heads = ""
     return [heads or (f"{layer}:{head}" if layer and head else ""), layer]
@@ -165,7 +166,7 @@ def _shown(live: Live, opened: Opened, made: Mapping[str, Page], shown: int | No
         except ProbeError as error:
             return problem(str(error)), no_update, not look.busy, not look.busy, no_update
     last = look.finished[0].number if look.finished else 0
-    results: Any = no_update if shown == last else [_result(job, run, made) for job in look.finished]
+    results: Any = no_update if shown == last else [result(job, run, made) for job in look.finished]
     return _told(live, look), results, not look.busy, not look.busy, last
 
 
@@ -309,69 +310,7 @@ def _told(live: Live, look: Look) -> Any:
     else:
         said = f"{name} is loaded; its process held at most {look.memory / 2**30:.2f} GiB."
     said += (
-        f" One prompt is read at a time, {MOST_WAITING} can wait. Stop ends the process; the next prompt loads anew."
+        f" One prompt is read at a time, {MOST_WAITING} can wait. Stop ends the process; the next prompt loads anew. "
+        f"What was read is the run {NAME}, in a temporary folder that goes when the explorer ends."
     )
     return html.P(said, className="explorer-notes")
-
-
-def _result(job: Job, run: OpenedRun | None, made: Mapping[str, Page]) -> Any:
-    if job.state == "stopped":
-        return html.P(f"{job.sample}: stopped. Nothing of it was kept.", className="explorer-notes")
-    if job.state == "refused" or run is None:
-        return problem(job.words, f"{job.sample}: not read")
-    head = [html.Th(job.sample, scope="col")]
-    head += [html.Th([visible(each["condition"]), _links(each, job, run, made)], scope="col") for each in job.readings]
-    difference = job.difference
-    head += [] if difference is None else [html.Th("difference", scope="col", className="live-apart")]
-    rows = [("answer", [visible(each["response"]) or "(empty)" for each in job.readings], _same(difference))]
-    for key, words in (("answer_loss", "loss of the right answer"), ("text_loss", "loss of the prompt")):
-        values = [each[key] for each in job.readings]
-        if any(value is not None for value in values):
-            apart = None if difference is None else difference[key]
-            rows.append((f"{words}, nats per token", [_number(value) for value in values], _number(apart, signed=True)))
-    if any(each["correct"] is not None for each in job.readings):
-        rights = ["not judged" if e["correct"] is None else "yes" if e["correct"] else "no" for e in job.readings]
-        rows.append(("right", rights, ""))
-    if any(each["failed"] for each in job.readings):
-        rows.append(("failed", [visible(each["failed"] or "no") for each in job.readings], ""))
-    body = [
-        html.Tr(
-            [
-                html.Th(words, scope="row"),
-                *map(html.Td, values),
-                *([] if difference is None else [html.Td(apart, className="live-apart")]),
-            ]
-        )
-        for words, values, apart in rows
-    ]
-    notes = []
-    if difference is not None and not difference["same_text"]:
-        said = "The prompt itself was changed: losses of the two prompts are not of the same text."
-        notes.append(html.P(said, className="explorer-notes"))
-    return html.Div([html.Table([html.Thead(html.Tr(head)), html.Tbody(body)], className="live-table"), *notes])
-
-
-def _links(reading: Mapping[str, Any], job: Job, run: OpenedRun, made: Mapping[str, Page]) -> Any:
-    """Return links to the pages that show this reading, at the layer and head that it is about."""
-    view = {RUN.name: run.name, UNIT.name: str(reading["unit"])}
-    if job.asked.heads:
-        view |= {LAYER.name: str(job.asked.heads[0][0]), HEAD.name: str(job.asked.heads[0][1])}
-    elif job.asked.layers:
-        view |= {LAYER.name: str(job.asked.layers[0])}
-    links = []
-    for name, page in made.items():
-        if page.live:
-            shared = [control for control in page.controls if control.name in view]
-            label = f"{page.title}: {visible(reading['condition'])}"
-            links.append(dcc.Link(page.title, href=f"/{name}{write_address(view, shared)}", title=label))
-    return html.Span(links, className="live-links")
-
-
-def _same(difference: Mapping[str, Any] | None) -> str:
-    return "" if difference is None else "the same" if difference["same_response"] else "another"
-
-
-def _number(value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return "–"
-    return (f"{value:+.3f}" if signed else f"{value:.3f}").replace("-", "−")

@@ -238,7 +238,8 @@ class Live:
         place = str(Path(probe.__file__).parent.parent)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")])),
-            "PYTHONUNBUFFERED": "1",
+            # A model is not fetched because somebody typed a prompt, nor because a record that somebody sent names it.
+            "HF_HUB_OFFLINE": "1",
         }
         with (self.room / "said").open("w", encoding="utf-8") as errors:
             return subprocess.Popen(
@@ -276,7 +277,7 @@ class Live:
                 job.state = "reading"
                 self._change.notify_all()
             elif kind == "unavailable":
-                self._end(job, "refused", f"the model {self.model!r} cannot be loaded: {event['words']}")
+                self._end(job, "refused", f"the model {self.model!r} cannot be loaded here: {event['words']}")
                 # Those that wait would hear the same.
                 while self._waiting:
                     waiting = self._waiting.popleft()

@@ -23,7 +23,7 @@ from probe.command.view import recorded_model
 from probe.dashboard.application.explorer import explorer
 from probe.dashboard.application.opened import Opened
 from probe.dashboard.application.page import pages
-from probe.dashboard.live import section, session
+from probe.dashboard.live import results, section, session
 from probe.dashboard.live.session import MOST_WAITING, Live
 from probe.errors import UsageError
 from probe.what_if import WhatIf, read_heads, read_layers
@@ -90,6 +90,12 @@ def test_what_the_page_shows_is_filled_in(small: Any) -> None:
     assert section.prefilled(page, "") == ["0:0", "0"]
     assert section.prefilled(page, "?layer=99") == ["", ""]
     assert section.prefilled(None, "") == ["", ""]
+
+
+def test_the_heads_chosen_in_the_atlas_are_filled_in(specimen: Path) -> None:
+    atlas = pages().get("head_atlas")
+    if atlas is not None:
+        assert section.prefilled(atlas(Opened([specimen])), "?heads=2:9,2:13")[0] == "2:9, 2:13"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,7 @@ def test_one_process_reads_one_after_the_other(fake: Any) -> None:
         (SAYS + "print('nonsense', flush=True)\nimport time\ntime.sleep(1000)", "JSONDecodeError"),
         (
             SAYS + 'print(\'{"event": "unavailable", "words": "not here"}\', flush=True)',
-            "'fake' cannot be loaded: not here",
+            "'fake' cannot be loaded here: not here",
         ),
     ],
 )
@@ -245,6 +251,19 @@ def test_it_ends_with_an_explorer_that_is_killed() -> None:
         parent.kill()
     worker.wait(timeout=60)
     assert not Path(room).exists()
+
+
+def test_the_command_leaves_nothing_when_it_is_ended(specimen: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "probe", "view", str(specimen), "--live", "--port", "0", "--no-browser"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(3)]
+        assert f"read by {MODEL}" in said[1]
+        assert list(tmp_path.glob("probe-what-if-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert not list(tmp_path.glob("probe-what-if-*"))
 
 
 # With the model.
@@ -300,6 +319,7 @@ def test_no_prompt_is_in_a_command_line_or_a_log(live: Live, ablated: session.Jo
     assert live._process is not None
     process = psutil.Process(live._process.pid)
     assert "Nairobi" not in " ".join(process.cmdline()) + " ".join(process.environ().values())
+    assert process.environ()["HF_HUB_OFFLINE"] == "1", "nothing is fetched"
     assert "Nairobi" not in (live.room / "said").read_text(encoding="utf-8")
     assert live.room.stat().st_mode & 0o077 == 0
 
@@ -352,6 +372,18 @@ def test_conditions_of_one_prompt_are_pairs(live: Live, ablated: session.Job) ->
     assert job.readings[1]["condition"] == "with temperature tau 3.0"
     found = probe.compare_conditions(probe.open(live.folder), by="answer_loss")
     assert {"with temperature tau 3.0", "with ablate_heads 2:5, 2:2, 2:9, 2:13"} <= {row[0] for row in found.table}
+
+
+def test_losses_of_another_prompt_are_not_subtracted(live: Live) -> None:
+    asked = WhatIf(PROMPT, answer=ANSWER, num_new_tokens=4, intervention="prepend_sink_token", fields="token: the")
+    job = read(live, asked)
+    assert job.state == "done", job.words
+    assert job.difference is not None
+    assert job.difference["text_loss"] is None
+    assert not job.difference["same_text"]
+    assert job.readings[1]["num_tokens"] == job.readings[0]["num_tokens"] + 1
+    words = str(results.result(job, Opened([live.folder]).run(), {}))
+    assert "losses of the two prompts are not of the same text" in words
 
 
 def test_it_opens_on_the_pages_as_any_other_unit(small: Any, live: Live, ablated: session.Job) -> None:
