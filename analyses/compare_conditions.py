@@ -229,9 +229,11 @@ def _title(judged: Sequence[Judged], verdict: Verdict) -> str:
         return (
             f"{', '.join(names[:3])} {'helps' if len(names) == 1 else 'help'}"
             if len(names) <= 3
-            else f"{len(names)} help"
+            else f"{names[0]} and {len(names) - 1} others help"
         )
-    return "None of these helps" if verdict == "refuted" else "Whether any of these helps cannot be told"
+    hurt = sum(each.judgement == "hurts" and each.effect.reading.role != "control" for each in judged)
+    worse = f", {hurt} hurt{'s' * (hurt == 1)}" if hurt else ""
+    return ("None of these helps" if verdict == "refuted" else "Whether any of these helps cannot be told") + worse
 
 
 def _claim(judged: Sequence[Judged], best: Judged, verdict: Verdict, by: By, margin: float) -> str:
@@ -342,7 +344,8 @@ def _notes(judged: Sequence[Judged], best: Judged, by: By, margin: float) -> Ite
     for each in judged:
         reading = each.effect.reading
         drawn = f"; mean over {reading.num_draws} draws" if reading.num_draws > 1 else ""
-        yield f"{reading.name} ({reading.role}): {reading.how}{drawn}."
+        role = f" ({reading.role})" if reading.role in ("treatment", "control") else ""
+        yield f"{reading.name}{role}: {reading.how}{drawn}."
     if len(judged) > 1:
         yield (
             f"The headline is the largest of {len(judged)} differences, chosen on these prompts; on others it would be "

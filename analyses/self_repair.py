@@ -89,7 +89,9 @@ def self_repair(
         treated = holding([trace for trace in traces if trace.condition == chosen], WRITES, left_out)
         every = selected(run, role="control", half=half)
         own, foreign = controls_of(chosen, [(trace, trace.outcome) for trace in every if WRITES in trace])  # type: ignore[misc]
-        untouched = holding(selected(run, role="baseline", half=half), WRITES, left_out)
+        untouched = selected(run, role="baseline", half=half)
+        # Another stage may have read the same prompts without what heads write: only where none has it, it is missing.
+        untouched = [trace for trace in untouched if WRITES in trace] or holding(untouched, WRITES, left_out)
         reading = read_repair(treated, [trace for trace, _ in own], untouched, left_out)
         how = intervention_text(treated[0].facts) if treated else ""
         others = [*(name for name in seen if name != chosen), *foreign]

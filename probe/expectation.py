@@ -52,8 +52,12 @@ class Expectation(Strict):
         what = self.analysis if self.stage is None else f"{self.analysis} in {self.stage}"
         said: list[str] = [] if self.verdict is None else [self.verdict]
         if self.between is not None:
-            low, high = ("any" if end is None else f"{end:g}" for end in self.between)
-            said.append(f"{self.measure or 'headline'} from {low} to {high}")
+            low, high = self.between
+            if low is None or high is None:
+                allowed = f"at most {high:g}" if low is None else f"at least {low:g}"
+            else:
+                allowed = f"from {low:g} to {high:g}"
+            said.append(f"{self.measure or 'headline'} {allowed}")
         return f"{what}: {', '.join(said)}"
 
 

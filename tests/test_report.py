@@ -408,3 +408,10 @@ def test_in_a_browser_every_figure_is_drawn_and_nothing_is_requested(browser: An
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
     assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {(tmp_path / "report.html").as_uri()}
+
+
+def test_what_an_analysis_says_is_never_cut() -> None:
+    """A claim over eighteen conditions, and the caption that says in words what their figure draws."""
+    said = "; ".join(f"condition-{i} (100 %, +0 [-17.6, 17.6] points, q = 1)" for i in range(18))
+    document = page(finding(claim=said, notes=(said,), definition=said, figures=(heatmap("a", caption=said),)))
+    assert "".join(document.text).count(said) >= 4

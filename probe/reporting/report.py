@@ -38,6 +38,8 @@ MOST_ROWS = 200
 """Rows of a table that the page shows; findings.json has them all."""
 MOST_CHARACTERS = 500
 """Characters of one text in a table."""
+MOST_OF_A_SENTENCE = 4000
+"""Characters of a claim, a note or a caption: more than any analysis writes of a dozen conditions, none of it cut."""
 
 
 def write_report(run: Run, path: str | Path) -> None:
@@ -142,11 +144,11 @@ def _embedded(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _shown(value: object) -> Markup:
+def _shown(value: object, most: int = MOST_OF_A_SENTENCE) -> Markup:
     """Escape text of whatever origin, hidden characters made visible, its direction kept to itself."""
     text = visible(str(value), keep="\n")
-    if len(text) > MOST_CHARACTERS:
-        text = f"{text[:MOST_CHARACTERS]}… ({len(text)} characters)"
+    if len(text) > most:
+        text = f"{text[:most]}… ({len(text)} characters)"
     return Markup("<bdi>{}</bdi>").format(escape(text))
 
 
@@ -162,7 +164,7 @@ def _number(value: Any) -> Markup:
         return Markup("yes" if value else "no")
     if isinstance(value, float):
         return Markup(f"{value:.4g}" if math.isfinite(value) else "not finite")
-    return _shown(value if isinstance(value, str | int) else json.dumps(value))
+    return _shown(value if isinstance(value, str | int) else json.dumps(value), MOST_CHARACTERS)
 
 
 def _measured(value: Any) -> Markup:

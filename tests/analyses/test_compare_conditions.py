@@ -141,7 +141,7 @@ def test_none_helps_is_refuted_and_says_who_hurts() -> None:
     ]
     finding = compare_conditions(traces)
     assert finding.verdict == "refuted"
-    assert finding.headline == "None of these helps"
+    assert finding.headline == "None of these helps, 1 hurts"
     assert "hurts: poison" in finding.claim
     assert not finding.suggests
 
@@ -426,3 +426,13 @@ def test_several_interventions_are_named_in_their_order() -> None:
 def test_a_margin_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="margin is above 0"):
         compare_conditions([], margin=0.0)
+
+
+def test_a_headline_names_the_best_and_counts_what_hurts() -> None:
+    before = [i % 2 == 0 for i in range(200)]
+    cures = [read(f"cure-{i}", [True] * (200 - 5 * i) + before[200 - 5 * i :], intervention=SCALE) for i in range(4)]
+    helped = compare_conditions([*nothing(before), *(trace for cure in cures for trace in cure)])
+    assert helped.headline == "cure-0 and 3 others help"
+    right = [True] * 200
+    worse = [trace for i in range(3) for trace in read(f"poison-{i}", [False] * 200, intervention=SCALE)]
+    assert compare_conditions([*nothing(right), *worse]).headline.endswith("cannot be told, 3 hurt")
