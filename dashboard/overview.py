@@ -10,11 +10,12 @@ from dash import html
 from probe.dashboard.application.address import RUN, Control, View, write_address
 from probe.dashboard.application.opened import OpenedRun
 from probe.dashboard.application.page import Options, Page
-from probe.dashboard.application.panel import Grid, Item, words
+from probe.dashboard.application.panel import Grid, Item, trouble, words
 from probe.dashboard.findings.card import card
 from probe.dashboard.findings.evidence import evidence
 from probe.dashboard.findings.notices import notices
-from probe.telling.surprise import ORDER, Told, by_surprise
+from probe.errors import StoreCorrupt
+from probe.telling.surprise import ORDER, Told, by_surprise, expected_results, names_analyses
 from probe.visible import visible
 
 FINDING = Control("finding", "Finding", of=(RUN.name,))
@@ -38,10 +39,12 @@ class overview(Page):
         if chosen := view[FINDING.name]:
             run.finding(chosen)
             return evidence(run, _told(run)[chosen], f"/overview{write_address({RUN.name: run.name}, self.controls)}")
-        told = _told(run)
+        try:
+            told = _told(run)
+        except StoreCorrupt as error:
+            return [*notices(run), trouble(error)]
         if not told:
-            said = "Nothing was found yet: the analyses run after a stage was read." if run.running else _NO_FINDINGS
-            return [*notices(run), words(said)]
+            return [*notices(run), words(_nothing(run))]
         cards = [card(each, self._address(run, key)) for key, each in told.items()]
         return [*notices(run), html.Div(cards, className="explorer-cards"), words(ORDER), *_expected(run)]
 
@@ -55,16 +58,26 @@ def _told(run: OpenedRun) -> dict[str, Told]:
     return {keys[each.index]: each for each in by_surprise(run.findings(), run.record)}
 
 
+def _nothing(run: OpenedRun) -> str:
+    """Return why there is no finding, and what to do about it."""
+    if run.running:
+        return "Nothing was found yet: the analyses run after a stage was read."
+    if run.record.get("status") in ("complete", "partial") and names_analyses(run.record):
+        return (
+            f"{visible(str(run.path))}/findings.json is missing, though the casebook names analyses. The command that "
+            "played the run makes it again, and reads no unit twice."
+        )
+    return _NO_FINDINGS
+
+
 def _expected(run: OpenedRun) -> list[Item]:
     """Return what the casebook expects, as a table, with the expectations of findings that were not made."""
-    expected = run.record.get("expected")
-    results = expected.get("results") if isinstance(expected, Mapping) else None
-    if not results:
-        return []
     rows = [
-        (str(each.get("expected")), "✓ met" if each.get("met") else "✗ not met", str(each.get("found")))
-        for each in results
+        (str(each["expected"]), "✓ met" if each["met"] else "✗ not met", str(each["found"]))
+        for each in expected_results(run.record)
     ]
+    if not rows:
+        return []
     python = f"import probe\n\nprobe.open({str(run.path)!r}).record['expected']"
     title = "What the casebook expects"
     return [Grid("expected", ("expected", "met", "found"), rows, title, python, height=min(420, 110 + 42 * len(rows)))]

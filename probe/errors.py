@@ -66,6 +66,10 @@ class StoreCorrupt(ProbeError):
     exit_code = 5
 
 
+class NewerFormat(StoreCorrupt):
+    """A file has the form of a newer version of this toolkit; the message names both versions."""
+
+
 class RunFolderInUse(ProbeError):
     """The run folder is held by another process, or holds another run."""
 

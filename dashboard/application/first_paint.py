@@ -8,6 +8,7 @@ from probe.dashboard.application.address import RUN, write_address
 from probe.dashboard.application.opened import Opened
 from probe.dashboard.application.plain_html import plain_html
 from probe.dashboard.overview import overview
+from probe.visible import visible
 
 
 def first_paint(opened: Opened, name: str) -> str:
@@ -17,7 +18,7 @@ def first_paint(opened: Opened, name: str) -> str:
     """
     page = overview(opened)
     view, items = page.shown(write_address({RUN.name: name}, page.controls))
-    title = escape(view.get(RUN.name) or "probe")
+    title = escape(visible(view.get(RUN.name) or "probe"))
     return (
         '<div id="react-entry-point"><div class="explorer-first"><header class="explorer-header">'
         f'<span class="explorer-brand">probe</span><span class="explorer-run">{title}</span></header>'

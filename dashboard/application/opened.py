@@ -228,7 +228,8 @@ class Opened:
     def run(self, name: str = "") -> OpenedRun:
         """Return one run, the first for an empty name; raises UsageError with the reason where it cannot be shown."""
         if name in self.broken:
-            raise UsageError(f"{name} cannot be shown: {self.broken[name]}")
+            others = f". There are also {', '.join(self._runs)}" if self._runs else ""
+            raise UsageError(f"{name} cannot be shown: {self.broken[name]}{others}")
         name = name or next(iter(self._runs))
         if name not in self._runs:
             raise UsageError(f"no run {name!r} was opened; there are {', '.join(self.names)}")

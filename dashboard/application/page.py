@@ -24,7 +24,7 @@ from probe.dashboard.application.address import (
     read_address,
     write_address,
 )
-from probe.dashboard.application.panel import Item, laid_out, problem
+from probe.dashboard.application.panel import Item, laid_out, problem, trouble
 from probe.errors import MissingStatistic, ProbeError, UsageError
 from probe.visible import visible
 
@@ -109,7 +109,7 @@ class Page(ABC):
             view = self.completed(view)
             return view, self.content(view)
         except (ProbeError, IndexError) as error:
-            return view, [problem(str(error))]
+            return view, [trouble(error)]
         # Whatever it is, the page must say so rather than stay as it was; the terminal has the rest.
         except Exception as error:
             logging.getLogger("probe").exception("the page %s failed for %r", self.name, search)

@@ -12,6 +12,7 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from probe.errors import NewerFormat, StoreCorrupt
 from probe.figure_table import Rows, figure_table
 from probe.finding import Figure
 from probe.storage.csv_table import cell
@@ -104,6 +105,19 @@ def to_csv(columns: Sequence[str], rows: Rows) -> str:
 def problem(words: str, title: str = "Nothing to show here") -> Any:
     """Return what stands where something cannot be shown: which, why, and what to do."""
     return dmc.Alert(visible(words, keep="\n"), title=title, color="orange", className="explorer-problem")
+
+
+def trouble(error: Exception) -> Any:
+    """Return an error of ours in words: which, and what to do about it."""
+    if isinstance(error, NewerFormat):
+        return problem(f"{error}. Everything else can be looked at here.", "Written by a newer version")
+    if isinstance(error, StoreCorrupt):
+        said = (
+            "Everything else can still be looked at. `probe verify FOLDER` lists all that is damaged; with --repair it "
+            "plays the casebook again for that alone."
+        )
+        return problem(f"{error}.\n{said}", "Damaged")
+    return problem(str(error))
 
 
 def words(text: str, **fields: Any) -> Any:

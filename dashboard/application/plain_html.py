@@ -31,6 +31,8 @@ def plain_html(item: Any) -> str:
     tag = _AS.get(said["type"], said["type"].lower())
     kept = {_KEPT[name]: value for name, value in props.items() if name in _KEPT and isinstance(value, str | int)}
     kept |= {name: value for name, value in props.items() if name.startswith("aria-") or name == "role"}
+    heading = (
+        f"<strong>{escape(str(kept.pop('title')))}</strong> " if said["type"] == "Alert" and "title" in kept else ""
+    )
     attributes = "".join(f' {name}="{escape(str(value))}"' for name, value in kept.items())
-    heading = f"<strong>{escape(str(props['title']))}</strong> " if said["type"] == "Alert" and "title" in props else ""
     return f"<{tag}{attributes}>{heading}{plain_html(props.get('children'))}</{tag}>"

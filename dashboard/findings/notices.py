@@ -13,6 +13,7 @@ from probe.dashboard.application.panel import words
 from probe.storage.trace_store import Run
 from probe.telling.stages import StageProgress, command_of, how_it_ended
 from probe.telling.summary import expected_heading, failures, in_groups, model_of, skipped
+from probe.telling.surprise import expected_results
 from probe.visible import visible
 
 _MOST: Final = 8
@@ -49,14 +50,14 @@ def _notices(run: OpenedRun) -> Iterator[Any]:
     for name, reason in _not_analysed(record):
         yield _notice("– Left out", [f"{name} was not made: {reason}"])
     said: list[str] = []
-    card, expected = record.get("model_card"), record.get("expected")
+    card = record.get("model_card")
     if isinstance(card, Mapping) and card.get("engineered"):
         said.append(
             f"{model_of(record)} is a specimen: it was trained so that it shows this. A positive control, which proves "
             "nothing about other models."
         )
-    if isinstance(expected, Mapping) and expected.get("results"):
-        said.append(f"{expected_heading(expected)}.")
+    if expected_results(record):
+        said.append(f"{expected_heading(record['expected'])}.")
     if said:
         yield html.Div([words(each) for each in said])
 

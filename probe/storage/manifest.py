@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from probe.errors import StoreCorrupt
+from probe.errors import NewerFormat, StoreCorrupt
 from probe.storage.durable import canonical_json, parse_json
 
 FORMAT: Final = 2
@@ -89,7 +89,7 @@ def check_format(value: Any, name: str, newest: int = FORMAT) -> None:
     if type(value) is not int or value < 1:
         raise StoreCorrupt(f"{name} says no format version")
     if value > newest:
-        raise StoreCorrupt(
+        raise NewerFormat(
             f"{name} has format version {value}, and this version of longcontext-probe reads up to {newest}: "
             "a newer version wrote it, and can read it"
         )

@@ -93,12 +93,15 @@ class Run:
         """Return what was found; empty before the analyses ran."""
         from pydantic import ValidationError
 
-        from probe.finding import Finding
+        from probe.finding import FORMAT, Finding
 
         path = self.path / "findings.json"
         if not path.exists():
             return []
         value = read_json(path)
+        for each in value if isinstance(value, list) else ():
+            if isinstance(each, dict) and "format" in each:
+                check_format(each["format"], str(path), FORMAT)
         try:
             return [Finding.from_json(finding) for finding in value]
         except (TypeError, ValueError) as error:

@@ -86,10 +86,9 @@ def expected_of(findings: Sequence[Finding], record: Mapping[str, Any]) -> dict[
 
     Empty before the run has ended. An expectation of a finding that was not made is at no place.
     """
-    expected, casebook = record.get("expected"), record.get("casebook")
-    results = expected.get("results") if isinstance(expected, Mapping) else None
+    casebook, results = record.get("casebook"), expected_results(record)
     written = casebook.get("expect") if isinstance(casebook, Mapping) else None
-    if not isinstance(results, list) or not isinstance(written, list) or len(results) != len(written):
+    if not isinstance(written, list) or len(results) != len(written):
         return {}
     stages = _stages(findings, casebook)
     found: dict[int, list[Mapping[str, Any]]] = {}
@@ -104,13 +103,35 @@ def expected_of(findings: Sequence[Finding], record: Mapping[str, Any]) -> dict[
     return found
 
 
-def _stages(findings: Sequence[Finding], casebook: Any) -> list[str | None]:
-    """Return the stage that made each finding: findings stand in the casebook's order, some left out."""
-    asked = [
+def expected_results(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what became of each expectation (`expected`, `met`, `found`); [] before the run has ended."""
+    expected = record.get("expected")
+    if not isinstance(expected, Mapping) or not {"of", "differs_in", "results"} <= set(expected):
+        return []
+    results = expected["results"] if isinstance(expected["results"], list) else []
+    whole = [each for each in results if isinstance(each, Mapping) and {"expected", "met", "found"} <= set(each)]
+    return whole if len(whole) == len(results) else []
+
+
+def names_analyses(record: Mapping[str, Any]) -> bool:
+    """Return whether a run's casebook asks for any finding."""
+    return bool(_asked(record.get("casebook")))
+
+
+def _asked(casebook: Any) -> list[tuple[str, str]]:
+    """Return each analysis of a casebook: its stage, and what its finding is called."""
+    stages = casebook.get("stages") if isinstance(casebook, Mapping) else None
+    return [
         (str(stage.get("name")), labelled(request)[2])
-        for stage in casebook.get("stages") or ()
+        for stage in (stages if isinstance(stages, list) else ())
+        if isinstance(stage, Mapping)
         for request in stage.get("analyses") or ()
     ]
+
+
+def _stages(findings: Sequence[Finding], casebook: Any) -> list[str | None]:
+    """Return the stage that made each finding: findings stand in the casebook's order, some left out."""
+    asked = _asked(casebook)
     found: list[str | None] = []
     for finding in findings:
         names = (finding.name, finding.analysis)
