@@ -201,7 +201,8 @@ def _finding(
         "supported": f"In {number} of {total} heads the share of low-frequency pairs grows with distance: {value}, "
         f"{control.value:+.2f} with distances shuffled.",
         "refuted": f"In no head of {total} does the share of low-frequency pairs grow with distance by more than a "
-        f"correlation of {margin:g}: the largest is {heads.score[best]:+.2f}, of head {best} (n = {len(readings)}).",
+        f"correlation of {margin:g}: the largest is {heads.score[best]:+.2f}, of head {best} (n = {len(readings)}); "
+        f"all of them together have {measured.value:+.2f}{ends} (n = {len(tested)}, the test half).",
         "inconclusive": "Whether in any head the share of low-frequency pairs grows with distance cannot be told: "
         f"{f'the {number} found have' if number else f'no head of {total} was found; all have'} {value}.",
     }
