@@ -165,14 +165,16 @@ def _axis(title: str, positions: Range, tokens: int, labels: Sequence[str], *, u
 
 
 def _profile_axis(name: str, values: np.ndarray[Any, Any], how: Colours) -> dict[str, Any]:
-    """Return the axis of a profile's probabilities, from nothing (or the darkest colour) to its largest value."""
-    there = values[np.isfinite(values) & (values > 0)]
-    low, high = (float(there.min()), float(there.max())) if there.size else (1.0, 1.0)
-    low = max(low, high * 1e-6) if how.scale == "log" else 0.0
-    marks = [low, high] if low < 0.9 * high else [high]
-    ends = [0.0, 1.05 * high]
+    """Return the axis of a profile's probabilities: as far as the colours reach, and to the profile's largest value.
+
+    So that one row or column of the map, which is sharper than their mean, can be drawn on it too.
+    """
+    there = values[np.isfinite(values)]
+    high = max(how.high, float(there.max(initial=0.0)))
     if how.scale == "log":
-        ends = [float(np.log10(low)) - 0.1, float(np.log10(max(high, how.high))) + 0.1]
-    kind = "log" if how.scale == "log" else "linear"
+        kind, ends = "log", [float(np.log10(how.low)), float(np.log10(high)) + 0.1]
+        marks = (10.0 ** np.arange(np.floor(ends[1]), ends[0], -2)).tolist()
+    else:
+        kind, ends, marks = "linear", [0.0, 1.05 * high], [0.0, high]
     ticks = {"tickvals": marks, "ticktext": [f"{mark:.2g}" for mark in marks], "tickfont": {"size": 10}}
     return chart.axis("", type=kind, range=ends, domain=_BESIDE[name], automargin=False, fixedrange=True) | ticks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,10 @@ def seen(text: str) -> str:
     return "".join(_SEEN.get(c) or visible(c) for c in text)
 
 
+# The same few thousand tokens stand in every picture of a prompt.
+_seen_begin: Final = functools.lru_cache(maxsize=1 << 14)(seen)
+
+
 def token_labels(trace: Trace, positions: tuple[int, int], cell_tokens: int) -> list[str]:
     """Return for each cell along one axis what its first tokens read as; [] for a private trace.
 
@@ -44,7 +49,7 @@ def token_labels(trace: Trace, positions: tuple[int, int], cell_tokens: int) -> 
         words = ""
         # Of a cell of thousands of tokens no more are spelt than can be read.
         for token in islice(tokens[start:stop], most):
-            words += seen(text[token]) if token in text else f"⟨token {token}⟩"
+            words += _seen_begin(text[token][: most + 1]) if token in text else f"⟨token {token}⟩"
             if len(words) > most:
                 break
         cut = len(words) > most or stop - start > most

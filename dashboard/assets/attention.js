@@ -184,7 +184,8 @@
         const meta = figure && figure.layout && figure.layout.meta;
         if (!meta) return "";
         const point = hover && hover.points && hover.points[0];
-        const help = "Point at the map to read a cell. Click to zoom in, or drag a box; double click shows all.";
+        const help = "Point at the map to read a cell, and its row and column beside it (dotted). " +
+          "Click to zoom in, or drag a box; double click shows all.";
         if (!point || point.curveNumber !== 0) return help;
         const axis = (name, range, centre) => {
           const start = Math.round(centre - (meta.cell - 1) / 2);

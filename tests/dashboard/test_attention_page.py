@@ -242,3 +242,16 @@ def test_every_span_can_be_jumped_to_as_query_as_key_and_as_both(small: Any) -> 
     said = str(content(small.path, "?unit=full&layer=0&keys=3-9")["items"])
     for parts in ("queries=96-124&keys=96-124", "queries=96-124&keys=3-9", "keys=96-124"):
         assert f"href='/attention?run=run&unit=full&layer=0&head=0&{parts}'" in said
+
+
+@pytest.mark.parametrize(
+    "search", ["", "?layer=0&head=2&queries=50-90&keys=40-96&scale=linear&sink=off", "?layer=1&cell=4&which=max"]
+)
+def test_the_lines_make_the_figure_of_a_run_and_of_a_saved_trace(small: Any, tmp_path: Path, search: str) -> None:
+    saved = Opened([small.path]).run().trace("full").save(tmp_path / "saved")
+    for path in (small.path, saved):
+        panel = content(path, search)["panel"]
+        *before, last = panel.python.split("\n")
+        names: dict[str, Any] = {}
+        exec("\n".join([*before, f"made = {last}"]), names)
+        assert names["made"] == panel.figure

@@ -66,6 +66,10 @@ def test_the_page_opens_and_asks_nobody_else(browser: Any, long: Any, serve: Any
         )
         names = browser.execute_script(said)
         assert names == ["needle", "question"] * 2
+        # The name of a span above the map leads to its keys.
+        browser.find_element("css selector", "#attention-map .annotation-text").click()
+        drawn(browser, "One cell covers 512 × 512 tokens")
+        wait(browser, lambda b: b.current_url.endswith("/attention?layer=1&keys=51996-52044"))
         hosts, complaints = logged(browser)
     assert hosts == {"127.0.0.1"}
     assert complaints == []
