@@ -9,7 +9,7 @@ from probe.casebook import Casebook
 from probe.errors import UsageError
 from probe.estimate import DryRun, estimate
 from probe.kernels.engine import EngineName
-from probe.player import Player
+from probe.playing import Player
 from probe.prepare import default_folder, prepare
 from probe.progress import Silent
 from probe.reader import Reading

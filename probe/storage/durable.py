@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def half_written(path: Path) -> bool:
+    """Return whether a file is what a crash left of one that was being written aside."""
+    return re.fullmatch(r"\..+\.[0-9]+\.writing", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def sync_folder(folder: Path) -> None:

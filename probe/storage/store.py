@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,6 +87,14 @@ class RunStore:
             provenance=provenance or {},
             layers=layers,
         )
+
+    def forget(self, units: Collection[str]) -> None:
+        """Take committed units out: of the record at once, then of the disk. A crash between leaves none half there."""
+        self._hold()
+        Commits.rewrite(self._commits.path, {u: r for u, r in self._commits.units.items() if u not in units})
+        self._commits = Commits(self._commits.path)
+        for unit in units:
+            remove_unit(self._units / unit)
 
     def trace(self, unit: str) -> Trace:
         """Return a committed unit, read back from the disk."""

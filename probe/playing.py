@@ -1,0 +1,333 @@
+"""Plays one casebook with one model into one folder: reads what is not there yet, and analyses what was read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probe import capture, discovery, plan
+from probe.casebook import Casebook
+from probe.errors import NotReproducible, RunFolderInUse, UsageError
+from probe.expectation import judged
+from probe.finding import Finding
+from probe.hooks.sequence.sample_read import prepared
+from probe.kernels.non_finite_heads import NonFiniteHead, in_words
+from probe.limits import Limits
+from probe.matched_sets import MatchedSets
+from probe.plan import CannotPlay, Played
+from probe.prepare import check_samples
+from probe.private import withheld_sample
+from probe.progress import Progress
+from probe.reader import Reading
+from probe.reading_cost import measured
+from probe.reporting.report import write_report
+from probe.requested import all_requested, check_layers, check_private
+from probe.run_identity import run_identity, unit_of
+from probe.sample import Sample
+from probe.stage import Stage, labelled
+from probe.storage import store
+from probe.storage.checking import SEALED
+from probe.storage.durable import half_written
+from probe.storage.hold import LOCK_FILE
+from probe.storage.run_folder import read_record
+from probe.storage.seal import file_hashes, write_record
+from probe.storage.trace_store import Run
+from probe.success import RULES
+
+if TYPE_CHECKING:
+    from probe.hooks.models.huggingface import HuggingFaceModel
+
+FORMAT = 1
+"""Version of run.json's form."""
+
+
+@dataclass
+class Player:
+    """Plays one casebook with one model into one folder."""
+
+    book: Casebook
+    model: HuggingFaceModel
+    folder: Path
+    progress: Progress
+    command: str | None = None
+    private: bool = False
+    reading: Reading = field(default_factory=Reading)
+    findings: dict[str, Finding] = field(default_factory=dict)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    stages: dict[str, Any] = field(default_factory=dict)
+    compared: dict[str, str] = field(default_factory=dict)
+    given: Casebook | None = None
+    """The casebook as it is written, before anything was set over it; its expectations are of that."""
+    found: list[tuple[str, Finding]] = field(default_factory=list)
+    limits: Limits = field(default_factory=Limits)
+    _workloads: dict[str, list[Sample]] = field(default_factory=dict)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What the model is and what runs it."""
+        return self.model.provenance() | self.compared | {"seed": self.book.seed, "casebook": self.book.name}
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What must be the same for two runs to be one."""
+        return run_identity(self.book, self.provenance, self.reading, private=self.private)
+
+    @cached_property
+    def _matched(self) -> MatchedSets:
+        return MatchedSets(self.model, lambda: self._made({}), self.findings, self.book.seed)
+
+    def compare(self, *, check: bool) -> None:
+        """Hold the model's calls against its own eager attention; raises NotReproducible where they disagree."""
+        stages = self.book.stages
+        requests = all_requested([each for stage in stages for each in plan.requests_of(stage, self.model)])
+        self.compared = capture.comparison(self.model, requests, check=check)
+
+    def check(self) -> None:
+        """Raise, before anything is written, what would else come up in the middle of the run.
+
+        Every condition's prompts are made and held against the model's length, every layer that is named must be there,
+        every named intervention is entered, and the shortest prompt goes through the model as it will be watched.
+        """
+        conditions = [condition for stage in self.book.stages for condition in stage.conditions.values()]
+        samples = [sample for condition in conditions for sample in self._made(condition.workload)]
+        if not samples:
+            raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
+        for stage in self.book.stages:
+            requests = all_requested(plan.requests_of(stage, self.model))
+            check_layers(requests, self.model)
+            if self.private:
+                check_private(requests)
+        for stage in self.book.stages:
+            for name, condition in stage.conditions.items():
+                for intervention in plan.stated(condition):
+                    self._check(name, intervention, self._made(condition.workload))
+        if any(condition.capture for condition in conditions):
+            shortest = min(samples, key=len)
+            with self.model.calls(lambda *_: None):
+                self.model.step(self.model.prefill(shortest.tokens[:-1]), shortest.tokens[-1:])
+
+    def _check(self, name: str, intervention: Any, samples: Sequence[Sample]) -> None:
+        """Raise UsageError naming the condition and the field where its intervention does not apply to what is read."""
+        try:
+            for sample in samples:
+                intervention.check(self.model, sample)
+            with intervention(self.model):
+                pass
+        except UsageError as error:
+            raise CannotPlay(f"condition {name!r}: {error}") from error
+
+    def judge(self, *, force: bool) -> bool:
+        """Return whether another run in the folder is to be replaced; raises RunFolderInUse where it may not be.
+
+        Nothing is written: a folder that is somebody else's stays as it is.
+        """
+        before = read_record(self.folder)
+        if before is not None:
+            known = before["identity"]
+            changed = sorted(key for key in {*known, *self.identity} if known.get(key) != self.identity.get(key))
+            if changed and not force:
+                raise RunFolderInUse(
+                    f"{self.folder} holds another run, which differs in {', '.join(changed)}; "
+                    "give another folder with --out, or --force to replace it"
+                )
+            return force
+        if self.folder.is_dir() and any(p.name != LOCK_FILE and not half_written(p) for p in self.folder.iterdir()):
+            raise RunFolderInUse(f"{self.folder} is not empty and holds no run; give another folder with --out")
+        return False
+
+    def claim(self, *, force: bool) -> None:
+        """Make the folder, which is held, this run's: new, continued, or cleared of another run."""
+        if self.judge(force=force):
+            store.clear(self.folder)
+        for path in filter(half_written, list(self.folder.iterdir())):
+            path.unlink()
+        self._record("running")
+
+    def play(self) -> None:
+        """Play every stage, then write findings and report."""
+        status = "stopped"
+        with store.RunStore(self.folder) as self.store:
+            try:
+                for stage in self.book.stages:
+                    self._play_stage(stage)
+                    self._analyse(stage)
+                status = "partial" if self.failed else "complete"
+            finally:
+                self._record(status)
+        write_report(Run(self.folder), self.folder / "report.html")
+        self._record(status)
+
+    def _play_stage(self, stage: Stage) -> None:
+        try:
+            played = plan.resolve(stage, self.findings, self._matched.draw)
+            work = {i: self._samples(stage, p) for i, p in enumerate(played)}
+            if not any(work.values()):
+                which = f"{stage.half} half of the samples" if stage.half != "both" else "lengths that it reads"
+                raise CannotPlay(f"there is no sample in the {which}; two samples a cell (--limit 2) give both halves")
+            for i, condition in enumerate(played):
+                if plan.from_findings(stage.conditions[condition.name]):
+                    self._check(condition.name, plan.intervention_of(condition), work[i])
+        except CannotPlay as reason:
+            self.stages[stage.name] = {"skipped": str(reason)}
+            self.progress.message(f"stage {stage.name}: not played: {reason}")
+            self._take_out(stage, set())
+            return
+        planned = sum(len(samples) for samples in work.values())
+        self.stages[stage.name] = {"num_units": planned, "conditions": [{"name": p.name, **p.facts()} for p in played]}
+        if left_out := [name for name in stage.conditions if name not in {p.name for p in played}]:
+            self.stages[stage.name]["left_out"] = left_out
+            self.progress.message(f"stage {stage.name}: {', '.join(left_out)}: fewer heads were suggested; left out")
+        self._record("running")
+        requests = plan.requests_of(stage, self.model)
+        units = {i: [self._unit(stage, p, sample, requests) for sample in work[i]] for i, p in enumerate(played)}
+        self._take_out(stage, {unit for each in units.values() for unit in each})
+        committed = self.store.committed()
+        self.progress.start(planned)
+        for i, condition in enumerate(played):
+            intervention = plan.intervention_of(condition)
+            pending = []
+            for unit, sample in zip(units[i], work[i], strict=True):
+                if unit in committed:
+                    if why := committed[unit]["failed"]:
+                        self._note_failure(unit, condition, sample, why)
+                    self.progress.advance(f"{condition.name} {sample.name}: there already")
+                else:
+                    pending.append((unit, sample))
+            if not pending:
+                continue
+            with intervention(self.model) if intervention is not None else contextlib.nullcontext():
+                for unit, sample in pending:
+                    self._read(unit, stage, condition, sample, requests if condition.capture else [])
+
+    def _take_out(self, stage: Stage, planned: set[str]) -> None:
+        """Take out what this stage read when an earlier finding was another one, so that nothing of it is mixed in."""
+        stale = [u for u, r in self.store.committed().items() if r.get("stage") == stage.name and u not in planned]
+        if stale:
+            self.progress.message(f"stage {stage.name}: {len(stale)} units were read for other findings; taken out")
+            self.store.forget(stale)
+
+    def _read(self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> None:
+        self.limits.check(self.folder)
+        sample = prepared(self.model.hf, sample)
+        writer = self.store.begin_unit(
+            unit,
+            stage=stage.name,
+            condition=condition.name,
+            facts=condition.facts(),
+            sample=withheld_sample(sample) if self.private else sample,
+            provenance=self.provenance | {"positions": self.model.positions(len(sample))},
+        )
+        try:
+            with measured(self.model.device) as cost:
+                outcome = capture.read(self.model, sample, requests, writer, private=self.private, reading=self.reading)
+            writer.note(cost=cost)
+        except NotReproducible:
+            writer.abandon()
+            raise
+        except OSError as error:
+            writer.abandon()
+            # No sample's fault: the next one would find the disk as full.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._fail(unit, condition, sample, type(error).__name__ if self.private else f"OSError: {error}")
+            return
+        # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
+        except Exception as error:  # noqa: BLE001
+            writer.abandon()
+            # What an error says may quote what was read.
+            why = type(error).__name__ if self.private else f"{type(error).__name__}: {error}"
+            self._fail(unit, condition, sample, why)
+            return
+        except BaseException:
+            writer.abandon()
+            raise
+        bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
+        writer.commit(outcome)
+        self.limits.add(self.folder / "trace.zarr" / unit)
+        if bad:
+            self.progress.message(f"{condition.name} {sample.name}: {bad}")
+        if outcome.failed:
+            self._fail(unit, condition, sample, outcome.failed)
+        else:
+            self.progress.advance(f"{condition.name} {sample.name}")
+
+    def _fail(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
+        self._note_failure(unit, condition, sample, why)
+        self.progress.advance(f"{condition.name} {sample.name}: failed")
+
+    def _note_failure(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
+        name = withheld_sample(sample).name if self.private else sample.name
+        self.failed.append({"unit": unit, "condition": condition.name, "sample": name, "why": why})
+        self.progress.message(f"{condition.name} {sample.name} failed: {why}")
+
+    def _samples(self, stage: Stage, played: Played) -> list[Sample]:
+        solved = None
+        lengths = [each.measured.value for _, each in self.found if each.analysis == "effective_length"]
+        if lengths and lengths[-1] is not None:
+            solved = int(lengths[-1])
+        return plan.chosen(stage, self._made(played.workload), solved)
+
+    def _made(self, replaced: Mapping[str, Any]) -> list[Sample]:
+        """Make a condition's samples once, and hold their lengths against the model's."""
+        key = json.dumps(replaced, sort_keys=True)
+        if key in self._workloads:
+            return self._workloads[key]
+        samples = list(plan.halved(self.book.build_workload(replaced).build(self.model.tokenizer)))
+        if (said := check_samples(samples, self.model)) and not self._workloads:
+            self.progress.message(said)
+        self._workloads[key] = samples
+        return samples
+
+    def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
+        return unit_of(self.identity, stage.name, condition, sample, requests, private=self.private)
+
+    def _analyse(self, stage: Stage) -> None:
+        traces = Run(self.folder)
+        for request in stage.analyses:
+            name, parameters, label = labelled(request)
+            if self.private and discovery.get("analyses", name).reads_tokens:
+                why = f"{name} compares token ids, which a private run leaves out"
+                self.stages[stage.name].setdefault("not_analysed", {})[name] = why
+                self.progress.message(f"stage {stage.name}: {why}")
+                continue
+            finding = discovery.get("analyses", name)(traces, **parameters)
+            self.findings[label] = finding if label == name else finding.model_copy(update={"name": label})
+            self.found.append((stage.name, self.findings[label]))
+        store.write_json(self.folder / "findings.json", [finding.to_json() for _, finding in self.found])
+
+    def _expected(self) -> dict[str, Any]:
+        """Return what became of the casebook's expectations, and in what this run differs from what they are of."""
+        given, book = self.given or self.book, self.book
+        reasons = [f"stage {name} was not played: {s['skipped']}" for name, s in self.stages.items() if "skipped" in s]
+        reasons += [why for facts in self.stages.values() for why in facts.get("not_analysed", {}).values()]
+        return {
+            "of": given.model,
+            "differs_in": [key for key in ("model", "seed", "workload") if getattr(given, key) != getattr(book, key)],
+            "results": judged(book.expect, self.found, reasons),
+        }
+
+    def _record(self, status: str) -> None:
+        ended = status not in ("running", "stopped")
+        write_record(
+            self.folder,
+            {
+                "format": FORMAT,
+                "status": status,
+                "identity": self.identity,
+                "casebook": self.book.model_dump(mode="json"),
+                "provenance": self.provenance,
+                "model_card": self.model.card(),
+                "command": self.command,
+                "success_rules": sorted({RULES[s.success_rule] for made in self._workloads.values() for s in made}),
+                "stages": self.stages,
+                "failed": self.failed,
+                **({"expected": self._expected()} if self.book.expect and ended else {}),
+                **({"files": file_hashes(self.folder, SEALED)} if ended else {}),
+            },
+        )
