@@ -18,7 +18,8 @@ from probe.dashboard.application.address import RUN, UNIT, Control, View
 from probe.dashboard.application.copyable import copyable
 from probe.dashboard.application.page import Options, Page
 from probe.dashboard.application.panel import Grid, Item, Panel, problem, words
-from probe.dashboard.heads.known import HeadsOfRuns
+from probe.dashboard.heads.known import heads_of, opened_unit, run_and_unit
+from probe.dashboard.heads.scored import MOST_BYTES, NOTHING
 from probe.errors import MissingStatistic, UsageError
 from probe.figure_table import Rows
 from probe.finding import Figure
@@ -45,10 +46,6 @@ class head_atlas(Page):
     order: ClassVar[int] = 30
     controls: ClassVar[tuple[Control, ...]] = (RUN, UNIT, BY, ACROSS, UP, HEADS, DRAG, CLICK, FORM)
 
-    def __init__(self, opened: Any) -> None:
-        super().__init__(opened)
-        self._kept = HeadsOfRuns()
-
     def completed(self, view: View) -> dict[str, str]:
         """Return the view with a score where it names none: the first of a finding, else of the trace."""
         full = super().completed(view)
@@ -72,7 +69,7 @@ class head_atlas(Page):
             raise MissingStatistic(NOTHING)
         chosen, wrong = chosen_heads(view[HEADS.name], scores)
         items: list[Item] = [problem(each, "Not chosen") for each in wrong]
-        lines = f"scores_of_heads({self._opened(view)})"
+        lines = f"scores_of_heads({run_and_unit(self.run(view), self.trace(view))})"
         items.append(list(self._figures(view, scores, chosen, lines)))
         items += self._ablation(view, scores, chosen)
         items.append(self._table(view, scores, chosen, lines))
@@ -93,10 +90,7 @@ class head_atlas(Page):
                 )
 
     def _scores(self, view: View) -> ScoresOfHeads:
-        return self._kept.of(self.run(view), view.get(UNIT.name, ""))
-
-    def _opened(self, view: View) -> str:
-        return ", ".join(self._kept.expressions(self.run(view), self.trace(view)))
+        return heads_of(self.run(view), view.get(UNIT.name, ""))
 
     def _figures(self, view: View, scores: ScoresOfHeads, chosen: Sequence[Head], lines: str) -> Iterator[Item]:
         drag: Drag = "lasso" if view[DRAG.name] == "lasso" else "select"
@@ -129,7 +123,7 @@ class head_atlas(Page):
             form=cast("Form", view[FORM.name]),
             heads_by_layer={layer: len(heads) for layer, heads in scores.by_layer.items()},
             half="test" if "find" in halves else "both",
-            opened=self._kept.unit_expression(run, trace),
+            opened=opened_unit(run, trace),
         )
         parts: list[Any] = [title, words(", ".join(f"({layer}, {head})" for layer, head in chosen))]
         for note in found.notes:
@@ -157,14 +151,6 @@ class head_atlas(Page):
         return _Table("all_heads", columns, rows, title, python, 420, follow, lambda: _rows(scores, listed, chosen))
 
 
-MOST_BYTES: Final = 64 * 2**20
-"""Size of an array that the table reads unasked; larger ones are kept per token of a long prompt."""
-
-NOTHING: Final = (
-    "No score of any head is in this run. To fill it: an analysis of heads (retrieval_heads, head_roles, "
-    "attention_sinks, positional_heads, attention_dispersion) in a casebook, or a statistic of attention in its "
-    "capture, such as entropy, sink_mass, recent_mass, mean_distance, max_probability, distance_histogram"
-)
 HOW_TO_CHOOSE: Final = (
     "Choose heads by dragging a box or a lasso over the map or the scatter (with Shift it adds), by a click (Shift, or "
     "“chooses it” beside), or by writing them: 2:9, 2:13 are heads 9 and 13 of layer 2. What removes them is then "

@@ -63,20 +63,30 @@ def played(record: Mapping[str, Any]) -> list[Played]:
     return found[:_MOST_CONDITIONS]
 
 
-def effect(condition: Played, answers: Iterable[UnitAnswer], seed: int = 0) -> Effect:
+class AnswersByCondition:
+    """The answers of a run, ready to be paired by prompt; those that count in no number are left out."""
+
+    def __init__(self, answers: Iterable[UnitAnswer]) -> None:
+        self.treated: dict[tuple[str, str, int | None], dict[str, list[UnitAnswer]]] = {}
+        """By stage, condition and draw, then by prompt."""
+        self.untouched: dict[str, list[UnitAnswer]] = {}
+        """Of baselines, by prompt."""
+        for each in answers:
+            if each.problem or not each.prompt:
+                continue
+            by_prompt = self.treated.setdefault((each.stage, each.condition, each.draw), {})
+            by_prompt.setdefault(each.prompt, []).append(each)
+            if each.role == "baseline":
+                self.untouched.setdefault(each.prompt, []).append(each)
+
+
+def effect(condition: Played, answers: AnswersByCondition, seed: int = 0) -> Effect:
     """Return what a condition did to the answer of each prompt, less what the model as it is answered.
 
-    A prompt that baselines read several times counts as their mean. Answers that count in no number are left out.
+    A prompt that was read several times counts as the mean. The interval is over prompts.
     """
-    treated: dict[str, list[UnitAnswer]] = {}
-    untouched: dict[str, list[UnitAnswer]] = {}
-    for each in answers:
-        if each.problem or not each.prompt:
-            continue
-        if (each.stage, each.condition, each.draw) == (condition.stage, condition.condition, condition.draw):
-            treated.setdefault(each.prompt, []).append(each)
-        elif each.role == "baseline":
-            untouched.setdefault(each.prompt, []).append(each)
+    treated = answers.treated.get((condition.stage, condition.condition, condition.draw), {})
+    untouched = answers.untouched
     prompts = sorted(set(treated) & set(untouched))
     pairs = [(treated[prompt], untouched[prompt]) for prompt in prompts]
     right = [(_mean(_right(a)), _mean(_right(b))) for a, b in pairs]
@@ -106,7 +116,7 @@ def alone(
     single = [each for each in played(record) if _is_single(each)]
     if not single:
         return
-    read = answers()
+    read = AnswersByCondition(answers())
     found: dict[str, dict[Head, list[float]]] = {}
     for each in single:
         cost = effect(each, read).loss

@@ -73,6 +73,8 @@ class ScoresOfHeads:
     """By key: of findings first, then of ablations, then of the unit's trace."""
     labels: Mapping[str, Mapping[Head, str]]
     """What findings say of heads in words, by `finding.column`: roles."""
+    num_heads: Mapping[int, int]
+    """Number of query heads by layer, of the layers of which the unit holds something."""
     kv_heads: Mapping[int, int]
     """Number of key-value heads by layer, as far as it is known."""
     notes: tuple[str, ...] = ()
@@ -99,8 +101,8 @@ class ScoresOfHeads:
 
     def group(self, head: Head) -> tuple[int, list[int]] | None:
         """Return the key-value head that a query head reads, and the query heads that read it; None where unknown."""
-        num, num_kv = len(self.by_layer.get(head[0], ())), self.kv_heads.get(head[0], 0)
-        if not num_kv or num % num_kv:
+        num, num_kv = self.num_heads.get(head[0], 0), self.kv_heads.get(head[0], 0)
+        if not num or not num_kv or num % num_kv:
             return None
         size = num // num_kv
         return head[1] // size, list(range(head[1] // size * size, (head[1] // size + 1) * size))
@@ -153,7 +155,7 @@ def gathered(
             scores[key] = Score(
                 key, each.name, each.unit, each.words, _placed(each.read, layers, heads), each.stored_bytes
             )
-    return ScoresOfHeads(heads, scores, labels, {} if trace is None else kv_heads_of(trace), tuple(notes))
+    return ScoresOfHeads(heads, scores, labels, stored, {} if trace is None else kv_heads_of(trace), tuple(notes))
 
 
 def spearman(x: Floats, y: Floats) -> tuple[float | None, int]:
