@@ -6,7 +6,7 @@ import secrets
 import signal
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probe.command.exits import exits
-from probe.errors import UsageError
+from probe.errors import ProbeError, UsageError
 
 if TYPE_CHECKING:
     from probe.dashboard.live.session import Live
@@ -90,22 +90,25 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def recorded_model(sources: Sequence[Path]) -> tuple[str, dict[str, Any]]:
-    """Return the model that the first of these runs or traces names, and how it was loaded.
+    """Return the model that the first of these runs or traces to name one names, and how it was loaded.
 
-    Raises UsageError where none names one, or where it ran code of its own, which a record is not to start.
+    Raises UsageError where none does, or where it ran code of its own, which a record is not to start.
     """
     from probe.storage.trace_store import Run
     from probe.storage.trace_store import open as open_trace
 
-    opened = open_trace(sources[0])
-    found = opened.record.get("provenance") if isinstance(opened, Run) else opened.provenance
-    provenance: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-    name = provenance.get("model")
-    if not isinstance(name, str) or not name:
-        raise UsageError(f"{sources[0]} does not say which model it is of: --live --model NAME does")
-    if provenance.get("trust_remote_code"):
-        raise UsageError(f"{name} ran code of its own, which nobody starts from a record; name another with --model")
-    options = {"revision": provenance.get("revision"), "backend": provenance.get("backend")}
+    for source in sources:
+        # One that cannot be opened is said in the explorer, beside the others.
+        with suppress(ProbeError):
+            opened = open_trace(source)
+            found = opened.record.get("provenance") if isinstance(opened, Run) else opened.provenance
+            if isinstance(found, Mapping) and isinstance(found.get("model"), str) and found["model"]:
+                break
+    else:
+        raise UsageError(f"{', '.join(map(str, sources))}: no record says of which model; --live --model NAME does")
+    if found.get("trust_remote_code"):
+        raise UsageError(f"{found['model']} ran code of its own, which nobody starts from a record; name another")
+    options = {name: found.get(name) for name in ("revision", "backend")}
     if options["backend"] == "huggingface":
-        options["dtype"] = provenance.get("dtype")
-    return name, {key: value for key, value in options.items() if isinstance(value, str)}
+        options["dtype"] = found.get("dtype")
+    return found["model"], {key: value for key, value in options.items() if isinstance(value, str)}

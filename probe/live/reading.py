@@ -38,6 +38,8 @@ UNTOUCHED: Final = "untouched"
 """The condition in which nothing is done."""
 MOST_UNITS: Final = 200
 """Units that are kept, at most."""
+MOST_BYTES: Final = 16 << 30
+"""Bytes on the disk beyond which nothing more is read."""
 
 _FOREIGN: Final = ("kvpress",)
 _MOST_NAME: Final = 120
@@ -85,8 +87,7 @@ class LiveReader:
             intervention.check(self.model, sample)
             with intervention(self.model):
                 pass
-        if len(self.store.committed()) >= MOST_UNITS:
-            raise UsageError(f"{MOST_UNITS} units are kept, and no more; start the explorer anew")
+        self._check_room()
         if not self._recorded:
             self._record(requests)
             self._recorded = True
@@ -95,6 +96,16 @@ class LiveReader:
             units.append(self._read(condition_name(intervention), intervention, sample, requests, tell))
         readings = [_reading(trace) for trace in units]
         return {"readings": readings, "difference": _difference(*units) if len(units) == 2 else None}
+
+    def _check_room(self) -> None:
+        if len(self.store.committed()) >= MOST_UNITS:
+            raise UsageError(f"{MOST_UNITS} units are kept here, and no more; start the explorer anew")
+        kept = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        if kept >= MOST_BYTES:
+            raise UsageError(
+                f"what was read takes {kept / 2**30:.1f} GiB on the disk, and {MOST_BYTES / 2**30:.1f} GiB the most; "
+                "start the explorer anew, or keep the queries and keys of fewer layers"
+            )
 
     def _sample(self, asked: WhatIf, name: str) -> Sample:
         made = as_sample(self.model, asked.prompt)

@@ -104,7 +104,7 @@ def test_the_heads_chosen_in_the_atlas_are_filled_in(specimen: Path) -> None:
         (["--live", "--host", "192.0.2.7"], "this machine alone"),
         (["--live", "--host", "0.0.0.0"], "this machine alone"),
         (["--model", MODEL], "say --live too"),
-        (["--live"], "does not say which model"),
+        (["--live"], "no record says of which model"),
     ],
 )
 def test_live_is_for_this_machine_and_for_a_model_that_is_known(small: Any, arguments: list[str], said: str) -> None:
@@ -139,8 +139,31 @@ def test_a_request_from_elsewhere_or_too_large_is_refused(small: Any, fake: Any)
     assert client.post(**post, data=b" " * (17 << 20), content_type="application/json").status_code == 413
 
 
-def test_the_model_of_a_record(specimen: Path, tmp_path: Path) -> None:
-    assert recorded_model([specimen]) == (MODEL, {"backend": "huggingface", "dtype": "float32"})
+def test_the_model_of_a_record(specimen: Path, small: Any, tmp_path: Path) -> None:
+    found = (MODEL, {"backend": "huggingface", "dtype": "float32"})
+    assert recorded_model([tmp_path / "nowhere", small.path, specimen]) == found
+
+
+def test_a_record_starts_no_code(tmp_path: Path) -> None:
+    record = {"format": 1, "status": "complete", "provenance": {"model": "theirs", "trust_remote_code": {"sha": "1"}}}
+    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UsageError, match="theirs ran code of its own"):
+        recorded_model([tmp_path])
+
+
+def test_what_is_kept_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from probe.live import reading
+
+    reader = reading.LiveReader(MODEL, {}, tmp_path / "what-if")
+    asked = WhatIf("the number is", num_new_tokens=1)
+    assert len(reader.read(asked, "prompt-1", lambda **_: None)["readings"]) == 1
+    monkeypatch.setattr(reading, "MOST_BYTES", 10_000)
+    with pytest.raises(UsageError, match="GiB on the disk"):
+        reader.read(asked, "prompt-2", lambda **_: None)
+    monkeypatch.setattr(reading, "MOST_UNITS", 1)
+    with pytest.raises(UsageError, match="1 units are kept"):
+        reader.read(asked, "prompt-2", lambda **_: None)
+    reader.store.close()
 
 
 # What becomes of the process, with one that does as it is told and loads nothing.
