@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 
 from probe import chart
-from probe.analyses.measures.place_readings import Floats, head_spread
+from probe.analyses.measures.place_readings import MOST_NUMBERS, Floats, entropy_share, largest_near_end
 from probe.analyses.measures.units_at import known_answers, units_at
 from probe.errors import MissingStatistic
 from probe.finding import Figure
 from probe.storage.trace_store import Run, Trace
 from probe.storage.unit_answer import UnitAnswer
 
-NEEDS: Final = ("entropy", "max_probability")
 MOST_PROMPTS: Final = 8
 """Prompts that are read at each length; heads differ far more than prompts do."""
 MOST_LENGTHS: Final = 12
@@ -28,19 +28,21 @@ def entropy_by_position(
 ) -> Figure:
     """Draw entropy over ln(i + 1) of one condition and length by query position i: mean and range of the heads.
 
-    Raises MissingStatistic, saying what to capture, where `entropy` or `max_probability` was not.
+    Raises MissingStatistic, saying what to capture, where `entropy` was not.
     """
-    units = units_at(run, condition, length, NEEDS, answers=answers, most=MOST_PROMPTS)
+    units = units_at(run, condition, length, ["entropy"], answers=answers, most=MOST_PROMPTS)
     if not units.traces:
         raise _missing(condition)
     edges = np.unique(np.geomspace(1, max(length, 2), CLASSES + 1).astype(int))
     sums: list[Floats] = []
     layers = (0, 0)
     for trace in units.traces:
-        spread = head_spread(trace)
+        if sums and len(sums) * math.prod(trace.stored("entropy").shape) > MOST_NUMBERS:
+            break
+        spread = entropy_share(trace)
         layers = (spread.layers_read, spread.num_layers)
         which = np.searchsorted(edges, spread.position, side="right") - 1
-        columns = [spread.normalised_entropy[:, which == i] for i in range(len(edges))]
+        columns = [spread.values[:, which == i] for i in range(len(edges))]
         sums.append(np.stack([_mean(each) for each in columns], axis=1))
     heads = np.stack(sums).mean(0)
     known = np.isfinite(heads).any(0)
@@ -53,7 +55,7 @@ def entropy_by_position(
         f"How spread attention is, by position: {condition}, {length:,} tokens",
         "Entropy over ln(i + 1) of the query at position i (attention_dispersion's index, this toolkit's own): 1 is "
         f"uniform attention. Line: the median of the {len(heads):,} heads; area: from the 10th to the 90th in 100. "
-        f"{units.words} read." + _layers(layers),
+        f"{len(sums)} of {units.there} prompts read." + _layers(layers),
         [*chart.band(x, low, high), line, uniform],
         {
             "xaxis": chart.axis("query position (log)", type="log"),
@@ -78,13 +80,14 @@ def largest_by_length(
     rows: dict[int, tuple[float, float, float, float]] = {}
     layers, read = (0, 0), 0
     for at in chosen:
-        units = units_at(run, condition, at, NEEDS, answers=known, most=MOST_PROMPTS)
+        units = units_at(run, condition, at, ["max_probability"], answers=known, most=MOST_PROMPTS)
         if not units.traces:
             continue
-        spreads = [head_spread(trace) for trace in units.traces]
-        layers, read = (spreads[0].layers_read, spreads[0].num_layers), read + len(spreads)
-        heads = np.mean([each.largest for each in spreads], axis=0)
-        rows[at] = (*np.quantile(heads, [0.1, 0.5, 0.9]).tolist(), float(np.mean([each.uniform for each in spreads])))
+        found = [largest_near_end(trace) for trace in units.traces]
+        layers, read = (found[0].layers_read, found[0].num_layers), read + len(found)
+        heads = np.mean([each.values.mean(-1) for each in found], axis=0)
+        even = float(np.mean([(1 / (each.position + 1)).mean() for each in found]))
+        rows[at] = (*np.quantile(heads, [0.1, 0.5, 0.9]).tolist(), even)
     if not rows:
         raise _missing(condition)
     low, middle, high, uniform = np.array(list(rows.values())).T

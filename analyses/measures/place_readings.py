@@ -42,42 +42,37 @@ def gold_attention(trace: Trace) -> tuple[float, float] | None:
 
 
 @dataclass(frozen=True)
-class HeadSpread:
-    """How spread the attention of each head of a prompt is."""
+class ByHead:
+    """A statistic by query of every head that a prompt's trace holds, of some layers where all would be too much."""
 
     position: Floats
     """`[query]` Position, the middle of a block where queries were pooled."""
-    normalised_entropy: Floats
-    """`[head query]` H / ln(i + 1) over the heads of all layers read; NaN where a head is not, or at position 0."""
-    largest: Floats
-    """`[head]` Mean largest probability over the last eighth of the queries before the question."""
-    uniform: float
-    """Mean of 1 / (i + 1) over those queries: the largest probability of uniform attention."""
+    values: Floats
+    """`[head query]` over the heads of the layers read, those that are not left out."""
     layers_read: int
     num_layers: int
 
 
-def head_spread(trace: Trace) -> HeadSpread:
-    """Return it from `entropy` and `max_probability`, by the definitions of `attention_dispersion`."""
-    entropy, layers = _by_query(trace.stored("entropy"))
-    largest, _ = _by_query(trace.stored("max_probability"))
-    position = _positions(trace, trace.stored("entropy"))
-    where = _positions(trace, trace.stored("max_probability"))
+def entropy_share(trace: Trace) -> ByHead:
+    """Return H / ln(i + 1) from `entropy`, as `attention_dispersion` defines it; NaN at position 0."""
+    array = trace.stored("entropy")
+    position = _positions(trace, array)
+    values, layers = _by_query(array, (0, array.shape[-1]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(position > 0, entropy / np.log(position + 1), np.nan)
+        share = values * np.where(position > 0, 1 / np.log(position + 1), np.nan)
+    return ByHead(position, share, layers, array.shape[0])
+
+
+def largest_near_end(trace: Trace) -> ByHead:
+    """Return `max_probability` over the last eighth of the queries before the question, or of all where none is."""
+    array = trace.stored("max_probability")
+    position = _positions(trace, array)
     stop = min((s.start for s in trace.sample.spans if s.name == "question" and s.start > 1), default=trace.num_queries)
-    end = (where >= stop - max(1, stop // NEAR_END)) & (where < stop)
-    if not end.any():
-        end[np.flatnonzero(where < stop)[-1:]] = True
-    there = np.isfinite(largest).any(-1)
-    return HeadSpread(
-        position=position,
-        normalised_entropy=share[there],
-        largest=largest[there][:, end].mean(-1),
-        uniform=float((1 / (where[end] + 1)).mean()),
-        layers_read=layers,
-        num_layers=trace.stored("entropy").shape[0],
-    )
+    end = np.flatnonzero((position >= stop - max(1, stop // NEAR_END)) & (position < stop))
+    if not end.size:
+        end = np.flatnonzero(position < stop)[-1:]
+    values, layers = _by_query(array, (int(end[0]), int(end[-1]) + 1))
+    return ByHead(position[end], values, layers, array.shape[0])
 
 
 def loss_by_class(trace: Trace) -> tuple[NDArray[np.int64], Floats]:
@@ -103,12 +98,16 @@ def _ragged(trace: Trace) -> bool:
     return len(set(trace.heads.values())) > 1
 
 
-def _by_query(array: StoredArray) -> tuple[Floats, int]:
-    """Return `[head query]` over layers, and how many of them were read."""
-    layers, heads, queries = array.shape
-    step = max(1, -(-array.shape[0] * heads * queries // MOST_NUMBERS))
-    read = [array.read((at, at + 1), (0, heads), (0, queries))[0] for at in range(0, layers, step)]
-    return np.concatenate(read).astype(np.float64), len(read)
+def _by_query(array: StoredArray, queries: tuple[int, int]) -> tuple[Floats, int]:
+    """Return `[head query]` over layers, heads that are not left out, and how many layers were read."""
+    layers, heads, _ = array.shape
+    step = max(1, -(-layers * heads * (queries[1] - queries[0]) // MOST_NUMBERS))
+    # At once where it is little: a chunk holds several layers.
+    ranges = [(0, layers)] if step == 1 else [(at, at + 1) for at in range(0, layers, step)]
+    values = np.concatenate([array.read(each, (0, heads), queries) for each in ranges])
+    read = len(values)
+    values = values.reshape(-1, values.shape[-1])
+    return np.asarray(values[np.isfinite(values).any(-1)], np.float64), read
 
 
 def _positions(trace: Trace, array: StoredArray) -> Floats:
