@@ -208,10 +208,8 @@ def test_units_that_were_read_for_other_findings_are_taken_out(
     store = RunStore(out)
     # As if the heads of this stage had been others: the same stage and sample, another name.
     trace = next(iter(probe.open(out).traces()))  # type: ignore[union-attr]
-    with (
-        store,
-        store.begin_unit("removed-0-of-others", stage="ablate", condition="removed", sample=trace.sample) as unit,
-    ):
+    about: dict[str, Any] = {"stage": "ablate", "condition": "removed", "facts": {"role": "treatment"}}
+    with store, store.begin_unit("removed-0-of-others", sample=trace.sample, **about) as unit:
         unit.commit(trace.outcome)
     play(model, out)
     run, undisturbed = probe.open(out), probe.open(whole[0])
