@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from probe.storage.trace_store import Trace
 
 Floats = NDArray[np.float64]
-Looks = tuple[tuple[float, float], ...]
-"""For each head, layer by layer: its attention to the last write's bit, and to earlier writes."""
+Head = tuple[int, int]
+Looks = Mapping[Head, tuple[float, float]]
+"""For each head (layer, head): its attention to the last write's bit, and to earlier writes."""
 FEWEST_AGES: Final = 8
 """Fewest different ages of the last write from which a trend is told."""
 
@@ -46,8 +47,12 @@ def looks_of(trace: Trace) -> Looks | None:
     row = array.isel(row=0).transpose("layer", "head", "span").to_numpy().astype(np.float64)
     last = row[..., names.index("needle_value")]
     earlier = [index for index, name in enumerate(names) if str(name).startswith("write_")]
-    pairs = np.stack([last, row[..., earlier].sum(-1)], -1).reshape(-1, 2)
-    return tuple((float(a), float(b)) for a, b in pairs)
+    pairs = np.stack([last, row[..., earlier].sum(-1)], -1)
+    return {
+        (int(layer), head): (float(a), float(b))
+        for layer, heads in zip(array["layer"].to_numpy(), pairs, strict=True)
+        for head, (a, b) in enumerate(heads)
+    }
 
 
 def write_attention(reads: Sequence[tuple[str, object, int, bool, Looks]], seed: int) -> WriteAttention:
@@ -62,9 +67,10 @@ def write_attention(reads: Sequence[tuple[str, object, int, bool, Looks]], seed:
     )
     if int((~wrong).sum()) < 2:
         return WriteAttention(notes=("Too few right reads with attention captured to say where the model looks.",))
-    mass = np.array([looks for *_, looks in reads])
-    head = int(mass[~wrong][..., 0].mean(0).argmax())
-    mass = mass[:, head]
+    heads = list(reads[0][-1])
+    mass = np.array([[looks[head] for head in heads] for *_, looks in reads])
+    reader = int(mass[~wrong][..., 0].mean(0).argmax())
+    head, mass = heads[reader], mass[:, reader]
     languages = np.unique([str(language) for _, language, *_ in reads], return_inverse=True)[1]
     details = [
         *_by_outcome(mass, wrong, prompts, head, seed),
@@ -92,7 +98,7 @@ def write_attention(reads: Sequence[tuple[str, object, int, bool, Looks]], seed:
 
 
 def _by_outcome(
-    mass: Floats, wrong: NDArray[np.bool_], prompts: Sequence[str], head: int, seed: int
+    mass: Floats, wrong: NDArray[np.bool_], prompts: Sequence[str], head: Head, seed: int
 ) -> Iterator[Measurement]:
     for name, some in (("right", ~wrong), ("wrong", wrong)):
         if int(some.sum()) < 2:
@@ -100,7 +106,7 @@ def _by_outcome(
         here = [prompt for prompt, kept in zip(prompts, some, strict=True) if kept]
         for index, what in enumerate(("the last write", "earlier writes")):
             yield Measurement(
-                name=f"attention to {what} in {name} reads, head {head} counted layer by layer",
+                name=f"attention to {what} in {name} reads, head {head}",
                 value=float(mass[some, index].mean()),
                 unit="probability",
                 interval=cluster_bootstrap(mass[some, index], here, bounds=(0.0, 1.0), seed=seed),
@@ -140,7 +146,7 @@ def _slopes(x: Floats, y: Floats, group: NDArray[np.int64], weights: NDArray[Any
     return np.asarray(above / np.maximum(below, np.finfo(float).tiny), np.float64)
 
 
-def _figure(mass: Floats, ages: NDArray[np.int64], prompts: Sequence[str], head: int, seed: int) -> Figure:
+def _figure(mass: Floats, ages: NDArray[np.int64], prompts: Sequence[str], head: Head, seed: int) -> Figure:
     data: list[Any] = []
     for index, (name, color, symbol) in enumerate(
         (("the last write", chart.ACCENT, "circle"), ("earlier writes", chart.WARN, "square"))
@@ -160,7 +166,7 @@ def _figure(mass: Floats, ages: NDArray[np.int64], prompts: Sequence[str], head:
     return chart.figure(
         "attention_by_age",
         "Where the head that reads looks, by how long ago the bit was written",
-        f"Attention of head {head} (counted layer by layer) in right reads, mean of each class of ages with 95 % "
+        f"Attention of head {head}, by (layer, head), in right reads, mean of each class of ages with 95 % "
         "intervals over texts.",
         data,
         {

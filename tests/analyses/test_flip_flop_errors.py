@@ -59,7 +59,7 @@ def test_where_it_looks_when_it_errs_is_told_apart(sample, trace, masses, words)
     finding = flip_flop_errors(texts(sample, trace, {0.8: 0.0, 0.98: 0.3}, masses=masses))
     assert words in finding.claim
     details = {each.name: each.value for each in finding.details}
-    assert details["attention to the last write in right reads, head 5 counted layer by layer"] == pytest.approx(0.6)
+    assert details["attention to the last write in right reads, head (1, 2)"] == pytest.approx(0.6)
 
 
 def test_no_error_in_many_reads_is_refuted_and_in_few_is_not(sample, trace):
