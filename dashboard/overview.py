@@ -15,10 +15,11 @@ from probe.dashboard.findings.card import card
 from probe.dashboard.findings.evidence import evidence
 from probe.dashboard.findings.notices import notices
 from probe.errors import StoreCorrupt
+from probe.telling.summary import unfinished
 from probe.telling.surprise import ORDER, Told, by_surprise, expected_results, names_analyses
 from probe.visible import visible
 
-FINDING = Control("finding", "Finding", of=(RUN.name,))
+FINDING = Control("finding", "Finding", default="all", of=(RUN.name,))
 
 
 class overview(Page):
@@ -31,12 +32,14 @@ class overview(Page):
     def options(self, view: View) -> Mapping[str, Options]:
         """Return the findings by what they are called, in the order of the cards."""
         told = _told(self.run(view))
-        return {FINDING.name: [("", "all"), *((key, visible(key.replace("_", " "))) for key in told)]}
+        return {
+            FINDING.name: [(FINDING.default, "all findings"), *((key, visible(key.replace("_", " "))) for key in told)]
+        }
 
     def content(self, view: View) -> Sequence[Item]:
         """Return the notices and the cards, or the evidence of one finding."""
         run = self.run(view)
-        if chosen := view[FINDING.name]:
+        if (chosen := view[FINDING.name]) != FINDING.default:
             run.finding(chosen)
             return evidence(run, _told(run)[chosen], f"/overview{write_address({RUN.name: run.name}, self.controls)}")
         try:
@@ -60,9 +63,9 @@ def _told(run: OpenedRun) -> dict[str, Told]:
 
 def _nothing(run: OpenedRun) -> str:
     """Return why there is no finding, and what to do about it."""
-    if run.running:
+    if run.running or (unfinished(run.record) and names_analyses(run.record)):
         return "Nothing was found yet: the analyses run after a stage was read."
-    if run.record.get("status") in ("complete", "partial") and names_analyses(run.record):
+    if names_analyses(run.record):
         return (
             f"{visible(str(run.path))}/findings.json is missing, though the casebook names analyses. The command that "
             "played the run makes it again, and reads no unit twice."

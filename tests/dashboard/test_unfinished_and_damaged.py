@@ -76,6 +76,7 @@ def test_a_run_that_was_stopped_says_so_and_how_to_go_on(tmp_path: Path) -> None
     assert "was stopped before its end" in page
     assert "rests on the units that were read so far" in page
     assert "probe run planted --out here</pre>" in page
+    assert "Nothing was found yet" in page
 
 
 def test_a_run_whose_process_is_gone_is_not_taken_for_one_that_is_being_written(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_one_that_cannot_be_opened_among_several_leaves_the_others(tmp_path: Pat
         page = overview(opened)
         assert why in said(opened, f"?run={name}")
         assert "There are also good" in said(opened, f"?run={name}")
-        assert [value for value, _ in page._offered({"run": name, "finding": ""})["run"]] == ["good", *wanted]
+        assert [value for value, _ in page._offered({"run": name, "finding": "all"})["run"]] == ["good", *wanted]
     assert "Nothing to show" not in said(opened, "?run=good")
     with pytest.raises(NewerFormat):
         Opened([late])
