@@ -99,26 +99,28 @@ def state_sizes(trace: Trace, of: Of = "variance", *, layer: int | None = None, 
     index = {number: i for i, number in enumerate(_layers(trace))}
     tokens = trace.stored("position").read((0, array.shape[-1])).astype(np.float64) + 1
     if layer is None:
-        # One layer at a time: all heads of all layers need not fit at once.
-        values = [_largest(np.abs(_read(array, index[at], (0, array.shape[1])))) for at in heads]
-        return StateSizes(tuple(heads), tokens, np.stack(values))
+        # A chunk's layers at a time: all heads of all layers need not fit at once.
+        starts = range(0, array.shape[0], array.chunks[0])
+        parts = [_largest(np.abs(_read(array, (at, min(at + array.chunks[0], array.shape[0]))))) for at in starts]
+        return StateSizes(tuple(heads), tokens, np.concatenate(parts)[[index[at] for at in heads]])
     check(heads, layer, head)
     span = (0, heads[layer]) if head is None else (head, head + 1)
-    return StateSizes(tuple(range(*span)), tokens, np.abs(_read(array, index[layer], span)))
+    return StateSizes(tuple(range(*span)), tokens, np.abs(_read(array, (index[layer], index[layer] + 1), span)[0]))
 
 
 def state_values(trace: Trace, of: Of, layer: int, head: int) -> Floats:
     """Return a quantity of one head with its sign, `[reading]`; raises as `state_sizes` does."""
     check(recurrent_heads(trace), layer, head)
-    values: Floats = _read(trace.stored(captured(trace)[of]), _layers(trace).index(layer), (head, head + 1))[0]
-    return values
+    at = _layers(trace).index(layer)
+    return np.asarray(_read(trace.stored(captured(trace)[of]), (at, at + 1), (head, head + 1))[0, 0])
 
 
 def step_values(trace: Trace, name: str, layer: int, head: int) -> tuple[Floats, Floats]:
     """Return what each token's step has of one head (`decay`, `input_gate`), and the position each entry begins at."""
     check(recurrent_heads(trace), layer, head)
     array = trace.stored(name)
-    values = _read(array, _layers(trace).index(layer), (head, head + 1))[0]
+    at = _layers(trace).index(layer)
+    values: Floats = _read(array, (at, at + 1), (head, head + 1))[0, 0]
     dim = array.dims[-1]
     if dim in trace.stored_names():
         starts = trace.stored(dim).read((0, len(values))).astype(np.float64)
@@ -140,13 +142,14 @@ def _layers(trace: Trace) -> list[int]:
     return [int(layer) for layer in array.read((0, array.shape[0]))]
 
 
-def _read(array: StoredArray, layer: int, heads: tuple[int, int]) -> Floats:
+def _read(array: StoredArray, layers: tuple[int, int], heads: tuple[int, int] | None = None) -> Floats:
+    """Return `[layer head entry]` of a range of layers, by their places in the array, and of heads or all."""
     if array.dims[:2] != ("layer", "state_head") or len(array.dims) != 3:
         raise MissingStatistic(f"{array.path} is not by layer, head and token")
-    return np.asarray(array.read((layer, layer + 1), heads, (0, array.shape[2]))[0], np.float64)
+    return np.asarray(array.read(layers, heads or (0, array.shape[1]), (0, array.shape[2])), np.float64)
 
 
 def _largest(values: Floats) -> Floats:
-    """Return the largest over heads, NaN where none is a number."""
-    there = np.where(np.isnan(values), -np.inf, values).max(0)
+    """Return the largest over heads, `[layer entry]`, NaN where none is a number."""
+    there = np.where(np.isnan(values), -np.inf, values).max(1)
     return np.where(np.isneginf(there), np.nan, there)
