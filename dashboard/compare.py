@@ -13,7 +13,8 @@ from probe.analyses.measures.condition_effect import Quantity
 from probe.analyses.measures.head_differences import (
     MOST_PAIRS,
     check_shapes,
-    common_scores,
+    common_columns,
+    common_statistics,
     finding_difference,
     trace_difference,
 )
@@ -170,27 +171,36 @@ class compare(Page):
 
     def _common(self, view: View, paired: PairedAnswers) -> dict[str, str]:
         a, b = self._sides(view)
-        traces = self._captured(paired, view)[:1]
-        findings = ({}, {}) if a is b else (a.keys(), b.keys())
-        if traces:
-            return common_scores(*traces[0], *findings) if traces[0][0].heads == traces[0][1].heads else {}
-        return {}
+        sides = self._heads(paired, view)
+        if sides is None or sides[0].heads != sides[1].heads:
+            return {}
+        found = common_statistics(*sides) if self._captured(paired, view) else {}
+        return found if a is b else found | common_columns(a.keys(), b.keys())
+
+    def _heads(self, paired: PairedAnswers, view: View) -> tuple[Trace, Trace] | None:
+        """Return a unit of each side that says which heads there are: of one prompt, or any where none is captured."""
+        pairs = self._captured(paired, view)
+        if pairs:
+            return pairs[0]
+        sides = self._sides(view)
+        units = [next((each.unit for each in _answers(run) if each.captured), "") for run in sides]
+        return (_opened(sides[0], units[0]), _opened(sides[1], units[1])) if all(units) else None
 
     def _atlas(self, paired: PairedAnswers, view: View) -> Iterator[Item]:
         a, b = self._sides(view)
-        traces = self._captured(paired, view)
-        if not traces:
+        traces, one = self._captured(paired, view), self._heads(paired, view)
+        scores = self._scores(view, paired)
+        if one is None or (one[0].heads == one[1].heads and not scores and not traces):
             yield words(
                 "Heads cannot be compared: of no prompt that both sides read was anything captured on both. Capture a "
                 "statistic of attention under both conditions (`capture: true` in a casebook)."
             )
             return
         try:
-            check_shapes(*traces[0])
+            check_shapes(*one)
         except UsageError as error:
             yield words(f"No atlas of differences: {error}.")
             return
-        scores = self._scores(view, paired)
         if not scores:
             yield words("Heads cannot be compared: both sides hold no statistic of each head in common.")
             return
@@ -209,7 +219,7 @@ class compare(Page):
                 pairs = f"[({_unit(a, 'a', 'x')}, {_unit(b, 'b', 'y')}) for x, y in pairs]"
                 lines = f"atlas_difference\n\n{sides}\npairs = {units!r}\natlas_difference({name!r}, {pairs})"
             else:
-                heads = traces[0][0].heads
+                heads = one[0].heads
                 findings = (a.keys(), b.keys())
                 figure = self._kept(a, key, lambda: drawn_atlas(finding_difference(chosen, *findings, heads)))
                 both = "finding_keys(a.findings()), finding_keys(b.findings())"
@@ -218,7 +228,7 @@ class compare(Page):
         except ProbeError as error:
             yield words(f"No atlas of differences: {error}.")
             return
-        follow = f"/attention?run={quote(b.name, safe='')}&unit={quote(traces[0][1].unit, safe='')}"
+        follow = f"/attention?run={quote(b.name, safe='')}&unit={quote(one[1].unit, safe='')}"
         yield Panel(figure, start + lines, follow=follow + "&layer={y}&head={x}")
 
     def _differing(self, view: View) -> Iterator[Item]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probe.analyses.measures.head_reductions import Reduction, layers_of, reductions
-from probe.analyses.measures.scores_of_heads import gathered
+from probe.analyses.measures.scores_of_heads import TRACE, gathered
 from probe.errors import MissingStatistic, UsageError
 from probe.finding import Finding
 from probe.intervals import FEWEST_PROMPTS, mean_ends
@@ -65,19 +65,16 @@ def check_shapes(first: Trace, second: Trace) -> None:
         )
 
 
-def common_scores(
-    first: Trace,
-    second: Trace,
-    findings: Mapping[str, Finding] | None = None,
-    others: Mapping[str, Finding] | None = None,
-) -> dict[str, str]:
-    """Return by key the names of what both sides have of each head: of units' arrays, then of two runs' findings."""
+def common_statistics(first: Trace, second: Trace) -> dict[str, str]:
+    """Return by key the names of what both units' arrays have of each head; keys begin with `trace.`."""
     there = {each.key for each in reductions(second)}
-    found = {f"trace.{each.key}": each.name for each in reductions(first) if each.key in there}
-    if findings and others:
-        a, b = gathered(None, findings).scores, gathered(None, others).scores
-        found |= {key: score.name for key, score in a.items() if key in b}
-    return found
+    return {f"{TRACE}.{each.key}": each.name for each in reductions(first) if each.key in there}
+
+
+def common_columns(findings: Mapping[str, Finding], others: Mapping[str, Finding]) -> dict[str, str]:
+    """Return by key the names of what both runs' findings have of each head."""
+    first, second = gathered(None, findings).scores, gathered(None, others).scores
+    return {key: score.name for key, score in first.items() if key in second}
 
 
 def finding_difference(

@@ -12,6 +12,7 @@ from scipy import stats
 import probe
 from probe.dashboard.application.opened import Opened
 from probe.dashboard.compare import compare
+from probe.finding import Finding, Measurement
 from probe.outcome import Outcome
 from probe.sample import Sample
 from probe.storage.array import Array
@@ -150,6 +151,34 @@ def test_the_atlas_is_the_planted_shift(sides: Sides) -> None:
     }
     assert framed == set(map(tuple, np.argwhere(SHIFT != 0).tolist()))
     assert "Mean over 8 prompts" in found["atlas_difference"].figure.caption
+
+
+def test_findings_of_two_runs_are_compared_by_head(sides: Sides, tmp_path: Path) -> None:
+    other = Sides(tmp_path / "second")
+    for path, more in ((sides.path, 0.0), (other.path, 0.25)):
+        finding = Finding(
+            analysis="retrieval_heads",
+            question="?",
+            claim="!",
+            verdict="supported",
+            measured=Measurement(name="x", value=1.0, n=1),
+            columns=("layer", "head", "score"),
+            table=((0, 1, 0.5), (1, 2, 0.125 + more)),
+            definition="d",
+            source="s",
+        )
+        write_json(path / "findings.json", [finding.to_json()])
+    try:
+        view, found, _ = shown(sides.path, other.path, search="?run=run&run_b=second&score=retrieval_heads.score")
+        [cells] = found["atlas_difference"].figure.plotly["data"]
+        assert cells["z"] == [[None, 0.0, None], [None, None, 0.25]]
+        *before, last = found["atlas_difference"].python.split("\n")
+        names: dict[str, Any] = {}
+        exec("\n".join([*before, f"made = {last}"]), names)
+        assert names["made"] == found["atlas_difference"].figure
+        assert view["condition_b"] == view["condition"] == "plain"
+    finally:
+        (sides.path / "findings.json").unlink()
 
 
 def test_models_of_another_shape_are_refused_by_name_and_the_rest_is_shown(sides: Sides, tmp_path: Path) -> None:
