@@ -108,11 +108,11 @@ def head_scatter(
     chosen = {head for head in marked if head in scores.index}
     both = np.isfinite(across.values) & np.isfinite(up.values)
     data = []
-    for name, colour, symbol, size, which in (
-        ("heads", chart.ACCENT, "circle", 6, lambda head: head not in chosen),
-        ("chosen", chart.WARN, "diamond", 11, lambda head: head in chosen),
+    for name, colour, symbol, size in (
+        ("heads", chart.ACCENT, "circle", 6),
+        ("chosen", chart.WARN, "diamond", 11),
     ):
-        at = [i for i, head in enumerate(scores.heads) if both[i] and which(head)]
+        at = [i for i, head in enumerate(scores.heads) if both[i] and (head in chosen) == (name == "chosen")]
         points: chart.Trace = {
             "type": "scatter",
             "mode": "markers",

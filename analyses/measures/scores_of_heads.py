@@ -164,10 +164,10 @@ def spearman(x: Floats, y: Floats) -> tuple[float | None, int]:
     Equal values share their mean rank.
     """
     both = np.isfinite(x) & np.isfinite(y)
-    ranks = [_ranked(values[both]) for values in (x, y)]
-    if both.sum() < 3 or any(np.ptp(each) == 0 for each in ranks):
+    across, up = _ranked(x[both]), _ranked(y[both])
+    if both.sum() < 3 or np.ptp(across) == 0 or np.ptp(up) == 0:
         return None, int(both.sum())
-    return float(np.corrcoef(*ranks)[0, 1]), int(both.sum())
+    return float(np.corrcoef(across, up)[0, 1]), int(both.sum())
 
 
 def _ranked(values: Floats) -> Floats:
