@@ -48,6 +48,7 @@ class head(Page):
     """One query head of one unit, and what the whole run says of it."""
 
     title: ClassVar[str] = "Head"
+    live: ClassVar[bool] = True
     order: ClassVar[int] = 40
     controls: ClassVar[tuple[Control, ...]] = (RUN, UNIT, LAYER, HEAD)
 

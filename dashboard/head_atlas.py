@@ -43,6 +43,7 @@ class head_atlas(Page):
     """Layer × head by any score, a scatter of two scores, a table of all, and the experiment that removes some."""
 
     title: ClassVar[str] = "Head atlas"
+    live: ClassVar[bool] = True
     order: ClassVar[int] = 30
     controls: ClassVar[tuple[Control, ...]] = (RUN, UNIT, BY, ACROSS, UP, HEADS, DRAG, CLICK, FORM)
 

@@ -61,8 +61,8 @@ def _links(reading: Mapping[str, Any], job: Job, run: OpenedRun, made: Mapping[s
         view |= {LAYER.name: str(job.asked.layers[0])}
     links = []
     for name, page in made.items():
-        if page.live:
-            shared = [control for control in page.controls if control.name in view]
+        shared = [control for control in page.controls if control.name in view]
+        if page.live and {UNIT, LAYER} <= {*page.controls}:
             label = f"{page.title}: {visible(reading['condition'])}"
             links.append(dcc.Link(page.title, href=f"/{name}{write_address(view, shared)}", title=label))
     return html.Span(links, className="live-links")

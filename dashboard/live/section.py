@@ -132,10 +132,13 @@ def prefilled(page: Page | None, search: str | None) -> list[str]:
     layer, head = view.get(LAYER.name, ""), view.get(HEAD.name, "")
     try:
         # The heads that were chosen in the atlas; another page may mean something else by the word.
-        heads = ", ".join(f"{one}:{two}" for one, two in read_heads(view.get("heads", "")))
+        chosen = read_heads(view.get("heads", ""))
     except UsageError:
-        heads = ""
-    return [heads or (f"{layer}:{head}" if layer and head else ""), layer]
+        chosen = ()
+    if not chosen:
+        return [f"{layer}:{head}" if layer and head else "", layer]
+    layers = sorted({each for each, _ in chosen})[:MOST_LAYERS]
+    return [", ".join(f"{one}:{two}" for one, two in chosen), layer or ", ".join(map(str, layers))]
 
 
 def _asked(
