@@ -231,7 +231,7 @@ def _title(judged: Sequence[Judged], verdict: Verdict) -> str:
             if len(names) <= 3
             else f"{names[0]} and {len(names) - 1} others help"
         )
-    hurt = sum(each.judgement == "hurts" and each.effect.reading.role != "control" for each in judged)
+    hurt = sum(each.judgement == "hurts" for each in judged)
     worse = f", {hurt} hurt{'s' * (hurt == 1)}" if hurt else ""
     return ("None of these helps" if verdict == "refuted" else "Whether any of these helps cannot be told") + worse
 
