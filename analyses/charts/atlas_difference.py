@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from probe.finding import Finding
     from probe.storage.trace_store import Trace
 
+FRAME: Final = chart.SERIES[3]
+"""Colour of the frames: on no end of the scale, and seen on white and on black."""
 WRITTEN: Final = 32
 """Rows and columns up to which each cell says its sign."""
 
@@ -39,7 +41,7 @@ def drawn_atlas(found: HeadDifference) -> Figure:
     known = values[np.isfinite(values)]
     if not known.size:
         raise MissingStatistic(f"no head has {found.name} on both sides")
-    most = max(float(np.abs(known).max()), 1e-12)
+    most = float(np.abs(known).max()) or 1.0
     layers = found.layers[: len(values)]
     rows, columns = values.shape
     cells = chart.heatmap(
@@ -65,7 +67,7 @@ def drawn_atlas(found: HeadDifference) -> Figure:
             "x1": head + 0.5,
             "y0": row - 0.5,
             "y1": row + 0.5,
-            "line": {"color": chart.INK, "width": 1.5},
+            "line": {"color": FRAME, "width": 2},
         }
         for row, head in found.told
         if row < rows and head < columns

@@ -17,6 +17,7 @@ from probe.outcome import Outcome
 from probe.sample import Sample
 from probe.storage.array import Array
 from probe.storage.store import RunStore, write_json
+from probe.telling.differing import differing
 from tests.dashboard.conftest import wait
 from tests.dashboard.test_every_page import opened_page, panels
 
@@ -188,6 +189,14 @@ def test_models_of_another_shape_are_refused_by_name_and_the_rest_is_shown(sides
     assert "A (planted) has 2 layers of 3 heads, B (deep) has 4 layers of 3 heads" in said
     assert {"differences", "prompt_by_prompt", "differing"} <= set(found)
     assert ("provenance · model", "planted", "deep") in found["differing"].table
+
+
+def test_where_records_differ_is_said_key_by_key() -> None:
+    first = {"a": {"b": 1, "c": "x"}, "stages": [{"name": "read", "half": "both"}, {"k": [1, 2]}], "same": [1]}
+    second = {"a": {"b": 2, "c": "x"}, "stages": [{"name": "read", "half": "find"}], "same": [1], "empty": {}}
+    assert differing(first, second) == [
+        ("a · b", "1", "2"), ("stages · read · half", "both", "find"), ("stages · 1 · k", "[1, 2]", "")
+    ]  # fmt: skip
 
 
 def test_another_right_answer_is_another_question(sides: Sides, tmp_path: Path) -> None:
