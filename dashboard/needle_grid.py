@@ -23,6 +23,7 @@ from probe.visible import visible
 CONDITION = Control("condition", "Condition", of=(RUN.name,))
 AGAINST = Control("against", "Held against", of=(RUN.name, "condition"))
 BY = Control("by", "Shown", "accuracy", "choice", ("accuracy", "loss"))
+TABLES = Control("tables", "Tables beneath", "off", "switch")
 LENGTH = Control("length", of=(RUN.name, "condition"))
 DEPTH = Control("depth", of=(RUN.name, "condition"))
 
@@ -32,7 +33,7 @@ class needle_grid(Page):
 
     title: ClassVar[str] = "Needle grid"
     order: ClassVar[int] = 20
-    controls: ClassVar[tuple[Control, ...]] = (RUN, CONDITION, AGAINST, BY, LENGTH, DEPTH)
+    controls: ClassVar[tuple[Control, ...]] = (RUN, CONDITION, AGAINST, BY, TABLES, LENGTH, DEPTH)
 
     def completed(self, view: View) -> dict[str, str]:
         """Return the view with the first baseline as the condition, and what it can be held against."""
@@ -78,8 +79,10 @@ class needle_grid(Page):
             yield from _samples(run, answers, view, place, places, back)
         else:
             yield words("Click a cell to see its samples. Keys: c and C step through the conditions.")
-        yield _table(run, answers, condition, against, by, places)
-        yield _conditions_table(run, answers, by)
+        # Off unless asked for: each takes as long to draw as the figures do.
+        if view[TABLES.name] == "on":
+            yield _table(run, answers, condition, against, by, places)
+            yield _conditions_table(run, answers, by)
 
     def _grids(self, run: OpenedRun, answers: list[UnitAnswer], view: View, place: Place | None) -> list[Item]:
         condition, against = view[CONDITION.name], view[AGAINST.name]

@@ -89,6 +89,23 @@ def test_the_loss_is_the_mean_that_was_planted(run: Path) -> None:
         assert heat["z"][row] == pytest.approx([0.25 + depth, 0.25 + depth + 2 * wrong], rel=2e-3)
 
 
+def test_the_tables_hold_what_the_figures_show_and_lead_to_every_condition(run: Path) -> None:
+    _, items = items_at(run, "?condition=treated&tables=on")
+    cells = named(items, "cells")
+    assert cells.rows() == named(items, "needle_accuracy").rows()
+    rows = [dict(zip(cells.columns, row, strict=True)) for row in cells.table]
+    assert [(row["length_tokens"], row["depth"]) for row in rows] == [(at, depth) for at in LENGTHS for depth in DEPTHS]
+    assert [row["less_baseline"] for row in rows] == [-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    totals = named(items, "conditions")
+    shares = {row[0]: row[totals.columns.index("share_right")] for row in totals.table}
+    for condition, share in shares.items():
+        known = [
+            v for place, some in on_the_disk(run).items() if place[0] == condition for vs in some.values() for v in vs
+        ]
+        assert share == pytest.approx(sum(known) / len(known))
+    assert totals.follow["condition"] == "/needle_grid?run=run&condition={condition}"
+
+
 def test_a_click_leads_to_the_samples_of_the_cell(run: Path) -> None:
     _, items = items_at(run, "?condition=treated")
     assert (

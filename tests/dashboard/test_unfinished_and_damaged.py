@@ -160,7 +160,7 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(
         _, items = page(opened).shown("")
         assert "It failed" not in str(items), name
         assert items or name == "attention"
-    _, items = needle_grid(opened).shown("")
+    _, items = needle_grid(opened).shown("?tables=on")
     assert any(getattr(item, "name", "") == "cells" for item in items)
 
 
