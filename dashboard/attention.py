@@ -91,7 +91,13 @@ class attention(Page):
         words = {
             **labels,
             "spans": [[visible(s.name), s.start, s.stop] for s in trace.sample.spans[:_MOST_TOLD] if len(s)],
-            "asked": {"queries": asked["queries"] or whole, "keys": asked["keys"] or whole, "extent": whole[1]},
+            "asked": {
+                "queries": asked["queries"] or whole,
+                "keys": asked["keys"] or whole,
+                "extent": whole[1],
+                # What is looked at, wherever in it.
+                "subject": write_address({**view, QUERIES.name: "", KEYS.name: "", CELL.name: ""}, self.controls),
+            },
         }
         lines = _lines(self.run(view), trace, asked, view["scale"])
         notes = " ".join((*found.notes, *_told(trace, asked["layer"]), BESIDE[found.which]))

@@ -4,6 +4,7 @@
   const graph = () => document.querySelector("#attention-map .js-plotly-plot");
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   let asked = null;
+  let whole = null;
 
   // Arithmetic of ranges [start, stop) of positions inside of a prompt of `extent` tokens.
   const ranges = {
@@ -41,18 +42,26 @@
     return text ? "?" + text : "";
   }
 
+  // Draw at once what is there already, enlarged or moved: the level above, until finer cells have come.
+  function enlarge(queries, keys) {
+    const there = graph();
+    if (!there || !there.layout || !there.layout.meta) return;
+    const meta = there.layout.meta;
+    const inside = (range, drawn) => range[0] >= drawn[0] && range[1] <= drawn[1];
+    const view = { xaxis: [keys[0] - 0.5, keys[1] - 0.5], yaxis: [queries[1] - 0.5, queries[0] - 0.5] };
+    document.getElementById("attention-focus").dataset.refining = "";
+    there.querySelectorAll(".attention-beside").forEach((line) => line.remove());
+    if (!(inside(queries, meta.queries) && inside(keys, meta.keys)) && whole && whole.subject === asked.subject) {
+      const layout = structuredClone(whole.drawing.layout);
+      for (const [axis, range] of Object.entries(view)) layout[axis] = { ...layout[axis], range };
+      window.Plotly.react(there, whole.drawing.data, layout);
+    } else window.Plotly.relayout(there, { "xaxis.range": view.xaxis, "yaxis.range": view.yaxis });
+  }
+
   function show(queries, keys) {
     if (String([queries, keys]) === String([asked.queries, asked.keys])) return;
     asked = { ...asked, queries, keys };
-    const there = graph();
-    // At once what is there already, enlarged or moved: the level above, until finer cells have come.
-    if (there) {
-      document.getElementById("attention-focus").dataset.refining = "";
-      window.Plotly.relayout(there, {
-        "xaxis.range": [keys[0] - 0.5, keys[1] - 0.5],
-        "yaxis.range": [queries[1] - 0.5, queries[0] - 0.5],
-      });
-    }
+    enlarge(queries, keys);
     window.explorer.go(location.pathname + address(location.search, queries, keys, asked.extent));
   }
 
@@ -79,6 +88,13 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-map-key]");
     if (button && asked) keys[button.dataset.mapKey]();
+    // A link to a span or to the whole goes its own way; what is there already goes before it.
+    const link = event.target.closest(".attention-ways a:not(.attention-leave)");
+    if (!link || !asked || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const parts = new URLSearchParams(new URL(link.href).search);
+    const [queries, over] = ["queries", "keys"].map((name) =>
+      parts.has(name) ? parts.get(name).split("-").map(Number) : [0, asked.extent]);
+    if (String([queries, over]) !== String([asked.queries, asked.keys])) enlarge(queries, over);
   });
 
   // The data of a store within what the server answered; null where it has none.
@@ -149,9 +165,15 @@
       draw: function (content) {
         const focus = document.getElementById("attention-focus");
         if (focus) delete focus.dataset.refining;
+        document.querySelectorAll(".attention-beside").forEach((line) => line.remove());
         const labels = held(content, "attention-words-drawn");
-        if (labels) asked = labels.asked;
-        return [held(content, "attention-map-drawing") || { data: [], layout: {} }, labels];
+        const drawing = held(content, "attention-map-drawing") || { data: [], layout: {} };
+        if (labels) {
+          asked = labels.asked;
+          const all = [labels.asked.queries, labels.asked.keys].every((range) => range[1] - range[0] === asked.extent);
+          if (all) whole = { subject: asked.subject, drawing };
+        }
+        return [drawing, labels];
       },
       // A figure also says that it has fitted itself to the window: no view is asked for by that.
       zoomed: function (relayout, labels) {
@@ -187,6 +209,8 @@
         const help = "Point at the map to read a cell, and its row and column beside it (dotted). " +
           "Click to zoom in, or drag a box; double click shows all.";
         if (!point || point.curveNumber !== 0) return help;
+        // What is drawn is not what was answered, for a moment.
+        if ("refining" in document.getElementById("attention-focus").dataset) return help;
         const axis = (name, range, centre) => {
           const start = Math.round(centre - (meta.cell - 1) / 2);
           if (start < range[0] || start >= range[1]) return null;

@@ -200,6 +200,42 @@ def test_keys_and_boxes_move_the_map_in_place_and_the_address_with_it(browser: A
         assert browser.current_url == f"{address}/attention?layer=1"
 
 
+def test_until_finer_cells_have_come_the_level_above_is_drawn_and_says_so(
+    browser: Any, long: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, go_on = attention.content, threading.Event()
+
+    def late(self: attention, view: Any) -> Any:
+        if view["queries"]:
+            assert go_on.wait(60)
+        return content(self, view)
+
+    monkeypatch.setattr(attention, "content", late)
+    with serve(long.path) as address:
+        browser.get(f"{address}/attention?layer=1")
+        drawn(browser, "One cell covers 512 × 512 tokens")
+        browser.find_element("css selector", ".attention-jumps li:nth-child(2) a").click()
+        seen = wait(
+            browser,
+            lambda b: b.execute_script(
+                "const there = document.querySelector('#attention-map .js-plotly-plot');"
+                "return 'refining' in document.getElementById('attention-focus').dataset && "
+                "[there._fullLayout.meta.cell, there._fullLayout.xaxis.range];"
+            ),
+        )
+        assert seen == [512, [130_995.5, 131_071.5]]
+        go_on.set()
+        drawn(browser, "1 query × 1 key")
+        wait(browser, lambda b: shows(b, [130_996, 131_072], [130_996, 131_072]))
+        assert not browser.find_elements("css selector", "#attention-focus[data-refining]")
+        # From there another place, which the picture of this one does not hold: the whole is kept for that.
+        go_on.clear()
+        browser.find_element("css selector", ".attention-jumps li:nth-child(1) a").click()
+        wait(browser, lambda b: shows(b, [0, 131_072], [0, 131_072]))
+        go_on.set()
+        wait(browser, lambda b: shows(b, [51_996, 52_044], [51_996, 52_044]))
+
+
 def test_the_number_under_the_cursor_is_the_exact_probability(browser: Any, small: Any, serve: Any) -> None:
     with serve(small.path) as address:
         browser.get(f"{address}/attention?unit=full&layer=0&head=2")
