@@ -38,7 +38,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 not as expected, 2 usage, 3 no model, 4 partial, 5 corrupt, 6 in use, 70 our error.
+    Exit codes: 0 done, 1 not as expected, 2 usage, 3 no model, 4 partial, 5 corrupt, 6 in use, 7 limit, 70 our error.
     """
     try:
         app()
