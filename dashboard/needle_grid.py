@@ -16,6 +16,7 @@ from probe.dashboard.application.page import Options, Page
 from probe.dashboard.application.panel import Grid, Item, Panel, words
 from probe.dashboard.application.unit_links import unit_links
 from probe.errors import MissingStatistic, UsageError
+from probe.figure_table import Rows
 from probe.storage.unit_answer import UnitAnswer
 from probe.telling.summary import Failure, in_groups
 from probe.visible import visible
@@ -92,12 +93,15 @@ class needle_grid(Page):
         marked = "" if place is None else f", marked={place!r}"
         run_, options = f"probe.open({str(run.path)!r})", f"by={by!r}{marked}"
         lines = "import probe\nfrom probe.analyses.charts.needle_grid import {0}\n\n{0}(" + run_
-        table = _table(run, answers, condition, against, by, Places.of(answers, [condition, against]))
+
+        def table() -> tuple[Sequence[str], Rows]:
+            return _table(run, answers, condition, against, by, Places.of(answers, [condition, against])).rows()
+
         panels: list[Item] = [
             Panel(
                 grid(answers, condition, by=by, marked=place),
                 lines.format("needle_grid") + f", {condition!r}, {options})",
-                table.rows,
+                table,
                 follow,
             )
         ]
@@ -106,7 +110,7 @@ class needle_grid(Page):
                 Panel(
                     needle_difference(answers, condition, against, by=by, marked=place),
                     lines.format("needle_difference") + f", {condition!r}, {against!r}, {options})",
-                    table.rows,
+                    table,
                     follow,
                 )
             )
