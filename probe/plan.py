@@ -142,6 +142,13 @@ def _resolve(
         try:
             built(whole)
         except UsageError as error:
+            own = sorted(
+                field for part in parts_of(intervention) if isinstance(part, FromFinding) for field in part.fields
+            )
+            if own:
+                # What a finding suggests can be played: it is what the casebook says beside it that cannot be.
+                said = f"condition {name!r}, its fields {', '.join(own)}: {error}"
+                raise UsageError(said) from error
             raise CannotPlay(f"condition {name!r}: {error}") from error
     return [dataclasses.replace(plain, intervention=whole)]
 

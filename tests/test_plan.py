@@ -8,7 +8,7 @@ import pytest
 
 from probe.errors import UsageError
 from probe.finding import Finding, Measurement, Suggestion
-from probe.plan import resolve
+from probe.plan import CannotPlay, resolve
 from probe.stage import Stage
 
 HEADS = [[2, 9], [2, 2], [1, 5], [0, 0]]
@@ -70,3 +70,17 @@ def test_another_intervention_takes_the_suggested_heads_and_nothing_else() -> No
 def test_a_suggestion_without_heads_has_no_top() -> None:
     with pytest.raises(UsageError, match="plays the top 1, and scale names no heads"):
         resolve(stage(1), found("scale", factor=2), lambda heads, draws: [])
+
+
+def test_a_field_that_the_casebook_gets_wrong_stops_the_run_and_is_named() -> None:
+    treatment = {"from_finding": "retrieval_heads", "fields": {"form": "zeroo"}}
+    asked = Stage.model_validate({"name": "s", "conditions": {"c": {"role": "treatment", "intervention": treatment}}})
+    with pytest.raises(UsageError, match=r"condition 'c', its fields form: .*zeroo") as caught:
+        resolve(asked, found(), lambda heads, draws: [])
+    # Not a stage that is passed over, as where a finding suggests what cannot be.
+    assert not isinstance(caught.value, CannotPlay)
+    asked = Stage.model_validate(
+        {"name": "s", "conditions": {"c": {"role": "treatment", "intervention": {**treatment, "fields": {}}}}}
+    )
+    with pytest.raises(CannotPlay):
+        resolve(asked, found(heads=[[0, 0]], form="zeroo"), lambda heads, draws: [])
