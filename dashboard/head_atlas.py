@@ -26,10 +26,10 @@ from probe.finding import Figure
 from probe.telling.ablation import Form, ablation
 from probe.visible import visible
 
-BY = Control("by", "Coloured by")
-ACROSS = Control("x", "Scatter: across")
-UP = Control("y", "Scatter: up")
-HEADS = Control("heads", "Chosen heads, as layer:head", kind="text")
+BY = Control("by", "Coloured by", of=(RUN.name,))
+ACROSS = Control("x", "Scatter: across", of=(RUN.name,))
+UP = Control("y", "Scatter: up", of=(RUN.name,))
+HEADS = Control("heads", "Chosen heads, as layer:head", kind="text", of=(RUN.name,))
 DRAG = Control("drag", "A drag chooses with a", default="box", kind="choice", options=("box", "lasso"))
 CLICK = Control("click", "A click on a head", default="opens it", kind="choice", options=("opens it", "chooses it"))
 FORM = Control("form", "Ablated form", default="zero", kind="choice", options=("zero", "uniform"))

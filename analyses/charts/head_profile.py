@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-MOST_POINTS: Final = 1_000
+MOST_POINTS: Final = 400
 """Points of a line, at most; of a longer text each is the mean of as many queries."""
 _OTHERS: Final = "mean of the layer"
 

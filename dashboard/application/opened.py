@@ -13,6 +13,7 @@ from probe.finding import Finding
 from probe.storage.trace_store import Run, Trace
 from probe.storage.trace_store import open as open_trace
 from probe.storage.unit_answer import Answers, UnitAnswer
+from probe.telling.finding_keys import finding_keys
 from probe.telling.stages import StageProgress, is_running, stages_of
 from probe.visible import visible
 
@@ -92,15 +93,7 @@ class OpenedRun:
 
     def keys(self) -> dict[str, Finding]:
         """Return the findings by a key of their own: the casebook's name, else the analysis', numbered where twice."""
-        found: dict[str, Finding] = {}
-        for finding in self.findings():
-            name, count = finding.name or finding.analysis, 1
-            key = name
-            while key in found:
-                count += 1
-                key = f"{name}-{count}"
-            found[key] = finding
-        return found
+        return finding_keys(self.findings())
 
     def unit_records(self) -> Mapping[str, Mapping[str, Any]]:
         """Return what each unit is (`stage`, `condition`, `role`, `sample`, `failed`), by unit."""

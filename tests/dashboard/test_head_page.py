@@ -143,9 +143,9 @@ def test_a_long_prompt_is_drawn_as_means(tmp_path: Path) -> None:
     trace = run.trace(next(iter(run.units)))
     mine, _, _ = entropy_by_position(trace, layer=0, head=2).plotly["data"]
     assert len(mine["x"]) <= MOST_POINTS
-    # 2,048 blocks of 64 queries, three to a point.
+    # 2,048 blocks of 64 queries, six to a point.
     stored = trace["entropy"].sel(layer=0).isel(head=2).to_numpy().astype(float)
-    assert np.allclose(mine["y"][:-1], stored[:2046].reshape(-1, 3).mean(1), rtol=1e-3)
+    assert np.allclose(mine["y"][:-1], stored[:2046].reshape(-1, 6).mean(1), rtol=1e-3)
 
 
 def test_a_statistic_of_one_layer_alone_is_found(tmp_path: Path) -> None:
