@@ -246,7 +246,7 @@ def wait(browser: Any, condition: Callable[[Any], Any]) -> Any:
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(condition)
+    return WebDriverWait(browser, 60, 0.05, ignored_exceptions=[StaleElementReferenceException]).until(condition)
 
 
 def logged(browser: Any) -> tuple[set[str], list[str]]:

@@ -49,7 +49,7 @@ def asked(browser: Any) -> list[list[int]]:
 def read_cell(browser: Any) -> str:
     """Point at the middle of the map and return what is said of it."""
     middle = browser.find_element("css selector", "#attention-map .nsewdrag[data-subplot=xy]")
-    ActionChains(browser).move_to_element(middle).perform()
+    ActionChains(browser, duration=20).move_to_element(middle).perform()
     wait(browser, lambda b: "value" in b.find_element("id", "attention-reading").text)
     said: str = browser.find_element("id", "attention-reading").get_attribute("textContent")
     return said
@@ -80,7 +80,7 @@ def test_a_link_shows_the_same_view_and_a_click_zooms(browser: Any, long: Any, s
         browser.get(f"{address}/attention?layer=1&head=1&queries=1000-3000&keys=0-2000")
         drawn(browser, "One cell covers 3 × 3 tokens")
         assert browser.find_element("id", "attention-head").get_attribute("value") == "1"
-        ActionChains(browser).click(browser.find_element("css selector", "#attention-map .nsewdrag")).perform()
+        ActionChains(browser, duration=20).click(browser.find_element("css selector", "#attention-map .nsewdrag")).perform()
         drawn(browser, "1 query × 1 key")
         zoomed = browser.current_url
         assert "queries=1" in zoomed
@@ -98,7 +98,7 @@ def test_hostile_tokens_are_shown_and_none_runs(browser: Any, small: Any, serve:
         for token in range(len(HOSTILE)):
             key = small.tokens.index(token)
             # From elsewhere, so that the cursor comes anew.
-            ActionChains(browser).move_to_element(browser.find_element("id", "nav-attention")).perform()
+            ActionChains(browser, duration=20).move_to_element(browser.find_element("id", "nav-attention")).perform()
             browser.execute_script(
                 f"window.explorer.go('/attention?unit=full&layer=0&queries=299-300&keys={key}-{key + 1}')"
             )
@@ -181,12 +181,12 @@ def test_keys_and_boxes_move_the_map_in_place_and_the_address_with_it(browser: A
             (Keys.ARROW_DOWN, (100_192, 100_448), (52_192, 52_448)),
             ("-", (100_064, 100_576), (52_064, 52_576)),
         ):
-            ActionChains(browser).send_keys(key).perform()
+            ActionChains(browser, duration=20).send_keys(key).perform()
             wait(browser, lambda b, queries=queries, keys=keys: shows(b, queries, keys))
             assert browser.current_url.endswith("queries={}-{}&keys={}-{}".format(*queries, *keys))
         width, height = (browser.execute_script(f"return arguments[0]._fullLayout.{a}._length", graph) for a in AXES)
         start = browser.find_element("css selector", "#attention-map .nsewdrag[data-subplot=xy]")
-        ActionChains(browser).move_to_element_with_offset(start, 0, 0).click_and_hold().move_by_offset(
+        ActionChains(browser, duration=20).move_to_element_with_offset(start, 0, 0).click_and_hold().move_by_offset(
             round(width / 4), round(height / 4)
         ).release().perform()
         wait(browser, lambda b: "queries=100064" not in b.current_url)
@@ -195,7 +195,7 @@ def test_keys_and_boxes_move_the_map_in_place_and_the_address_with_it(browser: A
             assert found == pytest.approx((first, last), abs=3)
         # The same graph all the while: nothing flickered.
         assert graph.is_displayed()
-        ActionChains(browser).send_keys(Keys.HOME).perform()
+        ActionChains(browser, duration=20).send_keys(Keys.HOME).perform()
         drawn(browser, "One cell covers 512 × 512 tokens")
         assert browser.current_url == f"{address}/attention?layer=1"
 
