@@ -44,6 +44,8 @@ def test_a_run_leaves_its_findings_its_traces_and_its_report(finished: Run) -> N
         path.name for path in finished.path.iterdir()
     }
     assert finished.record["status"] == "complete"
+    for name, facts in finished.record["stages"].items():
+        assert facts["num_units"] == sum(unit["stage"] == name for unit in finished.units.values())
     assert [f.analysis for f in finished.findings()] == [
         "effective_length",
         "position_bias",
