@@ -80,7 +80,9 @@ def test_a_link_shows_the_same_view_and_a_click_zooms(browser: Any, long: Any, s
         browser.get(f"{address}/attention?layer=1&head=1&queries=1000-3000&keys=0-2000")
         drawn(browser, "One cell covers 3 × 3 tokens")
         assert browser.find_element("id", "attention-head").get_attribute("value") == "1"
-        ActionChains(browser, duration=20).click(browser.find_element("css selector", "#attention-map .nsewdrag")).perform()
+        ActionChains(browser, duration=20).click(
+            browser.find_element("css selector", "#attention-map .nsewdrag")
+        ).perform()
         drawn(browser, "1 query × 1 key")
         zoomed = browser.current_url
         assert "queries=1" in zoomed
