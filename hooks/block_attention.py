@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import UsageError
 from probe.hooks.attention.change_of_calls import Change, ChangeOfCalls
-from probe.hooks.attention.layer_windows import layer_windows
+from probe.hooks.attention.layers import layer_windows
 from probe.hooks.attention.tap import site
 from probe.hooks.loading.backend import transformers_model_of
 from probe.hooks.sequence.sample_read import sample_read

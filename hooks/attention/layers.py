@@ -81,13 +81,25 @@ def layers_with_bias(model: PreTrainedModel, part: Part) -> set[int]:
     return seen.layers
 
 
-@torch.no_grad()
 def windowed_layers(model: PreTrainedModel) -> set[int]:
     """The layers that see only so many tokens back (a sliding window, or chunks of the text), by index."""
-    seen = _windows()
-    with attached(model, seen, alone=True):
-        model(**_two_tokens(model, torch.zeros(1, 2, dtype=torch.long, device=input_device(model))))
-    return seen.layers
+    seen = _seen_windows(model)
+    return {layer for layer, window in seen.found.items() if window is not None} | seen.in_chunks
+
+
+def layer_windows(model: PreTrainedModel) -> dict[int, int | None]:
+    """How many positions a query of each layer that attends sees, its own included; None where all, or its chunk's."""
+    return dict(_seen_windows(model).found)
+
+
+@torch.no_grad()
+def _seen_windows(model: PreTrainedModel) -> _windows:
+    if model not in _known_windows:
+        seen = _windows()
+        with attached(model, seen, alone=True):
+            model(**_two_tokens(model, torch.zeros(1, 2, dtype=torch.long, device=input_device(model))))
+        _known_windows[model] = seen
+    return _known_windows[model]
 
 
 def _two_tokens(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
@@ -124,8 +136,13 @@ class _windows(tap):
     wants_calls = True
 
     def __init__(self) -> None:
-        self.layers: set[int] = set()
+        self.found: dict[int, int | None] = {}
+        self.in_chunks: set[int] = set()
 
     def call(self, sample: int, call: Call) -> None:
-        if call.window is not None or call.document is not None:
-            self.layers.add(call.layer)
+        self.found[call.layer] = call.window
+        if call.document is not None:
+            self.in_chunks.add(call.layer)
+
+
+_known_windows: weakref.WeakKeyDictionary[PreTrainedModel, _windows] = weakref.WeakKeyDictionary()
