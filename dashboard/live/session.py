@@ -218,6 +218,7 @@ class Live:
             except OSError as error:
                 self._end(job, "refused", f"no process could be started for the model: {error}")
                 self._process = None
+            self._change.notify_all()
             return self._process
 
     def _forget(self, process: subprocess.Popen[str]) -> None:
@@ -240,6 +241,8 @@ class Live:
             "PYTHONPATH": os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")])),
             # A model is not fetched because somebody typed a prompt, nor because a record that somebody sent names it.
             "HF_HUB_OFFLINE": "1",
+            # Known to the process from its first moment, so that it can remove it whenever the explorer ends.
+            "PROBE_LIVE_ROOM": str(self.room),
         }
         with (self.room / "said").open("w", encoding="utf-8") as errors:
             return subprocess.Popen(
@@ -257,7 +260,7 @@ class Live:
         assert process.stdin is not None
         assert process.stdout is not None
         if job.state == "loading":
-            first = {"model": self.model, "options": self.options, "room": str(self.room)}
+            first = {"model": self.model, "options": self.options}
             process.stdin.write(f"{json.dumps(first)}\n")
         request = {"number": job.number, "sample": job.sample, "what_if": job.asked.to_json()}
         process.stdin.write(f"{json.dumps(request)}\n")

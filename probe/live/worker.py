@@ -1,6 +1,6 @@
 """The process that has the model: requests come in as lines of JSON, what becomes of them goes out as lines of JSON.
 
-First line in: `{"model": …, "options": {…}, "room": …}`; then `{"number": …, "sample": …, "what_if": {…}}`. Lines out
+First line in: `{"model": …, "options": {…}}`; then `{"number": …, "sample": …, "what_if": {…}}`. Lines out
 have an `event`: `loading`, `ready`, `unavailable`, `reading`, `done`, `refused`. When its input ends, as it does when
 the explorer ends in whatever way, the process removes the folder that it wrote to and ends.
 """
@@ -29,14 +29,12 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
         said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        room: list[Path] = []
+        room = Path(os.environ["PROBE_LIVE_ROOM"])
         threading.Thread(target=_listen, args=(sys.stdin, said, room), daemon=True).start()
-        asked = json.loads(said.get())
-        room.append(Path(asked["room"]))
-        _serve(asked, said, out)
+        _serve(json.loads(said.get()), room, said, out)
 
 
-def _serve(asked: dict[str, Any], said: queue.SimpleQueue[str], out: TextIO) -> None:
+def _serve(asked: dict[str, Any], room: Path, said: queue.SimpleQueue[str], out: TextIO) -> None:
     def tell(event: str, **facts: Any) -> None:
         print(json.dumps({"event": event, **facts}, allow_nan=False), file=out, flush=True)
 
@@ -44,7 +42,7 @@ def _serve(asked: dict[str, Any], said: queue.SimpleQueue[str], out: TextIO) -> 
     try:
         from probe.live.reading import LiveReader
 
-        reader = LiveReader(asked["model"], asked["options"], Path(asked["room"]) / "what-if")
+        reader = LiveReader(asked["model"], asked["options"], room / "what-if")
     # Whatever keeps a model from being loaded is to be said where the prompt was typed.
     except Exception as error:  # noqa: BLE001
         tell("unavailable", words=_words(error))
@@ -65,15 +63,14 @@ def _serve(asked: dict[str, Any], said: queue.SimpleQueue[str], out: TextIO) -> 
             tell("done", number=number, memory=reader.memory_bytes(), **found)
 
 
-def _listen(source: TextIO, said: queue.SimpleQueue[str], room: list[Path]) -> None:
+def _listen(source: TextIO, said: queue.SimpleQueue[str], room: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
         for line in source:
             said.put(line)
     # What is being written meanwhile may be in the way of the first attempt.
     for _ in range(10):
-        for folder in room:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not any(folder.exists() for folder in room):
+        shutil.rmtree(room, ignore_errors=True)
+        if not room.exists():
             break
     os._exit(0)
 

@@ -256,9 +256,16 @@ def test_a_process_that_ends_is_a_sentence(fake: Any, code: str, said: str, monk
 
 
 def test_it_ends_with_an_explorer_that_is_killed() -> None:
+    # The process itself, with a model that takes for ever to load.
+    worker = (
+        "import sys, time, types\nreading = types.ModuleType('probe.live.reading')\n"
+        "reading.LiveReader = lambda *_: time.sleep(1000)\nsys.modules[reading.__name__] = reading\n"
+        "from probe.live.worker import main\nmain()\n"
+    )
     code = (
-        "import sys\nfrom probe.dashboard.live.session import Live\nfrom probe.what_if import WhatIf\n"
-        "live = Live('needle')\nlive.ask(WhatIf('a b'))\n"
+        "import sys\nfrom probe.dashboard.live import session\nfrom probe.what_if import WhatIf\n"
+        f"session._command = lambda: [sys.executable, '-P', '-c', {worker!r}]\n"
+        "live = session.Live('slow')\nlive.ask(WhatIf('a b'))\n"
         "with live._change:\n    live._change.wait_for(lambda: live._process is not None)\n"
         "print(live._process.pid, live.room, flush=True)\nsys.stdin.read()\n"
     )
@@ -268,10 +275,10 @@ def test_it_ends_with_an_explorer_that_is_killed() -> None:
     ) as parent:
         assert parent.stdout is not None
         number, room = parent.stdout.readline().split()
-        worker = psutil.Process(int(number))
+        process = psutil.Process(int(number))
         assert Path(room).is_dir()
         parent.kill()
-    worker.wait(timeout=60)
+    process.wait(timeout=60)
     assert not Path(room).exists()
 
 
