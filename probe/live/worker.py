@@ -31,7 +31,11 @@ def main() -> None:
         said: queue.SimpleQueue[str] = queue.SimpleQueue()
         room = Path(os.environ["PROBE_LIVE_ROOM"])
         threading.Thread(target=_listen, args=(sys.stdin, said, room), daemon=True).start()
-        _serve(json.loads(said.get()), room, said, out)
+        try:
+            _serve(json.loads(said.get()), room, said, out)
+        except (OSError, ValueError):
+            # Nobody hears any more: whoever listens for the end of the input removes the folder and ends the process.
+            threading.Event().wait()
 
 
 def _serve(asked: dict[str, Any], room: Path, said: queue.SimpleQueue[str], out: TextIO) -> None:
