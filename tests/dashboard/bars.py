@@ -21,27 +21,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from tests.dashboard.watching import WATCH
+
 CORES = 2
 QUIET_MS = 120
 INTERACTIONS = 200
-
-WATCH = """
-window.watched = {open: 0, last: performance.now(), bytes: []};
-const touch = () => { window.watched.last = performance.now(); };
-const ask = window.fetch;
-window.fetch = async (...all) => {
-  window.watched.open += 1; touch();
-  try {
-    const answer = await ask(...all);
-    const asked = String(all[0].url || all[0]);
-    answer.clone().arrayBuffer().then((body) => window.watched.bytes.push([body.byteLength, asked]));
-    return answer;
-  } finally { window.watched.open -= 1; touch(); }
-};
-document.addEventListener('DOMContentLoaded', () =>
-  new MutationObserver(touch).observe(document.body, {childList: true, subtree: true, characterData: true,
-    attributes: true, attributeFilter: ['d', 'href', 'transform', 'data-steps']}));
-"""
 
 ACT = """
 const done = arguments[arguments.length - 1], quiet = arguments[1];

@@ -18,6 +18,7 @@ from filelock import FileLock
 from probe.sample import Sample, Span
 from probe.storage.array import Array
 from probe.storage.store import RunStore, UnitWriter, write_json
+from tests.dashboard.watching import WATCH
 
 LENGTH, NUM_HEADS, CHANNEL, SCALE = 300, 4, 8, 0.7
 LONG, BLOCK = 131_072, 64
@@ -237,6 +238,8 @@ def browser() -> Iterator[Any]:
     options.add_argument("--window-size=1280,887")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(found["chromedriver"]))
+    # So that a test can tell a page that is at rest from one whose answer is on its way.
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
     yield driver
     driver.quit()
 

@@ -19,7 +19,8 @@ from tests.dashboard.conftest import logged, wait
 PAGES = list(pages())
 
 SETTLED = """
-return !document.querySelector('[data-dash-is-loading], ._dash-loading') &&
+return window.watched.open === 0 && performance.now() - window.watched.last > 200 &&
+  !document.querySelector('[data-dash-is-loading], ._dash-loading') &&
   document.querySelector('main h1') && document.querySelector('main').textContent.length > 20 &&
   [...document.querySelectorAll('.dash-graph')].every((g) => !g.offsetParent || g.querySelector('.main-svg'))
 """
