@@ -1,18 +1,12 @@
-"""Every write of a run, killed, failed or torn: what is on the disk opens, and the run goes on to what it would be.
-
-A child is forked for each fault, so that nothing of Python's own cleans up behind a kill. A write is a file that is
-opened to be written, a rename, or bytes forced to the disk.
-"""
+"""Every write of a run, killed, failed or torn: what is on the disk opens, and the run goes on to what it would be."""
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
-import signal
-import traceback
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,127 +17,44 @@ import probe
 from probe import capture
 from probe.storage.checking import check_run
 from probe.storage.store import RunStore
+from tests.faults import play
 
-BOOK = """
-format: 1
-name: small
-question: Does it go on?
-model: needle
-workload: {needle: {lengths: [64], depths: [0.0, 1.0], samples: 2}}
-stages:
-  - name: read
-    conditions:
-      baseline: {role: baseline, capture: true}
-    capture: [entropy]
-    analyses:
-      - retrieval_heads: {half: find}
-  - name: ablate
-    half: test
-    conditions:
-      removed: {role: treatment, intervention: {from_finding: retrieval_heads}}
-    analyses:
-      - compare_conditions: {half: test}
-"""
+ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("kill", "fail", "tear")
 
-
-class Faults:
-    """Counts the writes below a folder, and spoils the n-th."""
-
-    def __init__(self, below: Path, kind: str = "", at: int = -1) -> None:
-        self.below, self.kind, self.at, self.count = str(below), kind, at, 0
-
-    def install(self) -> None:
-        """Put the shim in the place of the calls that every writer of ours goes through."""
-        opened, replaced, synced = io.open, os.replace, os.fsync
-        faults = self
-
-        def open_(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
-            if any(letter in mode for letter in "wax+") and str(file).startswith(faults.below):
-                faults.step(lambda: _torn(opened, file))
-            return opened(file, mode, *rest, **options)
-
-        def replace(source: Any, target: Any, **options: Any) -> None:
-            if str(target).startswith(faults.below):
-                faults.step(lambda: None)
-            replaced(source, target, **options)
-
-        def fsync(descriptor: int) -> None:
-            faults.step(lambda: None)
-            synced(descriptor)
-
-        io.open = open_  # type: ignore[assignment]
-        os.replace = os.rename = replace  # type: ignore[assignment]
-        os.fsync = fsync
-
-    def step(self, tear: Callable[[], None]) -> None:
-        """Count a write; at the one that is to be spoilt, spoil it."""
-        self.count += 1
-        if self.count != self.at:
-            return
-        if self.kind == "fail":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self.kind == "tear":
-            tear()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _torn(opened: Any, file: Any) -> None:
-    with opened(file, "wb") as part:
-        part.write(b'{"half": ')
-        part.flush()
+Spoil = Callable[..., tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return probe.load("needle")
+def spoil() -> Iterator[Spoil]:
+    """Play with a write spoilt, in a process of its own; gives how it ended and the number of its writes."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.faults"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
 
+        def ask(out: Path, kind: str = "", at: int = -1) -> tuple[int, int]:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            server.stdin.write(json.dumps({"out": str(out), "kind": kind, "at": at}) + "\n")
+            server.stdin.flush()
+            told = json.loads(server.stdout.readline())
+            return told["code"], told["count"]
 
-def written(folder: Path) -> Path:
-    """Return the casebook's file, beside the runs."""
-    path = folder / "small.yaml"
-    if not path.exists():
-        path.write_text(BOOK, encoding="utf-8")
-    return path
-
-
-def play(model: Any, out: Path) -> None:
-    probe.run(written(out.parent), model=model, out=out, check=False)
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Do something in a child, and return how it ended: 0, 1 for an error, 128 + the signal."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except OSError:
-            pass
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-            code = 2
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+        yield ask
+        server.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def whole(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+def whole(spoil: Spoil, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """Return an undisturbed run, and the number of its writes."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    told = out.with_name("count")
-
-    def counted() -> None:
-        written(out.parent)
-        faults = Faults(out)
-        faults.install()
-        play(model, out)
-        told.write_text(str(faults.count))
-
-    assert forked(counted) == 0
-    return out, int(told.read_text())
+    code, count = spoil(out)
+    assert code == 0
+    return out, count
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -154,14 +65,10 @@ def arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def recovers(model: Any, whole: Path, out: Path, kind: str, at: int) -> None:
+def recovers(spoil: Spoil, whole: Path, out: Path, kind: str, at: int) -> None:
     """Spoil one write, see that what is there is sound, go on, and hold the end against the undisturbed run."""
 
-    def spoilt() -> None:
-        Faults(out, kind, at).install()
-        play(model, out)
-
-    code = forked(spoilt)
+    code, _ = spoil(out, kind, at)
     assert code in ({1, 0} if kind == "fail" else {137, 0}), f"{kind} {at}: ended with {code}"
     committed = 0
     if (out / "run.json").exists():
@@ -170,7 +77,7 @@ def recovers(model: Any, whole: Path, out: Path, kind: str, at: int) -> None:
         committed = len(run)
         for unit in run.units:
             assert run.trace(unit).verify() == []
-    assert forked(lambda: play(model, out)) == 0, f"{kind} {at}: it does not go on"
+    assert spoil(out)[0] == 0, f"{kind} {at}: it does not go on"
     assert check_run(out) == []
     ended, expected = (json.loads((each / "findings.json").read_text()) for each in (out, whole))
     assert ended == expected, f"{kind} {at}"
@@ -182,20 +89,20 @@ def recovers(model: Any, whole: Path, out: Path, kind: str, at: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_writes_are_spoilt_and_the_run_goes_on(
-    model: Any, whole: tuple[Path, int], tmp_path: Path, kind: str
+    spoil: Spoil, whole: tuple[Path, int], tmp_path: Path, kind: str
 ) -> None:
     undisturbed, count = whole
     assert count > 100
     # The first record, a unit, the second stage, the findings.
     places = {"kill": [2, 70], "fail": [count // 2], "tear": [count - 9]}[kind]
     for at in places:
-        recovers(model, undisturbed, tmp_path / f"run-{at}", kind, at)
+        recovers(spoil, undisturbed, tmp_path / f"run-{at}", kind, at)
 
 
 def test_units_that_were_read_for_other_findings_are_taken_out(
-    model: Any, whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, read = tmp_path / "run", capture.read
+    model, out, read = probe.load("needle"), tmp_path / "run", capture.read
 
     def fails(loaded: Any, sample: Any, *rest: Any, **options: Any) -> Any:
         if "-1.00-" in sample.name:
@@ -224,8 +131,8 @@ def test_units_that_were_read_for_other_findings_are_taken_out(
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_write_is_spoilt_and_the_run_goes_on(
-    model: Any, whole: tuple[Path, int], tmp_path: Path, kind: str
+    spoil: Spoil, whole: tuple[Path, int], tmp_path: Path, kind: str
 ) -> None:
     undisturbed, count = whole
     for at in range(1, count + 1):
-        recovers(model, undisturbed, tmp_path / f"run-{at}", kind, at)
+        recovers(spoil, undisturbed, tmp_path / f"run-{at}", kind, at)

@@ -14,6 +14,8 @@ from probe import discovery
 
 CASEBOOKS = Path(__file__).resolve().parent.parent / "casebooks"
 NOTEBOOKS = sorted(CASEBOOKS.glob("*/*.ipynb"))
+AT_ONCE = ("attention-sinks", "first-look", "flip-flop", "found-in-the-middle", "retrieval-heads", "state-collapse")
+"""Those that are run with the fast tests: one of each specimen, and a cure. The others are slow."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -30,7 +32,10 @@ def test_the_notebook_is_its_text_and_holds_no_output(path: Path) -> None:
     assert not any(cell.get("outputs") for cell in notebook.cells)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=() if p.stem in AT_ONCE else pytest.mark.slow) for p in NOTEBOOKS],
+)
 def test_the_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CASEBOOKS.parent), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
