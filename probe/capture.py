@@ -62,7 +62,7 @@ def trace(
     out: str | Path | None = None,
     overwrite: bool = False,
     private: bool = False,
-    engine: EngineName = "auto",
+    scan: EngineName = "auto",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
     check: bool = True,
@@ -83,7 +83,7 @@ def trace(
     positions; "auto" does so with blocks of 64 from 16,384 tokens on, None never. With `out` the trace is written there
     as it is read, and need not fit into memory. With `private` the trace holds neither token ids nor text, and analyses
     that need them refuse.
-    `engine` chooses what computes statistics of attention (Triton on CUDA and blocked torch elsewhere, by default; the
+    `scan` chooses what computes statistics of attention (Triton on CUDA and blocked torch elsewhere, by default; the
     float64 definitions with "reference"), `deterministic` has GPU sums equal bit for bit, `cache="offload"` keeps the
     KV cache in the host's memory. Before its first trace a model is held against its own eager attention on 16 tokens,
     once for each revision (see `compared_with_eager`); `check=False` leaves that out, and the trace says so.
@@ -106,7 +106,7 @@ def trace(
         "pool_tokens": pool_tokens,
         "chunk_tokens": chunk_tokens,
         "private": private,
-        "reading": Reading(engine, deterministic, cache),
+        "reading": Reading(scan, deterministic, cache),
     }
     compared = comparison(loaded, requests, check=check)
     if out is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.casebook import Casebook
+from probe.engines.engine import check_engine
 from probe.errors import UsageError
 from probe.estimate import DryRun, estimate
 from probe.kernels.engine import EngineName
@@ -20,7 +21,8 @@ def dry_run(
     *,
     out: str | Path | None = None,
     private: bool = False,
-    engine: EngineName = "auto",
+    scan: EngineName = "auto",
+    engine: str = "local",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
     check: bool = True,
@@ -30,11 +32,12 @@ def dry_run(
 
     Raises what `run` raises before it reads anything, and UsageError for a model on NDIF: the two would be sent.
     """
+    check_engine(engine)
     book, loaded = prepare(casebook, **options)
     if loaded.is_remote:
         raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
     folder = Path(out) if out is not None else default_folder(book, loaded)
-    reading = Reading(engine, deterministic, cache)
+    reading = Reading(scan, deterministic, cache)
     player = Player(book, loaded, folder, Silent(), private=private, reading=reading)
     player.compare(check=check)
     player.check()

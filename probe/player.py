@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.casebook import Casebook, load
+from probe.engines.engine import check_engine
 from probe.kernels.engine import EngineName
 from probe.limits import Limits
 from probe.playing import Player
@@ -35,7 +36,8 @@ def run(
     trust_remote_code: bool = False,
     device_map: str | int | Mapping[str, Any] | None = None,
     private: bool = False,
-    engine: EngineName = "auto",
+    scan: EngineName = "auto",
+    engine: str = "local",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
     check: bool = True,
@@ -48,11 +50,12 @@ def run(
     `model` is a specimen's name, a hub id, a folder, or a model that `probe.load` gave or takes; `backend` and `remote`
     are as there, and with `remote` every prompt leaves this machine. `limit` is the number of samples per cell. With
     `private` the folder holds neither token ids nor text, and analyses that need them are not made, by name. At
-    `limits` the run stops with StoppedByLimit, to be continued. `engine`, `deterministic`, `cache`, `check` are as in
+    `limits` the run stops with StoppedByLimit, to be continued. `scan`, `deterministic`, `cache`, `check` are as in
     `probe.trace`. A folder that holds this very run is continued; one that holds another is refused unless `force`.
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
+    check_engine(engine)
     given = casebook if isinstance(casebook, Casebook) else load(casebook)
     book, loaded = prepare(
         given,
@@ -70,7 +73,7 @@ def run(
         device_map=device_map,
     )
     folder = Path(out) if out is not None else default_folder(book, loaded)
-    reading = Reading(engine, deterministic, cache)
+    reading = Reading(scan, deterministic, cache)
     player = Player(
         book,
         loaded,

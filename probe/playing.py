@@ -130,7 +130,8 @@ class Player:
         before = read_record(self.folder)
         if before is not None:
             known = before["identity"]
-            changed = sorted(key for key in {*known, *self.identity} if known.get(key) != self.identity.get(key))
+            differ = (key for key in {*known, *self.identity} if known.get(key) != self.identity.get(key))
+            changed = sorted("scan" if key == "engine" else key for key in differ)
             if changed and not force:
                 raise RunFolderInUse(
                     f"{self.folder} holds another run, which differs in {', '.join(changed)}; "

@@ -43,7 +43,7 @@ MAP_TILE: dict[str, int] = {"head": 1, "query_block": 512, "key_block": 512}
 class Reading:
     """How a prompt is read, beyond what is captured. No choice here changes a number by more than rounding."""
 
-    engine: EngineName = "auto"
+    scan: EngineName = "auto"
     """What computes statistics of attention: `auto` (Triton on CUDA, blocked torch elsewhere), `triton`, `blocked`, or
     `reference`: the float64 definitions, for prompts of at most 4,096 tokens."""
     deterministic: bool = False
@@ -53,7 +53,7 @@ class Reading:
     hold."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("engine", get_args(EngineName)), ("cache", get_args(Cache))):
+        for name, choices in (("scan", get_args(EngineName)), ("cache", get_args(Cache))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
@@ -61,7 +61,8 @@ class Reading:
         """Return what makes two runs differ, by rounding, where it is not the usual."""
         usual = Reading()
         return {
-            field.name: str(value)
+            # `engine` is what runs that were made earlier call it, which are to be continued.
+            "engine" if field.name == "scan" else field.name: str(value)
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) != getattr(usual, field.name) and field.name != "cache"
         }
@@ -310,7 +311,7 @@ class Reader:
                 statistics,
                 spans=self.spans,
                 pool_tokens=self.pool_tokens,
-                engine=self.reading.engine,
+                engine=self.reading.scan,
                 deterministic=self.reading.deterministic,
             )
             if any(request.keeps_vectors for request in wanted):

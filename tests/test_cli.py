@@ -102,15 +102,15 @@ def test_the_options_arrive_as_values(play: Callable[..., dict[str, Any]]) -> No
     done = call(
         "run", "first-look", "--model", "m", "--out", "o", "--lengths", "64, 128", "--depths", "0,.5,1", "--limit", "2",
         "--seed", "7", "--device", "cpu", "--dtype", "float32", "--haystack", "h.txt", "--force", "--trust-remote-code",
-        "--private", "--engine", "reference", "--deterministic", "--cache", "offload",
+        "--private", "--scan", "reference", "--deterministic", "--cache", "offload",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert asked == {
         "casebook": "first-look", "model": "m", "out": Path("o"), "lengths": (64, 128), "depths": (0.0, 0.5, 1.0),
         "limit": 2, "seed": 7, "device": "cpu", "dtype": "float32", "haystack": Path("h.txt"), "force": True,
-        "trust_remote_code": True, "private": True, "engine": "reference", "deterministic": True, "cache": "offload",
+        "trust_remote_code": True, "private": True, "scan": "reference", "deterministic": True, "cache": "offload",
         "command": "probe run first-look --model m --out o --lengths '64, 128' --depths 0,.5,1 --limit 2 --seed 7 "
-        "--device cpu --dtype float32 --haystack h.txt --trust-remote-code --private --engine reference "
+        "--device cpu --dtype float32 --haystack h.txt --trust-remote-code --private --scan reference "
         "--deterministic --cache offload",
     }  # fmt: skip
 

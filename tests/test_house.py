@@ -25,9 +25,9 @@ STREET = ("kernels", "hooks", "analyses", "dashboard", "probe/workloads")
 
 COMPOSITION = {
     "__main__", "benchmark", "capture", "casebook", "command", "conformance", "dry_run", "encoder_decoder_reader",
-    "encoder_reader", "estimate", "head_gates", "kept_vectors", "live", "matched_sets", "plan", "player", "playing",
-    "prepare", "progress", "reader", "reader_class", "reading_cost", "reporting", "requested", "run_identity",
-    "score_agreement",
+    "encoder_reader", "engines", "estimate", "head_gates", "kept_vectors", "live", "matched_sets", "plan", "player",
+    "playing", "prepare", "progress", "reader", "reader_class", "reading_cost", "reporting", "requested",
+    "run_identity", "score_agreement",
 }  # fmt: skip
 """Files and folders of probe/ that may import everything, and that nobody else imports. The rest is vocabulary."""
 

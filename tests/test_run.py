@@ -16,6 +16,7 @@ import probe
 from probe import capture, discovery
 from probe.dry_run import dry_run
 from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
+from probe.reader import Reading
 from probe.storage.trace_store import Run
 
 SPECIMEN = discovery.get("casebooks", "first-look").parents[1] / "specimens" / "needle"
@@ -249,7 +250,7 @@ def test_what_cannot_be_read_is_refused_in_words(given: Any, what: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"pool_tokens": 0}, {"pool_tokens": "yes"}, {"max_new_tokens": 0}, {"engine": "fast"}, {"cache": "disk"}],
+    [{"pool_tokens": 0}, {"pool_tokens": "yes"}, {"max_new_tokens": 0}, {"scan": "fast"}, {"cache": "disk"}],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
@@ -260,7 +261,7 @@ def test_the_float64_definitions_give_the_same_trace_on_request_and_it_says_so()
     model = probe.load("needle")
     asked = ["entropy", "received_mass", "attention_map", "max_probability"]
     usual = probe.trace(model, list(range(3, 103)), statistics=asked)
-    exact = probe.trace(model, list(range(3, 103)), statistics=asked, engine="reference")
+    exact = probe.trace(model, list(range(3, 103)), statistics=asked, scan="reference")
     assert usual.provenance["engine"].startswith("blocked")
     assert exact.provenance["engine"] == "reference"
     assert exact["entropy"].dtype == "float64"
@@ -271,8 +272,21 @@ def test_the_float64_definitions_give_the_same_trace_on_request_and_it_says_so()
 def test_a_run_by_other_engines_is_another_run(tmp_path: Path) -> None:
     options = {"model": "needle", "lengths": (64,), "depths": (0.5,), "limit": 1, "out": tmp_path / "run"}
     probe.run("first-look", **options)
-    with pytest.raises(RunFolderInUse, match="engine"):
-        probe.run("first-look", **options, engine="reference")
+    with pytest.raises(RunFolderInUse, match="differs in scan;"):
+        probe.run("first-look", **options, scan="reference")
+
+
+def test_what_computes_and_who_reads_are_two_options(tmp_path: Path) -> None:
+    for asked in (probe.run, dry_run):
+        with pytest.raises(UsageError, match="write scan='triton', or --scan triton"):
+            asked("first-look", engine="triton", out=tmp_path / "run")
+        with pytest.raises(UsageError, match="no engine 'fast'; there are local"):
+            asked("first-look", engine="fast", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_identity_that_it_had_when_the_scan_was_called_engine() -> None:
+    assert Reading("reference", deterministic=True).identity() == {"engine": "reference", "deterministic": "True"}
 
 
 def test_an_untrained_model_gives_no_finding_and_no_crash(tmp_path: Path) -> None:

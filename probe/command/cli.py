@@ -92,9 +92,10 @@ def run_casebook(
         bool, typer.Option("--trust-remote-code", help="Let the model run code of its own; it can do anything.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Keep token ids and text out of what is written.")] = False,
-    engine: Annotated[
+    scan: Annotated[
         str | None, typer.Option(help="What computes attention statistics: auto, triton, blocked, reference.")
     ] = None,
+    engine: Annotated[str | None, typer.Option(help="Who reads the units: local.")] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Sums on a GPU equal bit for bit in every run.")
     ] = False,
@@ -136,6 +137,7 @@ def run_casebook(
         "device_map": device_map,
         "trust_remote_code": trust_remote_code,
         "private": private,
+        "scan": scan,
         "engine": engine,
         "deterministic": deterministic,
         "cache": cache,
@@ -147,7 +149,7 @@ def run_casebook(
         options["lengths"] = whole_numbers("--lengths", lengths)
         options["depths"] = fractions("--depths", depths)
         # What is not given is for `probe.run` to choose.
-        usual = ("backend", "remote", "device_map", "engine", "deterministic", "cache", "limits")
+        usual = ("backend", "remote", "device_map", "scan", "engine", "deterministic", "cache", "limits")
         left = [name for name in usual if not options[name]]
         options = {name: value for name, value in options.items() if name not in (*left, "no_check")}
         if no_check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -99,6 +99,12 @@ def _into(words: list[str], folder: Path) -> list[str]:
     """Return the arguments of a run's command with its folder put in: the run may have been moved since."""
     if words[:2] != ["probe", "run"]:
         raise StoreCorrupt(f"{folder}: its record does not hold the command that made it: {shlex.join(words)[:200]}")
+    from probe.kernels.engine import EngineName
+
+    # Earlier versions called what computes attention the engine.
+    earlier = words.index("--engine") if "--engine" in words else None
+    if earlier is not None and words[earlier + 1] in get_args(EngineName):
+        words = [*words[:earlier], "--scan", *words[earlier + 1 :]]
     arguments = words[1:]
     if "--out" in arguments:
         at = arguments.index("--out")

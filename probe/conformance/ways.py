@@ -166,7 +166,7 @@ def _traced(model: HuggingFaceModel, tokens: list[int], *, chunk_tokens: int, ma
         chunk_tokens=chunk_tokens,
         max_new_tokens=max_new_tokens,
         pool_tokens=None,
-        engine="blocked",
+        scan="blocked",
     )
     answered = () if traced.outcome is None else traced.outcome.response_tokens
     whole = [*tokens, *answered[:-1]]

@@ -108,7 +108,7 @@ SAMPLE = probe.Sample(
 
 
 def traced(hf: Any, **options: Any) -> probe.Trace:
-    return probe.trace(hf, SAMPLE, statistics=STATISTICS, engine="blocked", chunk_tokens=10, **options)
+    return probe.trace(hf, SAMPLE, statistics=STATISTICS, scan="blocked", chunk_tokens=10, **options)
 
 
 def test_the_make_believe_device_refuses_what_torch_refuses() -> None:
