@@ -23,6 +23,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import torch
 
+from tests.reliability.figures import measured, pytest_addoption, pytest_configure
+
+__all__ = ["measured", "pytest_addoption", "pytest_configure"]
+
 atexit.register(shutil.rmtree, os.environ["PROBE_CACHE"], ignore_errors=True)
 
 # Triton reads this when it is imported: without a GPU its kernels run interpreted, with one they run compiled.
