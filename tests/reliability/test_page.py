@@ -61,7 +61,7 @@ def heard(collector: Collector, name: str, outcome: Any, *said: str, when: Any =
 
 def test_what_is_measured_is_kept_where_the_test_passes(tmp_path: Path) -> None:
     named = ROWS["one bit"].tests[0]
-    first, second = (Collector(tmp_path / "figures.json") for _ in range(2))
+    first = Collector(tmp_path / "figures.json")
     heard(first, "tests/a.py::one", "passed", when="setup")
     heard(first, "tests/a.py::one", "passed", "kill -9")
     heard(first, "tests/a.py::two[3]", "failed", "full disk")
@@ -69,6 +69,7 @@ def test_what_is_measured_is_kept_where_the_test_passes(tmp_path: Path) -> None:
     for case in range(3):
         heard(first, f"{named}[{case}]", "failed" if case == 2 else "passed")
     first.pytest_sessionfinish()
+    second = Collector(tmp_path / "figures.json")
     heard(second, "tests/a.py::one", "failed", when="setup")
     heard(second, "tests/a.py::two[3]", "skipped")
     second.pytest_sessionfinish()
