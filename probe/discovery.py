@@ -7,8 +7,9 @@ import functools
 import importlib
 import importlib.util
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ ROOMS: Final[dict[str, str]] = {
     "casebooks": "casebook",
     "published": "published figure",
     "dashboard": "page",
+    "engines": "engine",
 }
 """What one member of each room is called."""
 
@@ -42,6 +44,7 @@ _MARKS: Final = {
     "backends": ("Backend",),
     "analyses": ("analysis",),
     "dashboard": ("Page",),
+    "engines": ("Engine",),
 }
 """Classes that a member derives from, or decorator that it bears; other files of a room are what its members share."""
 
@@ -62,7 +65,7 @@ def modules(room: str) -> dict[str, str]:
     if room not in ROOMS:
         raise UsageError(f"there is no room {room!r}; there are {', '.join(ROOMS)}")
     found = {path.stem: _address(room, path) for path in _files(room)}
-    for entry in entry_points(group=f"probe.{room}"):
+    for entry in _offered(f"probe.{room}", entry_points, _installed()):
         if entry.name in found:
             warnings.warn(
                 f"{_owner(entry)} offers {ROOMS[room]} {entry.name!r} ({entry.value}), but {found[entry.name]} has "
@@ -181,6 +184,18 @@ def _parsed(path: Path, changed_ns: int) -> ast.Module:
         return ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"{path} is not Python: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _offered(group: str, ask: Callable[..., Iterable[EntryPoint]], installed: object) -> tuple[EntryPoint, ...]:
+    """Return what other packages offer: each question reads a file of every package, and a casebook asks dozens."""
+    return tuple(ask(group=group))
+
+
+def _installed() -> tuple[tuple[str, int], ...]:
+    """Say where packages lie and when each place last changed: what they offer is asked again after that."""
+    places = ((path, Path(path)) for path in sys.path)
+    return tuple((name, path.stat().st_mtime_ns if path.exists() else 0) for name, path in places)
 
 
 def _owner(entry: EntryPoint) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.casebook import Casebook
-from probe.engines.engine import check_engine
+from probe.engines.engine import EngineChoice, chosen_engine
 from probe.errors import UsageError
 from probe.estimate import DryRun, estimate
 from probe.kernels.engine import EngineName
@@ -22,7 +22,7 @@ def dry_run(
     out: str | Path | None = None,
     private: bool = False,
     scan: EngineName = "auto",
-    engine: str = "local",
+    engine: EngineChoice = "local",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
     check: bool = True,
@@ -32,8 +32,9 @@ def dry_run(
 
     Raises what `run` raises before it reads anything, and UsageError for a model on NDIF: the two would be sent.
     """
-    check_engine(engine)
+    reads = chosen_engine(engine)
     book, loaded = prepare(casebook, **options)
+    reads.check(loaded)
     if loaded.is_remote:
         raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
     folder = Path(out) if out is not None else default_folder(book, loaded)

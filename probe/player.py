@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probe.casebook import Casebook, load
-from probe.engines.engine import check_engine
+from probe.engines.engine import EngineChoice, chosen_engine
 from probe.kernels.engine import EngineName
 from probe.limits import Limits
 from probe.playing import Player
@@ -37,7 +37,7 @@ def run(
     device_map: str | int | Mapping[str, Any] | None = None,
     private: bool = False,
     scan: EngineName = "auto",
-    engine: str = "local",
+    engine: EngineChoice = "local",
     deterministic: bool = False,
     cache: Literal["device", "offload"] = "device",
     check: bool = True,
@@ -55,7 +55,7 @@ def run(
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken.
     """
-    check_engine(engine)
+    reads = chosen_engine(engine)
     given = casebook if isinstance(casebook, Casebook) else load(casebook)
     book, loaded = prepare(
         given,
@@ -72,6 +72,7 @@ def run(
         trust_remote_code=trust_remote_code,
         device_map=device_map,
     )
+    reads.check(loaded)
     folder = Path(out) if out is not None else default_folder(book, loaded)
     reading = Reading(scan, deterministic, cache)
     player = Player(
@@ -82,6 +83,7 @@ def run(
         command=command,
         private=private,
         reading=reading,
+        engine=reads,
         given=given,
         limits=limits or Limits(),
     )

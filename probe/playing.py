@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from probe import capture, discovery, plan
 from probe.casebook import Casebook
-from probe.errors import NotReproducible, RunFolderInUse, UsageError
+from probe.engines.engine import Engine, Job, Read
+from probe.engines.local import local
+from probe.engines.unit import Unit, UnitRead
+from probe.engines.unit_reader import UnitReader
+from probe.errors import RunFolderInUse, UsageError
 from probe.expectation import judged
 from probe.finding import Finding
-from probe.hooks.sequence.sample_read import prepared
-from probe.kernels.non_finite_heads import NonFiniteHead, in_words
 from probe.limits import Limits
 from probe.matched_sets import MatchedSets
 from probe.plan import CannotPlay, Played
@@ -25,7 +26,6 @@ from probe.prepare import check_samples
 from probe.private import withheld_sample
 from probe.progress import Progress
 from probe.reader import Reading
-from probe.reading_cost import measured
 from probe.reporting.report import write_report
 from probe.requested import all_requested, check_layers, check_private
 from probe.run_identity import run_identity, unit_of
@@ -59,13 +59,14 @@ class Player:
     private: bool = False
     reading: Reading = field(default_factory=Reading)
     findings: dict[str, Finding] = field(default_factory=dict)
-    failed: list[dict[str, str]] = field(default_factory=list)
+    failed: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
     compared: dict[str, str] = field(default_factory=dict)
     given: Casebook | None = None
     """The casebook as it is written, before anything was set over it; its expectations are of that."""
     found: list[tuple[str, Finding]] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
+    engine: Engine = field(default_factory=local)
     _workloads: dict[str, list[Sample]] = field(default_factory=dict)
 
     @cached_property
@@ -154,17 +155,20 @@ class Player:
         """Play every stage, then write findings and report."""
         status = "stopped"
         with store.RunStore(self.folder) as self.store:
+            reader = UnitReader(self.model, self.provenance, self.reading, self.private)
+            job = Job(reader, self.store, self.folder, self.limits, self.progress)
             try:
-                for stage in self.book.stages:
-                    self._play_stage(stage)
-                    self._analyse(stage)
+                with self.engine.at_work(job) as read:
+                    for stage in self.book.stages:
+                        self._play_stage(stage, read)
+                        self._analyse(stage)
                 status = "partial" if self.failed else "complete"
             finally:
                 self._record(status)
         write_report(Run(self.folder), self.folder / "report.html")
         self._record(status)
 
-    def _play_stage(self, stage: Stage) -> None:
+    def _play_stage(self, stage: Stage, read: Read) -> None:
         try:
             played = plan.resolve(stage, self.findings, self._matched.draw)
             work = {i: self._samples(stage, p) for i, p in enumerate(played)}
@@ -185,26 +189,36 @@ class Player:
             self.stages[stage.name]["left_out"] = left_out
             self.progress.message(f"stage {stage.name}: {', '.join(left_out)}: fewer heads were suggested; left out")
         self._record("running")
-        requests = plan.requests_of(stage, self.model)
-        units = {i: [self._unit(stage, p, sample, requests) for sample in work[i]] for i, p in enumerate(played)}
-        self._take_out(stage, {unit for each in units.values() for unit in each})
+        units = self._units(stage, played, work)
+        self._take_out(stage, {unit.id for unit in units})
         committed = self.store.committed()
         self.progress.start(planned)
-        for i, condition in enumerate(played):
-            intervention = plan.intervention_of(condition)
-            pending = []
-            for unit, sample in zip(units[i], work[i], strict=True):
-                if unit in committed:
-                    if why := committed[unit]["failed"]:
-                        self._note_failure(unit, condition, sample, why)
-                    self.progress.advance(f"{condition.name} {sample.name}: there already")
-                else:
-                    pending.append((unit, sample))
-            if not pending:
+        pending = []
+        for unit in units:
+            if unit.id not in committed:
+                pending.append(unit)
                 continue
-            with intervention(self.model) if intervention is not None else contextlib.nullcontext():
-                for unit, sample in pending:
-                    self._read(unit, stage, condition, sample, requests if condition.capture else [])
+            if why := committed[unit.id]["failed"]:
+                self._note_failure(unit, why)
+            self.progress.advance(f"{unit.condition.name} {unit.sample.name}: there already")
+        with contextlib.closing(read(pending)) as finished:
+            for unit, came in finished:
+                self._came(unit, came)
+
+    def _units(self, stage: Stage, played: Sequence[Played], work: Mapping[int, Sequence[Sample]]) -> list[Unit]:
+        """Return the units of a stage, in the casebook's order."""
+        requests, number = plan.requests_of(stage, self.model), self.book.stages.index(stage)
+        return [
+            Unit(
+                unit_of(self.identity, stage.name, condition, sample, requests, private=self.private),
+                (number, place),
+                stage.name,
+                condition,
+                sample,
+                tuple(requests) if condition.capture else (),
+            )
+            for place, (condition, sample) in enumerate((p, s) for i, p in enumerate(played) for s in work[i])
+        ]
 
     def _take_out(self, stage: Stage, planned: set[str]) -> None:
         """Take out what this stage read when an earlier finding was another one, so that nothing of it is mixed in."""
@@ -213,59 +227,23 @@ class Player:
             self.progress.message(f"stage {stage.name}: {len(stale)} units were read for other findings; taken out")
             self.store.forget(stale)
 
-    def _read(self, unit: str, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> None:
-        self.limits.check(self.folder)
-        sample = prepared(self.model.hf, sample)
-        writer = self.store.begin_unit(
-            unit,
-            stage=stage.name,
-            condition=condition.name,
-            facts=condition.facts(),
-            sample=withheld_sample(sample) if self.private else sample,
-            provenance=self.provenance | {"positions": self.model.positions(len(sample))},
-        )
-        try:
-            with measured(self.model.device) as cost:
-                outcome = capture.read(self.model, sample, requests, writer, private=self.private, reading=self.reading)
-            writer.note(cost=cost)
-        except NotReproducible:
-            writer.abandon()
-            raise
-        except OSError as error:
-            writer.abandon()
-            # No sample's fault: the next one would find the disk as full.
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._fail(unit, condition, sample, type(error).__name__ if self.private else f"OSError: {error}")
-            return
-        # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
-        except Exception as error:  # noqa: BLE001
-            writer.abandon()
-            # What an error says may quote what was read.
-            why = type(error).__name__ if self.private else f"{type(error).__name__}: {error}"
-            self._fail(unit, condition, sample, why)
-            return
-        except BaseException:
-            writer.abandon()
-            raise
-        bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
-        writer.commit(outcome)
-        self.limits.add(self.folder / "trace.zarr" / unit)
-        if bad:
-            self.progress.message(f"{condition.name} {sample.name}: {bad}")
-        if outcome.failed:
-            self._fail(unit, condition, sample, outcome.failed)
+    def _came(self, unit: Unit, came: UnitRead) -> None:
+        """Take note of what came of a unit."""
+        if came.record is not None:
+            self.limits.add(self.folder / "trace.zarr" / unit.id)
+        if came.non_finite:
+            self.progress.message(f"{unit.condition.name} {unit.sample.name}: {came.non_finite}")
+        by = f" ({came.by})" if came.by else ""
+        if came.failed:
+            self._note_failure(unit, came.failed)
+            self.progress.advance(f"{unit.condition.name} {unit.sample.name}: failed{by}")
         else:
-            self.progress.advance(f"{condition.name} {sample.name}")
+            self.progress.advance(f"{unit.condition.name} {unit.sample.name}{by}")
 
-    def _fail(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
-        self._note_failure(unit, condition, sample, why)
-        self.progress.advance(f"{condition.name} {sample.name}: failed")
-
-    def _note_failure(self, unit: str, condition: Played, sample: Sample, why: str) -> None:
-        name = withheld_sample(sample).name if self.private else sample.name
-        self.failed.append({"unit": unit, "condition": condition.name, "sample": name, "why": why})
-        self.progress.message(f"{condition.name} {sample.name} failed: {why}")
+    def _note_failure(self, unit: Unit, why: str) -> None:
+        name = withheld_sample(unit.sample).name if self.private else unit.sample.name
+        self.failed[unit.place] = {"unit": unit.id, "condition": unit.condition.name, "sample": name, "why": why}
+        self.progress.message(f"{unit.condition.name} {name} failed: {why}")
 
     def _samples(self, stage: Stage, played: Played) -> list[Sample]:
         solved = None
@@ -284,9 +262,6 @@ class Player:
             self.progress.message(said)
         self._workloads[key] = samples
         return samples
-
-    def _unit(self, stage: Stage, condition: Played, sample: Sample, requests: list[dict[str, Any]]) -> str:
-        return unit_of(self.identity, stage.name, condition, sample, requests, private=self.private)
 
     def _analyse(self, stage: Stage) -> None:
         traces = Run(self.folder)
@@ -325,9 +300,10 @@ class Player:
                 "provenance": self.provenance,
                 "model_card": self.model.card(),
                 "command": self.command,
+                "engine": self.engine.to_json(),
                 "success_rules": sorted({RULES[s.success_rule] for made in self._workloads.values() for s in made}),
                 "stages": self.stages,
-                "failed": self.failed,
+                "failed": [each for _, each in sorted(self.failed.items())],
                 **({"expected": self._expected()} if self.book.expect and ended else {}),
                 **({"files": file_hashes(self.folder, SEALED)} if ended else {}),
             },

@@ -19,6 +19,7 @@ ROOMS = {
     "interventions": "hooks",
     "backends": "backends",
     "workloads": "workloads",
+    "engines": "engines",
 }
 """What a person calls each room; models are no room but the folders of specimens, and what architectures were tried."""
 

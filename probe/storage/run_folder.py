@@ -49,13 +49,21 @@ class Run:
 
     @functools.cached_property
     def units(self) -> dict[str, Mapping[str, Any]]:
-        """The record of each committed unit (`unit`, `stage`, `condition`, `role`, `sample`, `failed`), by unit."""
-        return dict(self._commits.units)
+        """The record of each committed unit (`unit`, `stage`, `condition`, `role`, `sample`, `failed`), by unit.
+
+        In the order of the casebook: stage by stage, condition by condition, sample by sample. Where a record does not
+        say its place, as an earlier version wrote it, in the order in which they were captured.
+        """
+        units = self._commits.units
+        places = {unit: _place(record) for unit, record in units.items()}
+        if all(places.values()):
+            return dict(sorted(units.items(), key=lambda each: places[each[0]]))
+        return dict(units)
 
     def traces(
         self, condition: str | None = None, stage: str | None = None, role: str | None = None
     ) -> Iterator[Trace]:
-        """Yield the traces, in the order in which they were captured, of one condition, stage and role or of all."""
+        """Yield the traces, in the order of `units`, of one condition, stage and role or of all."""
         wanted = {"condition": condition, "stage": stage, "role": role}
         for unit, record in self.units.items():
             if all(value is None or record.get(key) == value for key, value in wanted.items()):
@@ -144,6 +152,12 @@ class Run:
             f"<p><b>Run</b> {_text(str(self.path))} · {len(self)} traces{' · ' + status if status else ''}</p>"
             f"<ul>{claims}</ul><table><tr><th>stage</th><th>condition</th><th>traces</th></tr>{rows}</table>"
         )
+
+
+def _place(record: Mapping[str, Any]) -> list[int]:
+    """Return where a unit stands in its run; [] where its record does not say."""
+    place = record.get("place")
+    return place if isinstance(place, list) and all(type(each) is int for each in place) else []
 
 
 def read_record(path: Path | str) -> dict[str, Any] | None:

@@ -58,8 +58,11 @@ class RunStore:
         sample: Sample,
         provenance: Mapping[str, Any] | None = None,
         layers: Sequence[int] | None = None,
+        place: Sequence[int] | None = None,
     ) -> UnitWriter:
         """Begin a unit; `layers` names those that will be written, where they are not 0, 1, 2, …
+
+        `place` is where it stands among the units of its run, which are read in that order whenever they were written.
 
         Raises UsageError where the unit is committed already, or its name, facts or sample are not what can be stored.
         """
@@ -86,6 +89,7 @@ class RunStore:
             sample=sample,
             provenance=provenance or {},
             layers=layers,
+            place=place,
         )
 
     def forget(self, units: Collection[str]) -> None:

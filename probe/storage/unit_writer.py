@@ -60,6 +60,7 @@ class UnitWriter:
         sample: Sample,
         provenance: Mapping[str, Any],
         layers: Sequence[int] | None = None,
+        place: Sequence[int] | None = None,
     ) -> None:
         if not UNIT_ID.fullmatch(unit):
             raise UsageError(f"{unit!r} cannot name a unit: small letters, digits, '.', '_' and '-', at most 121")
@@ -79,6 +80,7 @@ class UnitWriter:
             "cost": None,
         }
         canonical_json(self._about)
+        self._place = place
         self._sample = sample
         self._sample_json = canonical_json(sample.to_json())
         self._files = files
@@ -152,8 +154,8 @@ class UnitWriter:
         found = list(self._about["non_finite"])
         return [*found, *(each for part in self._parts.values() for each in part.notes["non_finite"])]
 
-    def commit(self, outcome: Outcome | None = None) -> None:
-        """Write what is left and put the unit on record; when this returns, it is on the disk.
+    def commit(self, outcome: Outcome | None = None) -> Mapping[str, Any]:
+        """Write what is left and put the unit on record, which is returned; then it is on the disk.
 
         Where it raises, the unit is abandoned; an interrupt at the last moment leaves it committed, or to be removed by
         the next writer.
@@ -161,11 +163,11 @@ class UnitWriter:
         if not self._open:
             raise UsageError(f"unit {self.unit!r} is committed or abandoned already")
         try:
-            self._commit(outcome)
+            return self._commit(outcome)
         finally:
             self.abandon()
 
-    def _commit(self, outcome: Outcome | None) -> None:
+    def _commit(self, outcome: Outcome | None) -> Mapping[str, Any]:
         shown = {key: self._about[key] for key in ("format", "unit", "stage", "condition")}
         self._group.finish(shown)
         if self._parts:
@@ -184,11 +186,14 @@ class UnitWriter:
             "sample": self._sample.name,
             "failed": outcome.failed if outcome else None,
         }
+        if self._place is not None:
+            record["place"] = list(self._place)
         if isinstance(self._files, OpenFiles):
             record["manifest"] = hashlib.sha256(self._files.seal()).hexdigest()
         # From here on the folder stays: an interrupt may come after the record and before this returns.
         self._open = False
         self._committed(record)
+        return record
 
     def abandon(self) -> None:
         """Remove the unit, if it was not committed."""

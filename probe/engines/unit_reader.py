@@ -1,0 +1,93 @@
+"""Reads a unit with a model into a store, and says what came of it: the same in whichever process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from probe import capture, plan
+from probe.engines.unit import Unit, UnitRead
+from probe.errors import NotReproducible
+from probe.hooks.sequence.sample_read import prepared
+from probe.kernels.non_finite_heads import NonFiniteHead, in_words
+from probe.plan import Played
+from probe.private import withheld_sample
+from probe.reader import Reading
+from probe.reading_cost import measured
+from probe.storage.unit_writer import UnitWriter
+
+if TYPE_CHECKING:
+    from probe.hooks.models.huggingface import HuggingFaceModel
+
+
+class Store(Protocol):
+    """Where units are written."""
+
+    def begin_unit(self, unit: str, **about: Any) -> UnitWriter:
+        """Begin a unit, as `RunStore.begin_unit` does."""
+
+
+@dataclass
+class UnitReader:
+    """Reads units of one run."""
+
+    model: HuggingFaceModel
+    provenance: Mapping[str, Any]
+    """What every unit says of the model and of what runs it."""
+    reading: Reading
+    private: bool = False
+
+    @contextlib.contextmanager
+    def under(self, condition: Played) -> Iterator[None]:
+        """Within the block the model is as the condition has it."""
+        intervention = plan.intervention_of(condition)
+        with contextlib.nullcontext() if intervention is None else intervention(self.model):
+            yield
+
+    def read(self, unit: Unit, store: Store) -> UnitRead:
+        """Read a unit of the condition that the model is under; what befalls the one sample is named, not raised.
+
+        Raises NotReproducible, which is about the model, and OSError where the disk is full: the next unit would fare
+        no better.
+        """
+        began = time.perf_counter()
+        sample = prepared(self.model.hf, unit.sample)
+        writer = store.begin_unit(
+            unit.id,
+            place=unit.place,
+            stage=unit.stage,
+            condition=unit.condition.name,
+            facts=unit.condition.facts(),
+            sample=withheld_sample(sample) if self.private else sample,
+            provenance={**self.provenance, "positions": self.model.positions(len(sample))},
+        )
+        try:
+            with measured(self.model.device) as cost:
+                outcome = capture.read(
+                    self.model, sample, unit.requests, writer, private=self.private, reading=self.reading
+                )
+            writer.note(cost=cost)
+        except NotReproducible:
+            writer.abandon()
+            raise
+        except OSError as error:
+            writer.abandon()
+            # No sample's fault: the next one would find the disk as full.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return UnitRead(None, type(error).__name__ if self.private else f"OSError: {error}")
+        # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
+        except Exception as error:  # noqa: BLE001
+            writer.abandon()
+            # What an error says may quote what was read.
+            return UnitRead(None, type(error).__name__ if self.private else f"{type(error).__name__}: {error}")
+        except BaseException:
+            writer.abandon()
+            raise
+        bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
+        record = writer.commit(outcome)
+        return UnitRead(record, outcome.failed, bad, time.perf_counter() - began)
