@@ -8,10 +8,14 @@ as 45045 and `010` as 8, lets a later duplicate key win, and expands aliases wit
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
+from yaml.composer import Composer
+from yaml.resolver import Resolver
 
 from probe.errors import CasebookError
 
@@ -19,8 +23,10 @@ MAX_BYTES: Final = 1 << 16
 """Largest text that is read."""
 MAX_DEPTH: Final = 32
 """Deepest nesting of lists and mappings."""
-MAX_NODES: Final = 20_000
+MAX_NODES: Final = 5_000
 """Most values in one text."""
+MAX_MESSAGE: Final = 1_000
+"""Most characters of what an error says is wrong; a text's own words in it may be of any length."""
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})\Z")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?\Z")
@@ -46,8 +52,10 @@ class Document:
         while place not in self.places and place:
             place = place[:-1]
         line, column = self.places.get(place, (1, 1))
-        dotted = ".".join(str(part) for part in path)
-        return CasebookError(f"{self.source}:{line}:{column}: {dotted + ': ' if dotted else ''}{message}")
+        dotted = ".".join(_cut(str(part), 100) for part in path)
+        return CasebookError(
+            f"{self.source}:{line}:{column}: {dotted + ': ' if dotted else ''}{_cut(message, MAX_MESSAGE)}"
+        )
 
 
 def parse(text: str | bytes, source: str) -> Document:
@@ -57,8 +65,7 @@ def parse(text: str | bytes, source: str) -> Document:
         raise document.error((), f"larger than {MAX_BYTES} bytes")
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        _check_events(decoded, source)
-        node = yaml.compose(decoded, Loader=yaml.SafeLoader)
+        node = _Composed(_checked_events(decoded, source)).get_single_node()
     except UnicodeDecodeError as error:
         raise document.error((), f"not UTF-8 at byte {error.start}") from None
     except yaml.MarkedYAMLError as error:
@@ -73,8 +80,31 @@ def parse(text: str | bytes, source: str) -> Document:
     return document
 
 
-def _check_events(text: str, source: str) -> None:
-    """Refuse aliases, tags and excess depth before anything recursive sees the text."""
+class _Composed(Composer, Resolver):
+    """Makes nodes of events that were read and checked, so that no text is read twice."""
+
+    def __init__(self, events: Iterator[yaml.Event]) -> None:
+        Composer.__init__(self)
+        Resolver.__init__(self)
+        # All of them first: what is refused further down is refused before anything recursive begins.
+        self._events = deque(events)
+
+    def check_event(self, *choices: type[yaml.Event]) -> bool:
+        return bool(self._events) and (not choices or isinstance(self._events[0], choices))
+
+    def peek_event(self) -> yaml.Event | None:
+        return self._events[0] if self._events else None
+
+    def get_event(self) -> yaml.Event | None:
+        return self._events.popleft() if self._events else None
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _checked_events(text: str, source: str) -> Iterator[yaml.Event]:
+    """Yield the events of a text; refuse aliases, tags and excess depth."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         mark = event.start_mark
@@ -95,7 +125,8 @@ def _check_events(text: str, source: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if message:
-            raise CasebookError(f"{source}:{line}:{column}: {message}")
+            raise CasebookError(f"{source}:{line}:{column}: {_cut(message, MAX_MESSAGE)}")
+        yield event
 
 
 def _convert(node: yaml.Node, path: Path, document: Document) -> Any:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from probe.errors import UsageError
 from probe.sample import Sample
 from probe.success import SuccessRule
+from probe.withheld import MOST_TOKENS
 from probe.workloads.asking import asked
 from probe.workloads.chat_text import Chat, in_chat
 from probe.workloads.marked_text import MarkedText, require_offsets
@@ -46,6 +48,21 @@ def _short(value: float | int | str) -> str:
     if isinstance(value, str):
         return re.sub(r"[^\w.]+", "_", Path(value).name)
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+MOST_CELLS: Final = 100_000
+"""No workload makes more samples."""
+
+
+def beyond(lengths: Sequence[int], axes: Iterable[Sequence[Any]], samples: int, new_tokens: int | None) -> str | None:
+    """Return why a grid is larger than any that could be read, found before anything of its size is made; else None."""
+    longest = max(max(lengths), new_tokens or 0)
+    if longest > MOST_TOKENS:
+        return f"{longest} tokens are more than {MOST_TOKENS:,}, the most of any prompt"
+    cells = len(lengths) * samples * math.prod(map(len, axes))
+    return (
+        f"{cells} samples in all are more than {MOST_CELLS:,}, the most of a workload" if cells > MOST_CELLS else None
+    )
 
 
 @dataclass(frozen=True)
@@ -84,8 +101,10 @@ class Grid(ABC):
         if self.chat == "always" and not self.cue():
             raise self.error("what it asks has no words that could begin an answer in a chat")
         self.check()
-        cells = self.cells()
-        if len({cell.name for cell in cells}) < len(cells):
+        if why := beyond(self.lengths, self.axes().values(), self.num_samples(), self.max_new_tokens):
+            raise self.error(why)
+        # Cells differ in their names where each axis' values do.
+        if any(len({*map(_short, values)}) < len(values) for values in (self.lengths, *self.axes().values())):
             raise self.error(
                 f"lengths and {', '.join(self.axes()) or 'samples'} must differ from each other, in two decimals"
             )

@@ -15,6 +15,7 @@ from probe.sample import Sample
 from probe.success import SuccessRule
 from probe.workloads.asking import SPARE_TOKENS, answer_tokens
 from probe.workloads.chat_text import Chat, ChatTokenizer, in_chat
+from probe.workloads.grid import beyond
 from probe.workloads.haystack import file_sentences, haystack_sentences
 from probe.workloads.lexicon import CITIES, NEEDLE, NUMBERS, QUESTION
 from probe.workloads.marked_text import MarkedText, Tokenised, encode, require_offsets
@@ -168,8 +169,10 @@ def _check(workload: needle) -> None:
         raise UsageError(f"needle: needle must be present or absent, not {workload.needle!r}")
     if not workload.haystack:
         raise UsageError("needle: haystack must be templates, none or the path of a text file, not empty")
-    cells = workload.cells()
-    if len({cell.name for cell in cells}) < len(cells):
+    if why := beyond(workload.lengths, [workload.depths], workload.samples, workload.max_new_tokens):
+        raise UsageError(f"needle: {why}")
+    depths = {f"{depth:.2f}" for depth in workload.depths}
+    if len({*workload.lengths}) < len(workload.lengths) or len(depths) < len(workload.depths):
         raise UsageError(
             "needle: lengths and depths must differ from each other, the depths in their first two decimals"
         )
