@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dash_mantine_components as dmc
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from flask import Response, abort, request
 
 from probe.dashboard.application.address import SHARED
@@ -163,6 +163,13 @@ def _route(app: Dash, opened: Opened, made: Mapping[str, Page], live: Live | Non
         Input(PLACE, "pathname"),
         Input(PLACE, "search"),
         State("pages", "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("later", "made"),
+        Output({"later": MATCH, "part": "place"}, "children"),
+        Input({"later": MATCH, "part": "place"}, "n_clicks"),
+        State({"later": MATCH, "part": "made"}, "data"),
+        prevent_initial_call=True,
     )
     app.clientside_callback(
         ClientsideFunction("address", "follow"),

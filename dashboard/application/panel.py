@@ -186,7 +186,12 @@ def _grid(page: str, search: str, grid: Grid) -> Any:
         [html.H2(title, id=f"{place}-title"), _ways_out(page, search, grid.name, title, grid.python, drawn=False)],
         className="explorer-panel-head",
     )
-    return html.Section([head, table], id=place, className="explorer-panel")
+    # A table is made when it is scrolled into view (grid.js): most lie below the first screen, and cost more than it.
+    later = html.Div(
+        id={"later": place, "part": "place"}, className="explorer-later", style={"minHeight": f"{grid.height}px"}
+    )
+    made = dcc.Store(id={"later": place, "part": "made"}, data=table.to_plotly_json())
+    return html.Section([head, later, made], id=place, className="explorer-panel")
 
 
 def _links(grid: Grid, fields: Sequence[str], row: Sequence[Any]) -> dict[str, str]:

@@ -12,6 +12,32 @@
     return window.React.createElement("a", { href: href, onClick: go, tabIndex: -1 }, String(props.value ?? ""));
   };
 
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    later: { made: (_, component) => component },
+  });
+
+  // A table is made when its place comes near to what is seen, once; where it is empty again, since what is shown was
+  // made anew, once more.
+  let times = 0;
+  const seen = new IntersectionObserver((places) => {
+    for (const { isIntersecting, target } of places) {
+      if (!isIntersecting || target.firstChild || target.dataset.asked) continue;
+      target.dataset.asked = "yes";
+      window.dash_clientside.set_props(JSON.parse(target.id), { n_clicks: ++times });
+    }
+  }, { rootMargin: "40px" });
+  const look = () => {
+    for (const place of document.querySelectorAll(".explorer-later")) {
+      if (place.firstChild) delete place.dataset.asked;
+      else if (!place.dataset.asked) {
+        seen.unobserve(place);
+        seen.observe(place);
+      }
+    }
+  };
+  document.addEventListener("DOMContentLoaded", () =>
+    new MutationObserver(look).observe(document.body, { childList: true, subtree: true }));
+
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !event.target.matches || !event.target.matches(".ag-cell")) return;
     const link = event.target.querySelector("a[href]");

@@ -133,12 +133,41 @@ def test_in_a_browser_a_page_is_whole(name: str, scheme: str, specimen: Path, br
         logged(browser)
         opened_page(browser, f"{address}/{name}")
         assert browser.execute_script("return document.documentElement.dataset.mantineColorScheme") == scheme
+        for place in browser.find_elements("css selector", ".explorer-later"):
+            browser.execute_script("arguments[0].scrollIntoView()", place)
+            wait(browser, lambda _, place=place: place.find_elements("css selector", ".ag-header-cell"))
+        wait(browser, lambda b: b.execute_script(SETTLED))
         # Nothing runs out of the page at 1280 × 800.
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth + 1")
         hosts, complaints = logged(browser)
         assert hosts == {"127.0.0.1"}
         assert complaints == []
         assert violations(browser) == []
+
+
+@pytest.mark.browser
+def test_a_table_is_made_when_it_is_scrolled_to_and_again_when_the_page_is_made_anew(
+    specimen: Path, browser: Any, serve: Any
+) -> None:
+    def tables() -> list[bool]:
+        made = "return [...document.querySelectorAll('.explorer-later')].map((one) => one.childElementCount > 0)"
+        found: list[bool] = browser.execute_script(made)
+        return found
+
+    low = {"width": 1280, "height": 320, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", low)
+    with serve(specimen) as address:
+        opened_page(browser, f"{address}/head_atlas")
+        assert tables() == [False]
+        place = browser.find_element("css selector", ".explorer-later")
+        browser.execute_script("arguments[0].scrollIntoView()", place)
+        wait(browser, lambda _: tables() == [True])
+        # What is shown is made anew while the table is in view.
+        browser.execute_script("dash_clientside.set_props('fresh', {data: 'again'})")
+        wait(browser, lambda b: b.execute_script(SETTLED))
+        wait(browser, lambda _: tables() == [True])
+        assert browser.find_elements("css selector", "#head_atlas-all_heads .ag-cell")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def _number(cell: str) -> bool:
