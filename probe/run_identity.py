@@ -22,8 +22,17 @@ def run_identity(book: Casebook, provenance: Mapping[str, Any], reading: Reading
     """Return the casebook, the model, what reads it and what it reads, each as a name and a hash or a word."""
     # What is expected of a run, or published beside it, changes nothing in it.
     content = json.dumps(book.model_dump(mode="json", exclude={"expect", "published"}), sort_keys=True)
-    identity = {"casebook": hashlib.sha256(content.encode()).hexdigest()}
-    for key in ("model", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
+    identity = {"casebook": hashlib.sha256(content.encode()).hexdigest(), "model": str(provenance.get("model"))}
+    identity |= model_identity(provenance) | reading.identity()
+    if private:
+        identity["private"] = "True"
+    return identity | source_hashes(book.build_workload())
+
+
+def model_identity(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a model is and what runs it, whatever it is called."""
+    identity = {}
+    for key in ("revision", "weights_sha256", "tokenizer_sha256", "dtype", "device"):
         identity[key] = str(provenance.get(key))
     identity["attention_implementation"] = str(provenance.get("attention_implementation"))
     # Where there is none, a run is the one that it was before these were known.
@@ -35,10 +44,7 @@ def run_identity(book: Casebook, provenance: Mapping[str, Any], reading: Reading
         identity["backend"] = f"{provenance['backend']} {versions.get(provenance['backend'])}"
     for package in ("longcontext-probe", "torch", "transformers"):
         identity[package] = probe.__version__ if package == "longcontext-probe" else version(package)
-    identity |= reading.identity()
-    if private:
-        identity["private"] = "True"
-    return identity | source_hashes(book.build_workload())
+    return identity
 
 
 def unit_of(

@@ -54,7 +54,7 @@ THEIRS = {
     "analyses": NUMBERS | {"plotly"},
     "dashboard": NUMBERS
     | {"plotly", "dash", "dash_mantine_components", "dash_ag_grid", "flask", "werkzeug", "IPython"},
-    "composition": NUMBERS | TEXT | MODELS,
+    "composition": NUMBERS | TEXT | MODELS | {"ray"},
     "casebooks": NUMBERS | MODELS,
 }
 """What of other people's each room may import, besides the standard library."""

@@ -70,7 +70,10 @@ def load(model: Any, *, backend: str | None = None, remote: bool = False, **opti
     chosen.check_installed()
     if remote and not chosen.can_be_remote:
         raise UsageError(f"the backend {name} runs models on this machine alone; remote is for nnsight")
-    return chosen.load(model, **options, **({"remote": True} if remote else {}))
+    loaded = chosen.load(model, **options, **({"remote": True} if remote else {}))
+    if isinstance(model, str | os.PathLike) and options.get("tokenizer") is None:
+        loaded.opened = {"model": os.fspath(model), "backend": name, "remote": remote, **options}
+    return loaded
 
 
 def transformers_model_of(model: Any) -> PreTrainedModel:

@@ -53,6 +53,8 @@ class HuggingFaceModel:
     """The library that it is had by (see `probe.hooks.loading.backend`)."""
     is_remote: ClassVar[bool] = False
     """Whether it runs elsewhere, so that prompts leave this machine."""
+    opened: Mapping[str, Any] | None = None
+    """The options with which `probe.load` opened it by name, and opens it again; None for an object given to it."""
 
     def __init__(
         self,

@@ -95,7 +95,15 @@ def run_casebook(
     scan: Annotated[
         str | None, typer.Option(help="What computes attention statistics: auto, triton, blocked, reference.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Who reads the units: local.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Who reads the units: local, or ray (on Slurm and Kubernetes too: docs/ray.md).")
+    ] = None,
+    engine_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, as host:port or auto; by default one is started here.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray workers; by default as many as there is room for.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of each Ray worker; 0.5 puts two on one.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(help="CPUs and threads of each Ray worker.")] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Sums on a GPU equal bit for bit in every run.")
     ] = False,
@@ -122,6 +130,12 @@ def run_casebook(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Play a casebook and write its report. The same command continues a run that was stopped."""
+    of_engine = {
+        "engine_address": engine_address,
+        "workers": workers,
+        "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker,
+    }
     options: dict[str, Any] = {
         "model": model,
         "out": out,
@@ -139,6 +153,7 @@ def run_casebook(
         "private": private,
         "scan": scan,
         "engine": engine,
+        **of_engine,
         "deterministic": deterministic,
         "cache": cache,
         "no_check": no_check,
@@ -146,6 +161,7 @@ def run_casebook(
     again = _command(casebook, options)
     with exits(debug=context.obj):
         options["limits"] = _limits(max_hours, budget)
+        options["engine"] = _engine(engine, {name: options.pop(name) for name in of_engine})
         options["lengths"] = whole_numbers("--lengths", lengths)
         options["depths"] = fractions("--depths", depths)
         # What is not given is for `probe.run` to choose.
@@ -267,6 +283,15 @@ def _limits(max_hours: float | None, budget: str | None) -> Any:
 
     max_seconds = None if max_hours is None else 3600 * max_hours
     return Limits(max_seconds, None if budget is None else size_of(budget))
+
+
+def _engine(name: str | None, given: Mapping[str, Any]) -> Any:
+    """Return the engine with the options that are its own."""
+    fields = {key.removeprefix("engine_"): value for key, value in given.items() if value is not None}
+    if fields and name != "ray":
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None)
+        raise UsageError(f"{flags}: these are options of --engine ray")
+    return {name: fields} if fields else name
 
 
 def _command(casebook: str, options: Mapping[str, Any]) -> str:

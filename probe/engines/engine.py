@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from probe.engines.unit_reader import UnitReader
     from probe.hooks.models.huggingface import HuggingFaceModel
 
-Read = Callable[[Sequence[Unit]], Iterator[tuple[Unit, UnitRead]]]
+Read = Callable[[Sequence[Unit]], Generator[tuple[Unit, UnitRead], None, None]]
 """Reads units, and yields each with what came of it as soon as that is on record, in whatever order."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,7 +19,7 @@ class local(Engine):
     def at_work(self, job: Job) -> Iterator[Read]:
         """Read in this process."""
 
-        def read(units: Sequence[Unit]) -> Iterator[tuple[Unit, UnitRead]]:
+        def read(units: Sequence[Unit]) -> Generator[tuple[Unit, UnitRead], None, None]:
             for condition, those in groupby(units, lambda unit: unit.condition):
                 with job.reader.under(condition):
                     for unit in those:

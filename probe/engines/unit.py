@@ -40,5 +40,7 @@ class UnitRead:
     """In words, in which heads a number was NaN or infinite; empty where none was."""
     seconds: float = 0.0
     """How long it took."""
+    num_bytes: int = 0
+    """What it takes of the disk, where that was measured."""
     by: str = ""
     """What else a person may want to know who watches: how many read, and how fast."""

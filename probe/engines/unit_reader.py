@@ -7,28 +7,23 @@ import errno
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from probe import capture, plan
 from probe.engines.unit import Unit, UnitRead
-from probe.errors import NotReproducible
+from probe.errors import DeviceLost, NotReproducible
+from probe.hooks.loading.lost_device import lost_device
 from probe.hooks.sequence.sample_read import prepared
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
 from probe.plan import Played
 from probe.private import withheld_sample
 from probe.reader import Reading
 from probe.reading_cost import measured
-from probe.storage.unit_writer import UnitWriter
+from probe.storage.handed_over import HandedOver
+from probe.storage.store import RunStore
 
 if TYPE_CHECKING:
     from probe.hooks.models.huggingface import HuggingFaceModel
-
-
-class Store(Protocol):
-    """Where units are written."""
-
-    def begin_unit(self, unit: str, **about: Any) -> UnitWriter:
-        """Begin a unit, as `RunStore.begin_unit` does."""
 
 
 @dataclass
@@ -43,16 +38,21 @@ class UnitReader:
 
     @contextlib.contextmanager
     def under(self, condition: Played) -> Iterator[None]:
-        """Within the block the model is as the condition has it."""
+        """Within the block the model is as the condition has it; raises DeviceLost where a device computes no more."""
         intervention = plan.intervention_of(condition)
-        with contextlib.nullcontext() if intervention is None else intervention(self.model):
-            yield
+        try:
+            with contextlib.nullcontext() if intervention is None else intervention(self.model):
+                yield
+        # A block's end touches the device too, and its error would hide what was raised before.
+        except RuntimeError as error:
+            self._check_devices(error)
+            raise
 
-    def read(self, unit: Unit, store: Store) -> UnitRead:
+    def read(self, unit: Unit, store: RunStore | HandedOver) -> UnitRead:
         """Read a unit of the condition that the model is under; what befalls the one sample is named, not raised.
 
-        Raises NotReproducible, which is about the model, and OSError where the disk is full: the next unit would fare
-        no better.
+        Raises NotReproducible, which is about the model, DeviceLost, and OSError where the disk is full: the next unit
+        would fare no better.
         """
         began = time.perf_counter()
         sample = prepared(self.model.hf, unit.sample)
@@ -83,6 +83,7 @@ class UnitReader:
         # Whatever else befalls one sample (memory, an odd shape) is counted and named, and the others go on.
         except Exception as error:  # noqa: BLE001
             writer.abandon()
+            self._check_devices(error)
             # What an error says may quote what was read.
             return UnitRead(None, type(error).__name__ if self.private else f"{type(error).__name__}: {error}")
         except BaseException:
@@ -91,3 +92,8 @@ class UnitReader:
         bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
         record = writer.commit(outcome)
         return UnitRead(record, outcome.failed, bad, time.perf_counter() - began)
+
+    def _check_devices(self, error: Exception) -> None:
+        """Raise DeviceLost where the error is not the sample's: no other could be read here either."""
+        if isinstance(error, RuntimeError) and (why := lost_device(self.model.hf)):
+            raise DeviceLost(why) from error

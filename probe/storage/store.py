@@ -17,7 +17,7 @@ from probe.storage.checking import ROOT_GROUP
 from probe.storage.commits import UNIT_ID, Commits
 from probe.storage.durable import canonical_json, sync_folder, write_json
 from probe.storage.hold import hold
-from probe.storage.unit_files import MemoryFiles, OpenFiles, is_unit, remove_unit
+from probe.storage.unit_files import MemoryFiles, OpenFiles, SealedFiles, is_unit, remove_unit
 from probe.storage.unit_trace import Trace
 from probe.storage.unit_writer import UnitWriter
 
@@ -91,6 +91,19 @@ class RunStore:
             layers=layers,
             place=place,
         )
+
+    def make_ready(self) -> None:
+        """Hold the folder and clear it of what was left half done, so that units can be written into it."""
+        self._hold()
+
+    def adopt(self, record: Mapping[str, Any]) -> None:
+        """Put on record a unit that another process wrote into this folder (see `probe.storage.handed_over`).
+
+        Raises StoreCorrupt where it is not there as the record says.
+        """
+        self._hold()
+        SealedFiles(self._units / record["unit"], record["manifest"])
+        self._commits.append(record)
 
     def forget(self, units: Collection[str]) -> None:
         """Take committed units out: of the record at once, then of the disk. A crash between leaves none half there."""
