@@ -38,6 +38,10 @@ class DeviceTooSmall(ProbeError):
     exit_code = 4
 
 
+class DeviceLost(NotAvailable):
+    """A device no longer computes, whatever it is given; a run ends with it, and the same command goes on later."""
+
+
 class MissingStatistic(UsageError):
     """An analysis meets a trace that lacks what it needs; the message names both."""
 

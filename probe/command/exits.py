@@ -19,7 +19,7 @@ from rich.text import Text
 
 import probe
 from probe.command.watching import STOPS, watching
-from probe.errors import ProbeError, SomeUnitsFailed, StoppedByLimit, StoreCorrupt
+from probe.errors import DeviceLost, ProbeError, SomeUnitsFailed, StoppedByLimit, StoreCorrupt
 from probe.visible import visible
 
 
@@ -58,7 +58,7 @@ def stops(progress: _Counted, again: str | None, otherwise: str = "nothing was r
     """Let Ctrl-C (exit 130), SIGTERM (143) and SIGUSR2 (140) stop a run where it is; print `again`, which goes on.
 
     It is None where nothing is run that could go on; then `otherwise` says what became of it. Within five seconds,
-    whatever the run is at; a limit that a run has reached says the command too.
+    whatever the run is at; a limit that a run has reached, and a device that is lost, say the command too.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -80,9 +80,9 @@ def stops(progress: _Counted, again: str | None, otherwise: str = "nothing was r
     except KeyboardInterrupt as stop:
         progress.stop()
         _leave(told(), STOPS[stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT])
-    except StoppedByLimit as limit:
+    except (StoppedByLimit, DeviceLost) as end:
         progress.stop()
-        raise StoppedByLimit(f"{limit}; {told()}") from limit
+        raise type(end)(f"{end}; {told()}") from end
     finally:
         progress.stop()
         for number, handler in previous.items():

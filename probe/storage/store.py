@@ -15,7 +15,7 @@ from probe.sample import Sample
 from probe.storage.array import Array
 from probe.storage.checking import ROOT_GROUP
 from probe.storage.commits import UNIT_ID, Commits
-from probe.storage.durable import canonical_json, sync_folder, write_json
+from probe.storage.durable import canonical_json, half_written, sync_folder, write_json
 from probe.storage.hold import hold
 from probe.storage.unit_files import MemoryFiles, OpenFiles, SealedFiles, is_unit, remove_unit
 from probe.storage.unit_trace import Trace
@@ -141,6 +141,9 @@ class RunStore:
             raise StoreCorrupt(f"{self._units} is a link; a run folder holds none")
         for leftover in _uncommitted(self._units, self._commits):
             remove_unit(leftover)
+        if self._units.is_dir():
+            for path in filter(half_written, list(self._units.iterdir())):
+                path.unlink()
         if not (self._units / "zarr.json").is_file():
             self._units.mkdir(exist_ok=True)
             write_json(self._units / "zarr.json", ROOT_GROUP)

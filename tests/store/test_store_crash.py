@@ -54,6 +54,16 @@ def test_a_killed_writer_leaves_no_half_unit_and_the_next_one_makes_the_same_byt
     assert contents(run) == contents(undisturbed)
 
 
+def test_what_a_kill_left_beside_the_units_is_cleared_away(tmp_path: Path, sample: Sample) -> None:
+    units = tmp_path / "trace.zarr"
+    units.mkdir()
+    (units / ".zarr.json.4711.writing").write_bytes(b'{"zarr_for')
+    (units / "mine.txt").write_text("keep")
+    with RunStore(tmp_path) as store:
+        store.begin_unit("u", sample=sample).commit()
+    assert sorted(path.name for path in units.iterdir()) == ["mine.txt", "u", "zarr.json"]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
