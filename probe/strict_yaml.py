@@ -28,6 +28,8 @@ MAX_NODES: Final = 5_000
 MAX_MESSAGE: Final = 1_000
 """Most characters of what an error says is wrong; a text's own words in it may be of any length."""
 
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
+"""What an escape can write and no file, name or message can hold: a NUL, half of a surrogate pair."""
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})\Z")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?\Z")
 _CORE_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!")
@@ -140,6 +142,8 @@ def _convert(node: yaml.Node, path: Path, document: Document) -> Any:
                 document.places[(*path, "?")] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
                 raise document.error((*path, "?"), "a key must be a word")
             key = str(key_node.value)
+            if _NO_CHARACTER.search(key):
+                raise document.error((*path, "?"), "a key holds a character that no text has (U+0000, or a surrogate)")
             if key in mapping:
                 document.places[(*path, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
                 raise document.error((*path, key), "this key stands twice")
@@ -153,6 +157,8 @@ def _convert(node: yaml.Node, path: Path, document: Document) -> Any:
 def _scalar(node: yaml.Node, path: Path, document: Document) -> Any:
     text = str(node.value)
     if getattr(node, "style", None) is not None or node.tag == "!":
+        if _NO_CHARACTER.search(text):
+            raise document.error(path, "holds a character that no text has (U+0000, or a surrogate)")
         return text
     if text in ("", "~", "null"):
         return None

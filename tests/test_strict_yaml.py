@@ -53,6 +53,10 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("a: b: c", "f.yaml:1:5", "not valid YAML"),
         ("a: 1\n---\nb: 2", "f.yaml:2:1", "not valid YAML"),
         ("a: " + "x" * MAX_BYTES, "f.yaml:1:1", "larger than"),
+        ('a: "b\\0"', "f.yaml:1:4", "no text has"),
+        ('a:\n  - "\\uD800"', "f.yaml:2:5", "no text has"),
+        ('"\\uDFFF": 1', "f.yaml:1:1", "no text has"),
+        ("a: [" + "1, " * 6_000 + "1]", "f.yaml:1:", "more than 5000 values"),
     ],
 )
 def test_what_is_refused_is_named_with_its_place(text: str, place: str, what: str) -> None:

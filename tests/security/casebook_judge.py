@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -60,6 +61,8 @@ def judged(seeds: range, folder: Path) -> Judged:
             with os.fdopen(writer, "w") as answer:
                 json.dump([found.ends, found.wrong, found.peak_bytes, found.slowest_seconds], answer)
             code = 0
+        except BaseException:  # noqa: BLE001
+            (folder / "at").write_text(traceback.format_exc())
         finally:
             os._exit(code)
     os.close(writer)
@@ -67,8 +70,8 @@ def judged(seeds: range, folder: Path) -> Judged:
         text = answer.read()
     _, status = os.waitpid(child, 0)
     if status or not text:
-        at = (folder / "at").read_text() if (folder / "at").exists() else "none"
-        return Judged(wrong=[f"seed {at}: the process ended with {status}"])
+        said = (folder / "at").read_text() if (folder / "at").exists() else "nothing"
+        return Judged(wrong=[f"{seeds}: the process ended with {status}, and said {said}"])
     ends, wrong, peak, slowest = json.loads(text)
     return Judged(Counter(ends), wrong, peak, slowest)
 
@@ -108,17 +111,18 @@ def _judge(seeds: range, folder: Path) -> Judged:
         file = folder / "fuzzed.yaml"
         file.write_bytes(text)
         started = time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
         try:
-            end = one(file, tokenizer)
+            try:
+                signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+                end = one(file, tokenizer)
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
         except _TooSlow:
             end = None
             found.wrong.append(f"seed {seed} ({kind}): took more than {MOST_SECONDS} s")
         except BaseException as error:  # noqa: BLE001
             end = None
             found.wrong.append(f"seed {seed} ({kind}): {type(error).__name__}: {str(error)[:300]}")
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
         found.slowest_seconds = max(found.slowest_seconds, time.process_time() - started)
         if end is not None:
             found.ends[end] += 1
