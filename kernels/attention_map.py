@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -139,6 +140,7 @@ class _Grid(Tally):
 
     def __init__(self, statistic: attention_map) -> None:
         super().__init__(statistic)
+        self.statistic = statistic
         self.grid = statistic.grid
         self.tokens = 1
         self._sum = self._largest = torch.empty(0)
@@ -205,6 +207,26 @@ class _Grid(Tally):
         cells = (slice(None), slice(row, row + sums.shape[1]), slice(column, column + sums.shape[2]))
         self._sum[cells] += sums
         torch.maximum(self._largest[cells], largest, out=self._largest[cells])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return sums and maxima, how many queries each row has, and what they reach to."""
+        if not self._sum.numel():
+            return {}
+        reach = torch.tensor([self.tokens, self._query_stop, self._key_stop])
+        return {"sum": self._sum, "max": self._largest, "count": self._count, "reach": reach}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add another grid's cells, of other queries, their blocks doubled until they are as large as its own."""
+        tokens, query_stop, key_stop = state["reach"].tolist()
+        self.grow(tokens * self.grid)
+        other = _Grid(self.statistic)
+        other._sum, other._largest, other._count, other.tokens = state["sum"], state["max"], state["count"], tokens
+        other.grow(self.tokens * self.grid)
+        held = bool(self._sum.numel())
+        self._sum = self._sum + other._sum.to(self._sum) if held else other._sum
+        self._largest = torch.maximum(self._largest, other._largest.to(self._largest)) if held else other._largest
+        self._count = self._count + other._count
+        self._query_stop, self._key_stop = max(self._query_stop, query_stop), max(self._key_stop, key_stop)
 
     def finish(self, key_start: int, key_stop: int) -> dict[str, Tensor]:
         """Return the cells up to the last query and the last key."""

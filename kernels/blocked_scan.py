@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from probe.kernels.block_program import BlockPrograms, Shape
@@ -126,7 +125,7 @@ class BlockedScan:
                 for statistic in reading:
                     parts = statistic.blocked(block)
                     if statistic.key in self.series:
-                        _merge(rows[statistic.key], parts, statistic)
+                        rows[statistic.key] = statistic.join(rows[statistic.key], parts)
                     else:
                         self.tallies[statistic.key].add(parts, block.place)
             for key, arrays in rows.items():
@@ -136,23 +135,7 @@ class BlockedScan:
 def _queries(call: Call, start: int, stop: int) -> Call:
     rows = slice(start - call.query_start, stop - call.query_start)
     log_sum_exp = None if call.log_sum_exp is None else call.log_sum_exp[:, rows]
-    return dataclasses.replace(call, query=call.query[:, rows], query_start=start, log_sum_exp=log_sum_exp)
-
-
-def _merge(held: dict[str, Tensor], parts: dict[str, Tensor], statistic: Statistic) -> None:
-    """Combine what two blocks of keys say of the same queries."""
-    if not parts:
-        return
-    main = next(iter(statistic.arrays))
-    higher = parts[main] > held[main] if main in held else None
-    for suffix, part in parts.items():
-        merge = statistic.arrays[suffix].merge
-        if suffix not in held:
-            held[suffix] = part
-        elif merge == "argmax":
-            assert higher is not None
-            held[suffix] = torch.where(higher, part, held[suffix])
-        elif merge == "max":
-            held[suffix] = torch.maximum(held[suffix], part)
-        else:
-            held[suffix] = held[suffix] + part
+    document = None if call.query_document is None else call.query_document[rows]
+    return dataclasses.replace(
+        call, query=call.query[:, rows], query_start=start, log_sum_exp=log_sum_exp, query_document=document
+    )

@@ -62,7 +62,10 @@ class Call:
     is a decoder too. `cross`: the decoder's over the encoder's positions, on which the keys stand."""
     document: Int[Tensor, "key"] | None = None
     """Index of the packed document that each key belongs to, in contiguous runs; the queries' own positions must be
-    among the keys'."""
+    among the keys', or `query_document` be given."""
+    query_document: Int[Tensor, "query"] | None = None
+    """Index of the packed document that each query belongs to, where the keys are a stretch of the sequence that need
+    not hold the queries' own positions."""
     key_visible: Bool[Tensor, "key"] | None = None
     """False for keys that are hidden from every query, such as padding inside a cache."""
     log_sum_exp: Float[Tensor, "head query"] | None = None

@@ -70,6 +70,8 @@ class _Bins(Tally):
         num_bins = sum(low < max(place.query_stop, place.key_stop) for low, _ in _bins())
         super().add({"": parts[""][:, :num_bins]}, place)
 
+    merge = Tally.merge
+
 
 def _collect(layout: Layout, memory: tuple[Any, ...]) -> dict[str, Tensor]:
     call = layout.call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -102,6 +103,18 @@ class _Energy(Tally):
             "num_keys": per_head * self._num_keys,
             "num_queries": per_head * self._queries.shape[1],
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums, and the last queries."""
+        if self._sum is None or self._queries is None:
+            return {}
+        return {"sum": self._sum, "num_keys": torch.tensor(self._num_keys), "queries": self._queries}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums of the keys that follow, and the queries that do."""
+        self._sum = state["sum"] if self._sum is None else self._sum + state["sum"].to(self._sum)
+        self._num_keys += int(state["num_keys"])
+        self._add_queries(state["queries"] if self._queries is None else state["queries"].to(self._queries))
 
     def _add_keys(self, keys: Keys) -> None:
         energy = as_float64(keys.key).square()

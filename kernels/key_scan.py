@@ -31,8 +31,9 @@ class KeyScan:
         self._newest: Keys | None = None
         self._below: Keys | None = None
 
-    def take(self, call: Call, below: Keys | None) -> None:
-        """Take the next call; `below` are the newest keys of the layer before, where there is one.
+    def take(self, call: Call, below: Keys | None, before: Tensor | None = None) -> None:
+        """Take the next call; `below` are the newest keys of the layer before, where there is one, and `before` the key
+        [kv_head, 1, channel] before the first of all, where it is known and not the call's.
 
         Those of them that stand after this call's are kept for the next: a chunk that has to go through again in halves
         may have come whole from the layer before. Raises `ValueError` where keys were dropped from the cache before
@@ -41,7 +42,7 @@ class KeyScan:
         if not self.statistics:
             return
         if self._stop is None:
-            self._start = call.key_start
+            self._start, self._last = call.key_start, before
         new = self._new(call, below)
         for statistic in self.statistics:
             if statistic.key in self.tallies:

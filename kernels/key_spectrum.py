@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,7 +74,19 @@ class _Moments(Tally):
             if block.visible is not None:
                 key = key[:, block.visible.to(key.device)]
             if key.shape[1]:
-                self._add(key)
+                mean = key.mean(1)
+                centred = key - mean[:, None]
+                self._add(key.shape[1], mean, centred.mT @ centred)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments."""
+        if not self._count:
+            return {}
+        return {"count": torch.tensor(self._count), "mean": self._mean, "scatter": self._scatter}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the moments of other keys."""
+        self._add(int(state["count"]), state["mean"], state["scatter"])
 
     def finish(self, key_start: int, key_stop: int) -> dict[str, Tensor]:
         """Return what the moments say."""
@@ -89,15 +102,12 @@ class _Moments(Tally):
         broken = {suffix: ~finite[:, None] if values.ndim == 2 else ~finite for suffix, values in arrays.items()}
         return {suffix: values.masked_fill(broken[suffix], torch.nan).float() for suffix, values in arrays.items()}
 
-    def _add(self, key: Float[Tensor, "kv_head key channel"]) -> None:
-        count = key.shape[1]
-        mean = key.mean(1)
-        centred = key - mean[:, None]
-        scatter = centred.mT @ centred
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         if self._count:
             total = self._count + count
-            shift = mean - self._mean
-            scatter += self._scatter + shift[:, :, None] * shift[:, None, :] * (self._count * count / total)
+            shift = mean.to(self._mean) - self._mean
+            outer = shift[:, :, None] * shift[:, None, :] * (self._count * count / total)
+            scatter = scatter.to(self._scatter) + self._scatter + outer
             mean = self._mean + shift * (count / total)
         self._count += count
         self._mean, self._scatter = mean, scatter

@@ -55,11 +55,14 @@ def found(
 
 
 def given(call: Call, query_start: int, query_stop: int, num_visible: Int[Tensor, "query"]) -> Normaliser:
-    """Return the normaliser of these queries from the log-sum-exp that the call hands over."""
+    """Return the normaliser of these queries from the log-sum-exp that the call hands over, all digits of it."""
     assert call.log_sum_exp is not None
-    shift = call.log_sum_exp[:, query_start - call.query_start : query_stop - call.query_start].float()
-    shift = shift.masked_fill(num_visible == 0, 0.0)
-    return _with_sink(call, query_start, None, shift, torch.zeros_like(shift), num_visible)
+    whole = call.log_sum_exp[:, query_start - call.query_start : query_stop - call.query_start]
+    whole = whole.masked_fill(num_visible == 0, 0.0)
+    shift = whole.float()
+    # What float32 cannot say of a float64.
+    excess = torch.where(shift.isfinite(), whole - shift, 0.0).float()
+    return _with_sink(call, query_start, None, shift, excess, num_visible)
 
 
 def _with_sink(

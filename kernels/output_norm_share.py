@@ -22,6 +22,7 @@ class output_norm_share(Statistic):
     """
 
     kind = "row"
+    rows_join = True
     arrays: ClassVar = {"": ArrayFacts(("head", "row", "span"), "ratio")}
     source = (
         "this toolkit's own; Gu et al. 2024 (2410.10781) and Guo et al. 2024 (2410.13835) weigh sinks by value norms"
@@ -37,10 +38,13 @@ class output_norm_share(Statistic):
         return {"": torch.stack(shares, -1) if shares else whole.new_zeros(*whole.shape, 0)}
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
-        whole = block.output(0, block.probability.shape[-1]).norm(dim=-1)
-        share = whole.new_zeros(*whole.shape, len(block.spans))
-        for index, span in enumerate(block.spans):
-            keys = block.keys_between(span.start, span.stop)
-            part = block.output(keys.start, keys.stop).norm(dim=-1)
-            share[..., index] = torch.where(whole == 0, whole, part / whole)
-        return {"": share}
+        """Return the outputs themselves, the whole one last: they are summed over stretches of keys."""
+        spans = [block.keys_between(span.start, span.stop) for span in block.spans]
+        outputs = [block.output(keys.start, keys.stop) for keys in spans]
+        return {"": torch.stack([*outputs, block.output(0, block.probability.shape[-1])], 2)}
+
+    def of_rows(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return their norms over the whole one's."""
+        part = arrays[""].norm(dim=-1)
+        part, whole = part[..., :-1], part[..., -1:]
+        return {"": torch.where(whole == 0, whole, part / whole)}

@@ -98,6 +98,8 @@ class _Received(Tally):
             num = visibility.num_queries(call.query_start, stop, call.key_start, call.key_start + call.num_keys)
             self.put({"num_queries": num}, call.key_start)
 
+    merge = Tally.merge
+
 
 @jit
 def _update(state, tile, memory, SHAPE, CONSTANTS):

@@ -171,37 +171,38 @@ class Scan:
 
     def _engine_for(self, call: Call) -> Engine:
         if self._engine is None:
-            name = choose(self._asked_engine, call)
-            if name == "triton":
-                # Triton is optional, and reads TRITON_INTERPRET when it is imported.
-                from probe.kernels.triton_scan import TritonScan
-
-                query_block, key_block = self._blocks
-                self._engine = TritonScan(
-                    self._scan,
-                    self._series,
-                    self._tallies,
-                    deterministic=self._deterministic,
-                    query_block=query_block,
-                    key_block=key_block,
-                )
-            elif name == "reference":
-                self._engine = ReferenceScan(self._scan, self._series, self._tallies)
-            else:
-                query_block, key_block = self._blocks
-                self._engine = BlockedScan(
-                    self._scan,
-                    self._series,
-                    self._tallies,
-                    query_block=query_block,
-                    key_block=key_block,
-                    compiled=self._compiled,
-                )
+            self._engine = self._new_engine(call, self._scan, self._series)
         return self._engine
+
+    def _new_engine(self, call: Call, statistics: Sequence[Statistic], series: Mapping[str, Series]) -> Engine:
+        name, (query_block, key_block) = choose(self._asked_engine, call), self._blocks
+        if name == "triton":
+            # Triton is optional, and reads TRITON_INTERPRET when it is imported.
+            from probe.kernels.triton_scan import TritonScan
+
+            return TritonScan(
+                statistics,
+                series,
+                self._tallies,
+                deterministic=self._deterministic,
+                query_block=query_block,
+                key_block=key_block,
+            )
+        if name == "reference":
+            return ReferenceScan(statistics, series, self._tallies)
+        return BlockedScan(
+            statistics,
+            series,
+            self._tallies,
+            query_block=query_block,
+            key_block=key_block,
+            compiled=self._compiled,
+        )
 
     def _take_rows(self, call: Call) -> None:
         for _, blocks in self._row_walk.over(call):
             for block in blocks:
                 for statistic in self._rows:
-                    self._series[statistic.key].append(statistic.blocked(block), self._num_rows)
+                    arrays = statistic.of_rows(statistic.blocked(block))
+                    self._series[statistic.key].append(arrays, self._num_rows)
                 self._num_rows += block.probability.shape[1]

@@ -29,6 +29,7 @@ class span_logit(Statistic):
     """
 
     kind = "row"
+    rows_join = True
     needs_logit_direction = True
     arrays: ClassVar = {
         "": ArrayFacts(("head", "row", "span"), "logit"),

@@ -21,6 +21,7 @@ class span_mass(Statistic):
     """
 
     kind = "row"
+    rows_join = True
     arrays: ClassVar = {"": ArrayFacts(("head", "row", "span"), "probability")}
     source = "Hsieh et al. 2024 (2406.16008), document attention, as a sum rather than a mean over the tokens"
 

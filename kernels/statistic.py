@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -38,9 +39,9 @@ class ArrayFacts:
     """Unit of the values; empty for a plain number."""
     merge: Merge = "concatenate"
     """How two samples' or chunks' parts combine. Along `query`, `token`, `row` and a `key_norm`'s `key` chunks are
-    concatenated, and what two blocks of keys give to one query is summed; `max` takes the larger, `argmax` the entry
-    that goes with the larger value of the statistic's first array, `mean` the mean weighted by the statistic's counts;
-    `none` does not merge, and is computed anew from what the statistic's tally adds up."""
+    concatenated, and what two blocks of keys give to one query is summed; `max` takes the larger, `argmax` the position
+    that goes with the larger value of the statistic's first array, of equals the lowest, `mean` the mean weighted by
+    the statistic's counts; `none` does not merge, and is computed anew from what the statistic's tally adds up."""
     meaning: str = ""
     """One phrase, where the statistic's definition does not say what this array of it is."""
 
@@ -72,6 +73,9 @@ class Statistic:
 
     needs_rotary_pairs: ClassVar[bool] = False
     """Whether its calls must say which channels turn together."""
+
+    rows_join: ClassVar[bool] = False
+    """Of kind `row`: whether `blocked` may be given rows in stretches of keys, whose answers `join` brings together."""
 
     compares_positions: ClassVar[bool] = False
     """Whether it asks how far a key stands from the query, or whether tokens are the same: nothing that cross-attention
@@ -140,6 +144,28 @@ class Statistic:
     def blocked(self, block: Block) -> dict[str, Tensor]:
         """Return what a block of queries and keys contributes; the arrays' axes and merge law say how it is added."""
         return {}
+
+    def of_rows(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a row statistic's values, from what `blocked` gave over all keys."""
+        return arrays
+
+    def join(self, held: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what two stretches of keys give to the same queries, from what each gives, by the arrays' merge laws.
+
+        Either may lack arrays, and neither is kept. Of equal values `argmax` has the lowest position, whichever stretch
+        came first; a negative position is none.
+        """
+        joined = held | part
+        main = next(iter(self.arrays))
+        for suffix in held.keys() & part.keys():
+            one, other, merge = held[suffix], part[suffix], self.arrays[suffix].merge
+            if merge == "argmax":
+                lower = (other >= 0) & ((other < one) | (one < 0))
+                better = (part[main] > held[main]) | ((part[main] == held[main]) & lower)
+                joined[suffix] = torch.where(better, other, one)
+            else:
+                joined[suffix] = torch.maximum(one, other) if merge == "max" else one + other
+        return joined
 
     def on_triton(self) -> tuple[Epilogue, ...]:
         """Return what it does inside the Triton scan; nothing leaves it to the blocked scan, on that device too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,12 @@ class Tally:
     def put(self, parts: dict[str, Tensor], key_start: int) -> None:
         """Add parts of which those along keys begin at the position `key_start`."""
         self._origin = key_start if self._origin is None else self._origin
+        if key_start < self._origin:
+            room = self._origin - key_start, 0
+            for suffix, held in self._arrays.items():
+                if self.facts[suffix].axes[-1] == "key":
+                    self._arrays[suffix] = torch.nn.functional.pad(held, room)
+            self._origin = key_start
         for suffix, part in parts.items():
             along_keys = self.facts[suffix].axes[-1] == "key"
             first = key_start - self._origin if along_keys else 0
@@ -82,6 +89,24 @@ class Tally:
                 held = torch.nn.functional.pad(held, (before, after))
             finished[suffix] = (held.float() if held.is_floating_point() and not self._in_float64 else held).cpu()
         return finished
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can take what another one holds: a subclass that adds up in its own way says how it merges."""
+        own = {"begin", "add", "put", "take", "take_parts", "finish"}
+        return "merge" in vars(next(each for each in type(self).__mro__ if own & vars(each).keys()))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it holds, for another tally of the statistic to `merge`; nothing where nothing was added."""
+        if self._origin is None:
+            return {}
+        arrays = {f"array {suffix}": each for suffix, each in self._arrays.items()}
+        return {"origin": torch.tensor(self._origin)} | arrays
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another tally of the statistic held, of other queries or keys; `state` is not empty."""
+        parts = {name.removeprefix("array "): each for name, each in state.items() if name != "origin"}
+        self.put(parts, int(state["origin"]))
 
     @property
     def block_tokens(self) -> int | None:

@@ -26,6 +26,7 @@ class top_keys(Statistic):
     """How many keys."""
 
     kind = "row"
+    rows_join = True
     arrays: ClassVar = {
         "": ArrayFacts(("head", "row", "rank"), "position"),
         "probability": ArrayFacts(("head", "row", "rank"), "probability", meaning="their probabilities"),
@@ -41,6 +42,15 @@ class top_keys(Statistic):
 
     def blocked(self, block: Block) -> dict[str, Tensor]:
         return self._top(block.probability, block.key_start, block.normaliser.num_visible)
+
+    def join(self, held: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the largest of both."""
+        if not held:
+            return part
+        key, probability = (torch.cat([held[name], part[name]], -1) for name in ("", "probability"))
+        # What is no key comes after keys whose probability is lost in float32.
+        best = probability.masked_fill(key < 0, -1.0).topk(self.k, -1).indices
+        return {"": key.gather(-1, best), "probability": probability.gather(-1, best)}
 
     def coordinate(self, axis: str, size: int) -> np.ndarray[Any, Any] | None:
         """Return the ranks."""

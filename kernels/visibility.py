@@ -107,13 +107,20 @@ def _plain(
 
 def _documents(call: Call) -> tuple[Tensor, Tensor]:
     assert call.document is not None
-    index = torch.arange(call.num_queries) + call.query_start - call.key_start
-    if int(index[0]) < 0 or int(index[-1]) >= call.num_keys:
-        raise ValueError("with packed documents the queries' own positions must be among the keys'")
     document = call.document.cpu()
     ids, run, length = torch.unique_consecutive(document, return_inverse=True, return_counts=True)
     if len(torch.unique(ids)) != len(ids):
         raise ValueError("packed documents must lie one after the other, each in one piece")
     stop = length.cumsum(0)
+    index = torch.arange(call.num_queries) + call.query_start - call.key_start
+    if call.query_document is not None:
+        same = call.query_document.cpu()[:, None] == ids
+        own, found = same.int().argmax(1), same.any(1)
+        # A document that has none of these keys lies before all of them, or after.
+        none = torch.where(index < 0, 0, call.num_keys)
+        first, last = torch.where(found, (stop - length)[own], none), torch.where(found, stop[own], none)
+        return first + call.key_start, last + call.key_start
+    if int(index[0]) < 0 or int(index[-1]) >= call.num_keys:
+        raise ValueError("with packed documents the queries' own positions must be among the keys'")
     own = run[index]
     return (stop - length)[own] + call.key_start, stop[own] + call.key_start

@@ -38,6 +38,12 @@ class DeviceTooSmall(ProbeError):
     exit_code = 4
 
 
+class RankLost(ProbeError):
+    """One of several processes that read a prompt together is gone or silent; the message names its rank."""
+
+    exit_code = 4
+
+
 class DeviceLost(NotAvailable):
     """A device no longer computes, whatever it is given; a run ends with it, and the same command goes on later."""
 
