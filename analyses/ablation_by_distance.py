@@ -50,8 +50,9 @@ def ablation_by_distance(
     and far answers are lost. Refuted: the interval, no narrower than so few prompts allow, lies within `margin` points
     of 0. `treatment` names the condition, where there are several. This toolkit's own.
 
-    What breaks answers at any distance is not about distance: see `head_ablation` for whether the heads are needed at
-    all. Heads must be found on other samples than these.
+    What it does not mean: supported does not mean that near answers do without the heads, nor that distance is the
+    cause: what stands far back may be harder for other reasons. What breaks answers at any distance is refuted here,
+    and `head_ablation` says whether the heads are needed at all. Heads must be found on other samples than these.
     """
     left_out = LeftOut()
     traces = selected(run, role="treatment", half=half)

@@ -83,6 +83,10 @@ def ablation_doses(
 
     Loss of the prompt's own text is the control task: predicting it needs no retrieval, so that a model that merely
     broke shows there. Heads must be found on other samples than these (`retrieval_heads(half="find")`).
+
+    What it does not mean: the least dose is that of these heads in their order of score; other heads may do as much
+    with fewer. Refuted says that this many do not matter beyond the margin, not that more would not, and heads that
+    stand in for each other hide.
     """
     left_out = LeftOut()
     traces = selected(run, role="treatment", half=half)

@@ -80,6 +80,10 @@ def attention_dispersion(
     log-length ratio, and the one that would bring the largest probability back to that of `trained_length` (without it:
     the shortest length) to first order, from d p / d factor = p (ln p + H). Layers that see a window alone cannot
     disperse beyond it, and their index falls.
+
+    What it does not mean: that attention flattens does not say that answers are lost by it, nor that they would be
+    without it; neither factor for the logits has been tried (`length-rescue` does). Refuted speaks of the lengths that
+    were read.
     """
     if margin <= 0:
         raise UsageError(f"margin {margin}: expected a probability above 0")

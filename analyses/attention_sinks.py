@@ -48,8 +48,11 @@ def attention_sinks(
     percent, and every head's mean importance lies below `epsilon` with 95 % certainty. Prompts shorter than the horizon
     are left out and counted.
 
-    It depends on the horizon and on whether the tokenizer puts a special token first; it does not say that a sink harms
-    or helps. Raises MissingStatistic where `received_mass` with this horizon was not captured.
+    Raises MissingStatistic where `received_mass` with this horizon was not captured.
+
+    What it does not mean: a sink neither harms nor helps for all that is said here, and other tokens than the first may
+    be one. The share depends on the horizon and on whether the tokenizer puts a special token first: compare models at
+    the same.
     """
     if horizon <= 2 * NUM_SINK + 1:
         raise UsageError(f"horizon {horizon}: expected more than {2 * NUM_SINK + 1} queries")

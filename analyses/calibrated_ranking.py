@@ -51,11 +51,15 @@ def calibrated_ranking(
     A document's attention is the mean over its tokens of what the row that produces the first answer token gives them,
     over all layers and heads or over `heads`. Calibrated: less what a dummy gets at its place (`given: all_dummies`,
     the prompt's own or else the mean of its length), or divided by it. Recall@`most` is the share of prompts in which
-    the gold is among the first `most`. Nothing is changed in the model.
+    the gold is among the first `most`.
 
     Supported: with the gold at inner places recall gains by `form`, paired by prompt, with p < 0.01 (McNemar, exact),
     and more than with the dummies' attention at shuffled places (p < 0.01). Refuted: it gains at most `margin` points
     with 97.5 % certainty, where there was that much to gain. The ends, and the other form, stand beside.
+
+    What it does not mean: that the gold is found by calibrated attention does not say that the model answers by it, nor
+    that it would answer better if its attention were so: nothing is changed in the model (`found_in_the_middle` does
+    that).
     """
     if form not in get_args(Form):
         raise UsageError(f"calibrated_ranking: form is {form!r}; expected {', '.join(get_args(Form))}")

@@ -56,6 +56,10 @@ def choose_condition(
     with candidates shuffled within each prompt (p < 0.01). Refuted: every candidate lies within `margin` (10 points;
     0.1 nats per token) of it, with 95 % certainty. `among` names the candidates; without it all conditions that have
     an intervention and are no control are.
+
+    What it does not mean: supported says that the settings differ, and not that the best one is better than doing
+    nothing, nor that its lead holds on other samples: that is what the other half is for. Refuted says that it hardly
+    matters which is taken.
     """
     margin = (10.0 if by == "accuracy" else 0.1) if margin is None else margin
     left_out = LeftOut()

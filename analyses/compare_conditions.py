@@ -74,7 +74,9 @@ def compare_conditions(
     condition with the same intervention that asks nothing, has the role `needle_absent`, or is named in `text`, against
     its like without an intervention. Where attention was captured both ways, what became of it.
 
-    A field that was tuned must have been chosen on other samples (`choose_condition`, then `half="test"`).
+    What it does not mean: that a condition helps here says nothing of other tasks, lengths or models; none that helps
+    is no proof that none could. Seconds and memory are of this implementation, which frees no cache where a policy
+    would. A field that was tuned must have been chosen on other samples (`choose_condition`, then `half="test"`).
     """
     margin = (10.0 if by == "accuracy" else 0.1) if margin is None else margin
     if margin <= 0:

@@ -61,6 +61,10 @@ def context_use(
     interval are the prefixes that the paired differences' intervals allow. By kind of token: see `KINDS`. A word that
     was seen far back and one that the near part foretells differ in more than that, so that kinds are compared with
     their control and not with each other.
+
+    What it does not mean: a gain says that the distant text makes words more likely, not that the model understands it
+    or could answer from it. Refuted speaks of these texts: where little of what follows hangs on what stands far back,
+    a model that could use it shows none.
     """
     if not margin > 0:
         raise UsageError(f"margin {margin}: expected nats above 0")

@@ -59,9 +59,13 @@ def document_attention(
     into the same prompt at one place after another; here one prompt holds dummies at all places. And, where documents
     were read at several places (`turned`): the mean over prompts of the rank correlation of a document's lead over
     another at one place with that at another place, which is 1 where attention is relevance plus bias (times bias, for
-    the logarithms'). Attention is not use: that the model answers by it is not shown here.
+    the logarithms').
 
     Where it is supported, and dummies were read at one length, it suggests `found_in_the_middle` with what they got.
+
+    What it does not mean: attention is not use: that the model answers by it is not shown here, nor that answers in the
+    middle are lost (`lost_in_the_middle`). Refuted says that one end is not ahead by the margin; there may be a bias of
+    another shape.
     """
     left_out = LeftOut()
     traces = selected(run, role=None, half=half)

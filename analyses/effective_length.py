@@ -55,11 +55,14 @@ def effective_length(
     lengths certainly hold.
 
     The same question over the needle's sentence alone tells `cannot find` from `cannot answer`, by an exact paired test
-    over the first length that fails and all beyond; with the needle left out, right answers are guesses. Where
-    several tasks are among the traces (fact `task`, else their workload) each has its effective length beside the
-    headline, which pools their prompts, and so has the mean over tasks, which is what RULER takes. Where `top_keys` was
-    captured, it also says how often the heads that copy (score above `head_threshold` where answers are
-    right, see `retrieval_heads`) look at the right token. It says nothing of lengths that were not tried.
+    over the first length that fails and all beyond; with the needle left out, right answers are guesses. Where several
+    tasks are among the traces (fact `task`, else their workload) each has its effective length beside the headline,
+    which pools their prompts, and so has the mean over tasks, which is what RULER takes. Where `top_keys` was captured,
+    it also says how often the heads that copy (score above `head_threshold` where answers are right, see
+    `retrieval_heads`) look at the right token.
+
+    What it does not mean: it is of this task at this threshold and says nothing of lengths that were not tried: a model
+    that finds a sentence may fail to reason over the same text. Refuted is no proof that a longer text holds.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold {threshold}: expected a share above 0, up to 1")

@@ -35,6 +35,10 @@ def faster_forgetting(
     suggested it; samples are paired, tested by McNemar's exact test. Supported: more are right, by more than `margin`,
     p < .05; refuted: certainly no more than `margin`. What the intervention costs is read from texts within the
     training length, where nothing had to be brought back.
+
+    What it does not mean: that recent answers come back does not say that older ones do, which faster forgetting can
+    only make rarer, nor that the state was what was wrong: it says that this intervention helped. Refuted is about
+    these heads and powers.
     """
     left_out = LeftOut()
     baseline = selected(run)

@@ -72,7 +72,11 @@ def finding_and_answering(
 
     Where `span_mass` was captured, heads whose mean attention to `span` is above `head_threshold` in right answers (of
     the half that finds, where samples are halved) are followed on the others: in wrong answers they look elsewhere, or
-    they look and the answer is wrong all the same. Attention does not prove that a head is the cause.
+    they look and the answer is wrong all the same.
+
+    What it does not mean: lost to finding does not say why; a longer text also brings other words that distract, and
+    the gold alone stands at other positions. Attention does not prove that a head is the cause. Refuted says that the
+    whole text costs little, not that the model answers well.
     """
     if not 0 < margin < 1:
         raise UsageError(f"margin {margin}: expected a share above 0 and below 1")

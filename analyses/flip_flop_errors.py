@@ -66,7 +66,11 @@ def flip_flop_errors(
     the head that gives the last write most where the model reads rightly. What it says of the cause is this toolkit's
     own: the write is *mistaken* where in wrong reads that head gives earlier writes more than the last, *lost* where it
     gives neither half of what right reads give the last. Over right reads it is measured how attention to the last
-    write is *diluted* as it grows old, and *drifts* to earlier ones. Attention does not prove that a head is the cause.
+    write is *diluted* as it grows old, and *drifts* to earlier ones.
+
+    What it does not mean: errors on this language say nothing of how often a model glitches on ordinary text, and a
+    large model asked in words may fail for want of the task. Refuted speaks of the languages that were read: rarer
+    writes make errors that these may not. Attention does not prove that a head is the cause.
     """
     left_out = LeftOut()
     traces = selected(run, half=half) if condition is None else selected(run, role=None, half=half)

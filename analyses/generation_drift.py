@@ -56,7 +56,11 @@ def generation_drift(
     the share of attention that is left for the prompt (`span_mass` of the span `prompt`; the rest is on the output, or
     a learned sink), in the last eighth of the steps against the first, beside uniform attention, over heads that still
     see the prompt; tokens that end a repeat of 4 tokens, late and early; the longest repeat; and how many responses
-    ended by themselves before the last item. Attention does not prove that its loss is the cause.
+    ended by themselves before the last item.
+
+    What it does not mean: fewer constraints kept late does not say that the prompt was forgotten: later items may be
+    harder, which the two controls tell, and a response that ends early keeps none of the rest. Attention does not prove
+    that its loss is the cause. A phrase that is there is counted as kept, whether or not it makes sense.
     """
     if not 0 < margin < 1:
         raise UsageError(f"margin {margin}: expected a share above 0 and below 1")

@@ -47,8 +47,11 @@ def head_ablation(
     names the condition, where there are several.
 
     Answer loss tells how far the right answer fell, text loss whether the model broke altogether. Heads must be found
-    on other samples than these (see `retrieval_heads(half=...)`). That the answer breaks says that the heads are
-    needed, not that they are enough.
+    on other samples than these (see `retrieval_heads(half=...)`).
+
+    What it does not mean: that the answer breaks says that the heads are needed for it, not that they are enough, nor
+    what they do. Refuted does not make them idle: others may stand in for them (`self_repair`), and this form of
+    removal may leave what they carry.
     """
     left_out = LeftOut()
     traces = selected(run, role="treatment", half=half)

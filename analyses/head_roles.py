@@ -86,16 +86,20 @@ def head_roles(
     procedure at 5 % over all heads and roles (one-sided t tests over prompts). Chance is uniform attention over the
     keys that the layer's window lets a query see; for duplicates and induction, the head's own attention by distance
     spread over whatever stands there. So a window that leaves nothing but recent keys makes no recency head.
+    Supported: a head has a role. Refuted: with the same certainty no head lies above a threshold and chance by 0.1.
 
     A layer is *lazy* where the prompt's last query gives the first 4 and the last `lazy_window` keys more than a
-    published threshold, mean over its heads; the published score leaves the query's own key out, which this cannot.
-    The control flips the sign of a prompt's excess at random, which leaves no role to be found. MInference's shapes
+    published threshold, mean over its heads; the published score leaves the query's own key out, which this cannot. The
+    control flips the sign of a prompt's excess at random, which leaves no role to be found. MInference's shapes
     (2407.02490) are no roles, and say nothing of where attention goes beyond chance: the table has beside the scores
     what an A-shape, the vertical-and-slash and the block-sparse shape retain of each head's attention at one budget,
     one key in eight (`sparse_shape_mass`), and which of them most, for layers that see their whole past and prompts
-    long enough for blocks of 32 (256 tokens). Heads that copy answers are `retrieval_heads`. Attention is not use: the
-    table has beside it what a head writes directly into the right answer's logit over a distractor's
-    (`span_logit_all`), where the model lets that be known.
+    long enough for blocks of 32 (256 tokens). Heads that copy answers are `retrieval_heads`.
+
+    What it does not mean: attention is not use, and a role is a habit on these texts. That a head looks at the first
+    and the last tokens alone does not say that it could do with them: `full_and_streaming_heads` tries. Refuted says
+    that no head has the role above chance by these thresholds. The table has beside it what a head writes directly into
+    the right answer's logit over a distractor's (`span_logit_all`), where the model lets that be known.
     """
     if recent < 1 or lazy_window < 1 or not (0 < threshold < 1 and 0 < streaming < 1):
         raise UsageError("head_roles: recent and lazy_window are at least 1, thresholds lie between 0 and 1")

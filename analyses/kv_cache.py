@@ -76,6 +76,10 @@ def kv_cache(
     Supported: SnapKV's cut retains more than random eviction by more than `margin`, with 95 % certainty over prompts
     and by a sign-flip test; refuted: with the same certainty it does not. Policies that see the question, where the
     prompt ends with it, are marked: a cache that is cut before the question is known cannot use them.
+
+    What it does not mean: attention that is retained is no answer that is kept: see `cache-budget`, which plays the
+    policies. The cut is one at the end of the prompt, on the attention of the whole cache; a model whose cache was cut
+    attends anew. Nothing is said of memory or speed.
     """
     chosen = tuple(sorted({*map(float, budgets), float(budget)}))
     if not chosen or not all(0 < each < 1 for each in chosen):

@@ -64,7 +64,9 @@ def lost_in_the_middle(
     Supported: a length does; the headline is U at the longest of these, else at the longest of all. Refuted: at every
     length primacy or recency is at most `margin` points with 97.5 % certainty.
 
-    It does not say why the middle is lost; `document_attention` shows where the model looks.
+    What it does not mean: it does not say why the middle is lost; `document_attention` shows where the model looks. A
+    profile that only rises or falls is no U and is refuted here, though position matters in it (`position_bias`). A
+    length without right and wrong answers says nothing.
     """
     left_out = LeftOut()
     cases = list(_cases(selected(run, half=half), left_out))

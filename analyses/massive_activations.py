@@ -72,6 +72,10 @@ def massive_activations(
     one; refuted: with as much certainty most hold none (exact intervals over prompts; this toolkit's own verdict).
     Positions beyond the first are the control: a sink's token towers, an ordinary one does not. Where supported, it
     suggests to set the channels to zero after the layer that makes them (`set_activations`).
+
+    What it does not mean: a massive activation is no fault: published models have them and need them. That setting them
+    to zero breaks a model, or makes a sink go, is another question (`set_activations`). Refuted depends on `least`,
+    which means nothing for a small model; see the ratio.
     """
     if not least >= 0 or not times_median > 1:
         raise UsageError(f"least {least} and times_median {times_median}: expected 0 or more, and more than 1")

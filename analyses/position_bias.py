@@ -69,7 +69,10 @@ def position_bias(
     `margin` points.
 
     Attention is `span_mass` of the needle in the row that produced the first answer token, mean over all heads or over
-    `heads` ([[layer, head], …]). It does not say why a depth is lost, and not that the attention is used.
+    `heads` ([[layer, head], …]).
+
+    What it does not mean: it does not say why a depth is lost, and not that the attention is used. Refuted is about
+    slope and bend: what neither rises, falls nor sags is not seen, and neither is what cancels out between lengths.
     """
     left_out = LeftOut()
     cases = list(_cases(selected(run, half=half), heads, left_out))

@@ -70,6 +70,10 @@ def positional_heads(
     measured on the other half. Supported: their mean there lies above `margin`, and above the shuffled control, with
     95 % certainty. Refuted: with 95 % certainty no head's mean is above `margin`. It suggests to remove the `top` per
     cent of heads by variant 1, whether or not they are positional: what they do for distant tokens only that shows.
+
+    What it does not mean: the correlation says by which rotary pairs such a head tells far from near, not that the
+    model needs it there (`ablation_by_distance` asks that), and no figure here can be held against the paper's.
+    Position may come by other ways: masks, biases, learned vectors.
     """
     if not 0 <= margin < 1 or not 0 < top <= 100 or nearest < 0:
         raise UsageError(

@@ -72,8 +72,9 @@ def self_repair(
     much (99 % prediction interval). Refuted: with 95 % certainty it makes up for less than `margin` of what the removed
     heads wrote.
 
-    It is about heads alone, and about the direct path: an MLP behind them may make up for them too, and a head behind
-    may do so through another. That more is written does not say that it is enough (see `head_ablation`).
+    What it does not mean: that more is written does not say that it is enough (see `head_ablation`). It is about heads
+    alone, and about the direct path: an MLP behind them may make up for them too, and a head behind may do so through
+    another, so that refuted does not mean that nothing does.
     """
     if not 0 < margin < 1:
         raise UsageError(f"self_repair: margin is a share of what the removed heads wrote, not {margin}")

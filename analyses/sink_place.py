@@ -56,6 +56,10 @@ def sink_place(
     Supported: with 95 % certainty more than half stays; refuted: less than half. Without a sink of at least
     `least_excess` there is nothing to move: inconclusive. Raises MissingStatistic where `received_mass` with this
     horizon was not captured.
+
+    What it does not mean: that the sink stays says that it belongs to the place and not to the token, on these texts;
+    it does not say what the sink is for. A token that was a special one in training and now stands further in may have
+    made the difference by being there.
     """
     if not 0 < epsilon < 1 or horizon < 8 or not 0 < least_excess < 1:
         raise UsageError(

@@ -75,6 +75,10 @@ def state_collapse(
     Supported (collapse): a head explodes and behaviour fails. Refuted: behaviour certainly falls by less than the
     margin (the claim says whether the state drifts, whether older answers are forgotten, or neither), or every head
     certainly stays within `threshold`.
+
+    What it does not mean: that a state leaves its range and that recall fails are seen together, not that one is the
+    cause of the other: `faster_forgetting` tries a cure. Refuted holds up to the lengths that were read. Measure and
+    threshold are this toolkit's own, so that no figure compares with the paper's.
     """
     left_out = LeftOut()
     traces = selected(run)
