@@ -230,11 +230,12 @@ def _part(call: Call, stretch: Stretch, tensors: Mapping[str, Tensor]) -> Call:
 
 def refuse_what_does_not_merge(statistics: Sequence[Statistic]) -> None:
     """Raise `UsageError` that names the statistics that cannot be computed over several ranks."""
-    if wrong := [s.key for s in statistics if not _merges(s)]:
+    if wrong := [s.key for s in statistics if not merges(s)]:
         raise UsageError(f"statistics that do not merge over ranks: {', '.join(wrong)}")
 
 
-def _merges(statistic: Statistic) -> bool:
+def merges(statistic: Statistic) -> bool:
+    """Return whether a statistic of attention can be computed over several ranks."""
     if type(statistic).tally is not Statistic.tally:
         return statistic.tally().merges
     if statistic.kind == "row":

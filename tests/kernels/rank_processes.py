@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from probe.errors import RankLost
 from probe.kernels.call import Call
 from probe.kernels.ranked_scan import RankedScan
 from probe.kernels.ring import Ring
@@ -75,3 +76,64 @@ def stretch(call: Call, first: int, stop: int, *, last: bool) -> Call:
         logit_direction=cut(call.logit_direction, queries, 1),
         log_sum_exp=cut(call.log_sum_exp, queries, 1),
     )
+
+
+def leave_early(ring: Ring, folder: Path, lost: int) -> None:
+    """Have one rank end before the second call; the others write what they say of it to `said-<rank>`."""
+    call = Call(0, torch.ones(1, 2, 4), torch.ones(1, 2, 4), torch.ones(1, 2, 4), 1.0, query_start=2 * ring.rank)
+    call = replace(call, key_start=2 * ring.rank)
+    scan = RankedScan(["entropy"], ring)
+    scan.update(call)
+    if ring.rank == lost:
+        os._exit(0)
+    try:
+        scan.update(replace(call, layer=1))
+    except RankLost as error:
+        (folder / f"said-{ring.rank}").write_text(str(error), encoding="utf-8")
+    os._exit(0)
+
+
+def keep_waiting(ring: Ring, folder: Path, silent: int) -> None:
+    """Have one rank bring nothing until the others have given it up."""
+    store, ring.timeout = dist.FileStore(f"{folder}/given-up", 2), 1.0
+    call = Call(0, torch.ones(1, 1, 4), torch.ones(1, 1, 4), torch.ones(1, 1, 4), 1.0, query_start=ring.rank)
+    if ring.rank != silent:
+        try:
+            RankedScan(["entropy"], ring).update(replace(call, key_start=ring.rank))
+        except RankLost as error:
+            (folder / f"said-{ring.rank}").write_text(str(error), encoding="utf-8")
+        store.set("given up", "1")
+    store.wait(["given up"], timedelta(seconds=60))
+    os._exit(0)
+
+
+def disagree(ring: Ring, folder: Path) -> None:
+    """Bring calls that do not make one together, and write what each rank says."""
+    one = torch.ones(1, 2, 4)
+    call = Call(0, one, one, one, 1.0, query_start=2 * ring.rank, key_start=2 * ring.rank)
+    gap = 3 * ring.rank
+    wrong = {
+        "window": replace(call, window=2 + ring.rank),
+        "gap": replace(call, query_start=gap, key_start=gap),
+        "queries": replace(call, query_start=7),
+        "rows": replace(call, phase="decode"),
+    }
+    said = []
+    for name, each in wrong.items():
+        try:
+            RankedScan(["entropy"], ring).update(each)
+        except ValueError as error:
+            said.append(f"{name}: {error}")
+    (folder / f"said-{ring.rank}").write_text("\n".join(said), encoding="utf-8")
+
+
+def count_traffic(ring: Ring, folder: Path, length: int, masks: list[tuple[int | None, bool]]) -> None:
+    """Write how many bytes of keys and values this rank has sent for a call of each window and causality."""
+    own, sent = length // ring.size, []
+    key = torch.ones(2, own, 8, dtype=torch.bfloat16)
+    for window, causal in masks:
+        before = ring.bytes_sent
+        call = Call(0, key, key, key, 1.0, own * ring.rank, own * ring.rank, window=window, causal=causal)
+        RankedScan(["entropy"], ring).update(call)
+        sent.append(ring.bytes_sent - before)
+    (folder / f"sent-{ring.rank}").write_text(" ".join(map(str, sent)), encoding="utf-8")
