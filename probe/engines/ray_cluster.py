@@ -13,10 +13,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import probe
 from probe.errors import NotAvailable, UsageError
 
+_FOLDER: Final = "probe-ray-"
 _OBJECT_STORE_BYTES: Final = 128 << 20
 """Samples and commit records go through it, no arrays."""
 
@@ -36,7 +39,7 @@ def cluster(address: str | None, workers: int | None, cpus: int, gpus: float) ->
             yield _room(ray.cluster_resources(), workers, cpus, gpus)
             return
         logging.getLogger("ray").setLevel(logging.ERROR)
-        folder = tempfile.mkdtemp(prefix="probe-ray-") if address is None else None
+        folder = _own_folder() if address is None else None
         before = signal.getsignal(signal.SIGTERM)
         options: dict[str, Any] = {"address": address}
         if address is None:
@@ -51,6 +54,11 @@ def cluster(address: str | None, workers: int | None, cpus: int, gpus: float) ->
             }
         try:
             ray.init(**options, log_to_driver=False, configure_logging=False)
+        except SystemExit:
+            # A SIGTERM, by Ray's handler.
+            if callable(before):
+                before(signal.SIGTERM, None)
+            raise
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -71,6 +79,23 @@ def cluster(address: str | None, workers: int | None, cpus: int, gpus: float) ->
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_folder() -> str:
+    """Make a folder for a cluster's sockets and logs, nobody else's to read; remove those of processes that are gone.
+
+    Short: the name of a socket has room for a hundred characters.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        process = left.name.removeprefix(_FOLDER).partition("-")[0]
+        if process.isdecimal() and not left.is_symlink() and left.stat().st_uid == os.getuid():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except OSError:
+                continue
+    return tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
 
 
 def _fitting(cpus: int, gpus: float) -> int:
@@ -99,7 +124,17 @@ def _room(there: Mapping[str, float], workers: int | None, cpus: int, gpus: floa
 @contextlib.contextmanager
 def _environment(address: str | None) -> Iterator[None]:
     """Within the block Ray finds the settings that a cluster of our own is to have."""
-    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # What the cluster has to say of itself it prints among our own output; whom it concerns reads it there.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+        "RAY_SCHEDULER_EVENTS": "0",
+    }
+    if address is None:
+        # Its workers import this toolkit, which need not be installed.
+        paths = [str(Path(probe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        wanted["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     # Its servers listen on every address of the machine: who has not this run's token is turned away.
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         wanted["RAY_AUTH_TOKEN"] = _token()

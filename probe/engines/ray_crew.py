@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import errno
 import os
+import queue
 import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -34,14 +36,14 @@ _WAIT_SECONDS: Final = 0.5
 """How long to listen to the workers before limits and signals have their turn."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Hand:
     """One worker, and what it was asked, in that order."""
 
     actor: Any
-    asked: deque[tuple[Any, Unit | None]] = dataclasses.field(default_factory=deque)
-    """What it has not answered yet: where the answer will be, and the unit that it is of; none where it makes ready."""
-    name: str = "a worker"
+    asked: deque[tuple[Future[Any], Unit | None]] = dataclasses.field(default_factory=deque)
+    """What it has not answered yet: the answer to come, and the unit that it is of; none where it makes ready."""
+    name: str = "not there yet"
     ready: bool = False
 
     @property
@@ -67,6 +69,8 @@ class Crew:
         self._told: set[str] = set()
         self._began = time.monotonic()
         self._num_read = 0
+        self._begun = False
+        self._answers: queue.SimpleQueue[_Hand] = queue.SimpleQueue()
 
     def __enter__(self) -> Crew:
         return self
@@ -89,7 +93,8 @@ class Crew:
         self._began, self._num_read = time.monotonic(), 0
         while self._pending or any(hand.units for hand in self._hands):
             self._hand_out()
-            for hand in self._heard():
+            hand = self._heard()
+            while hand is not None and hand in self._hands and hand.asked and hand.asked[0][0].done():
                 yield from self._listen(hand)
         if self._stopped is not None:
             raise self._stopped
@@ -128,19 +133,27 @@ class Crew:
         if gpus := self._engine.gpus_for(self._job.reader.model):
             options["num_gpus"] = gpus
         hand = _Hand(ray.remote(Worker).options(**options).remote())
-        hand.asked.append((hand.actor.come.remote(self._task), None))
+        self._ask(hand, hand.actor.come.remote(self._task))
         return hand
+
+    def _ask(self, hand: _Hand, answer: Any, unit: Unit | None = None) -> None:
+        # A callback and a queue: Ray's own waiting makes every signal one of Ctrl-C, and its cost grows with what is
+        # waited for.
+        future = answer.future()
+        hand.asked.append((future, unit))
+        future.add_done_callback(lambda _: self._answers.put(hand))
 
     def _hand_out(self) -> None:
         """Give every worker that is there what it should have, first each one unit, then each the next."""
-        if any(not hand.ready and hand.name == "a worker" for hand in self._hands) and not self._waited():
-            # Whether all of them see the folder is known before the first unit.
+        self._begun = self._begun or all(hand.ready for hand in self._hands) or self._waited()
+        if not self._begun:
+            # Whether all of them see the folder, and have the model, is known before the first unit.
             return
         for depth in range(1, self._depth() + 1):
             for hand in self._hands:
                 if hand.ready and len(hand.units) < depth and self._pending and self._may_begin(self._pending[0]):
                     unit = self._pending.popleft()
-                    hand.asked.append((hand.actor.read.remote(unit), unit))
+                    self._ask(hand, hand.actor.read.remote(unit), unit)
 
     def _waited(self) -> bool:
         return time.monotonic() - self._began > PATIENCE_SECONDS
@@ -170,24 +183,24 @@ class Crew:
     def _needs(self, unit: Unit) -> float:
         return self._bytes_per_token.get(bool(unit.requests), 0.0) * len(unit.sample)
 
-    def _heard(self) -> list[_Hand]:
-        """Return the workers that have answered what they were asked first."""
+    def _heard(self) -> _Hand | None:
+        """Return a worker that has answered; None where there is none for a while."""
         import ray
 
-        waiting = {hand.asked[0][0]: hand for hand in self._hands if hand.asked}
-        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_WAIT_SECONDS)
-        if not done and self._waited() and not any(hand.ready for hand in self._hands):
+        with contextlib.suppress(queue.Empty):
+            return self._answers.get(timeout=_WAIT_SECONDS)
+        if self._waited() and not any(hand.ready for hand in self._hands):
             there, free = ray.cluster_resources(), ray.available_resources()
             shown = ", ".join(f"{free.get(key, 0):g} of {there.get(key, 0):g} {key}s" for key in ("CPU", "GPU"))
             self._say("waiting", f"ray: no worker is ready yet; of the cluster are free {shown}")
-        return [waiting[ref] for ref in done]
+        return None
 
     def _listen(self, hand: _Hand) -> Generator[tuple[Unit, UnitRead], None, None]:
         import ray
 
-        ref, unit = hand.asked[0]
+        future, unit = hand.asked[0]
         try:
-            answer = ray.get(ref)
+            answer = future.result()
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
@@ -209,7 +222,7 @@ class Crew:
         """Take note of a worker that has come, then of one that has opened the model."""
         if isinstance(answer, str):
             hand.name = answer
-            hand.asked.append((hand.actor.open.remote(), None))
+            self._ask(hand, hand.actor.open.remote())
             return
         if answer:
             differs = "; ".join(f"{key} {what}" for key, what in answer.items())
