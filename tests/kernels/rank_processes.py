@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +17,13 @@ import torch.multiprocessing
 
 from probe.errors import RankLost
 from probe.kernels.call import Call
-from probe.kernels.ranked_scan import RankedScan
+from probe.kernels.ranked_scan import RankedScan, merges
 from probe.kernels.ring import Ring
+from probe.kernels.statistic import parse
+from tests.kernels.conftest import REQUESTS, Attention, Shape, make_call, make_spans
 
-Cases = dict[str, tuple[list[Call], list[list[int]], list[Any], dict[str, Any]]]
-"""Name → the calls of the whole prompt, one after the other, where each is cut, the request, and `Scan`'s options."""
+ROWS = 2
+"""Queries of decoding at the end of each causal prompt."""
 
 
 def run(size: int, folder: Path, work: Callable[..., None], *arguments: Any) -> None:
@@ -42,19 +44,42 @@ def _rank(rank: int, size: int, folder: str, work: Callable[..., None], argument
     dist.destroy_process_group()
 
 
-def scan_cases(ring: Ring, folder: Path, cases: Cases) -> None:
-    """Scan each case over the ranks; rank 0 writes its arrays to `<case>.npz`."""
-    for name, (calls, cuts, request, options) in cases.items():
-        scan = RankedScan(request, ring, **options)
-        for call, cut in zip(calls, cuts, strict=True):
-            scan.update(stretch(call, cut[ring.rank], cut[ring.rank + 1], last=ring.rank + 1 == ring.size))
+def scan_prompts(ring: Ring, folder: Path, prompts: list[tuple[Shape, int]]) -> None:
+    """Scan each prompt, a shape and a length, over the ranks; rank 0 writes its arrays to `<number>.npz`."""
+    for number, (shape, length) in enumerate(prompts):
+        scan = RankedScan(mergeable(), ring, spans=make_spans(length))
+        for call, cut in cut_up(make_call(shape, length, seed=number), ring.size):
+            scan.update(stretch(call, cut[ring.rank], cut[ring.rank + 1]))
         results = {array: result.values.numpy() for array, result in scan.finish().items()}
-        assert (ring.rank == 0) or not results
+        assert ring.rank == 0 or not results
         if ring.rank == 0:
-            np.savez(folder / f"{name}.npz", **results)
+            np.savez(folder / f"{number}.npz", **results)
 
 
-def stretch(call: Call, first: int, stop: int, *, last: bool) -> Call:
+def mergeable() -> list[Any]:
+    """Return every request whose statistic merges."""
+    return [request for request in REQUESTS if merges(parse(request))]
+
+
+def cut_up(call: Call, size: int) -> Iterator[tuple[Call, list[int]]]:
+    """Yield the prompt, then `ROWS` decoded tokens, each with where it is cut; bidirectional calls have no tokens.
+
+    Each stretch of the prompt is about half as long as the one before; short prompts leave the last ranks without.
+    """
+    rows = min(ROWS, call.num_keys) if call.causal else 0
+    cuts = [0]
+    for _ in range(size - 1):
+        cuts.append(cuts[-1] + (call.num_keys - rows - cuts[-1] + 1) // 2)
+    cuts.append(call.num_keys - rows)
+    if cuts[-1]:
+        prompt = Attention.cut(call, 0, cuts[-1], phase="prefill") if call.causal else replace(call, phase="prefill")
+        yield prompt, cuts
+    owner = max((rank for rank in range(size) if cuts[rank] < cuts[rank + 1]), default=0)
+    for done in range(cuts[-1], call.num_keys):
+        yield Attention.cut(call, done, done + 1), [*cuts[: owner + 1], *[done + 1] * (size - owner)]
+
+
+def stretch(call: Call, first: int, stop: int) -> Call:
     """Return the keys `[first, stop)` of a call, and those of its queries that stand there."""
     offset = call.query_start - call.key_start
     queries = slice(max(first - offset, 0), max(stop - offset, 0))
