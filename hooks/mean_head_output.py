@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from probe.errors import UsageError
+from probe.errors import DeviceTooSmall, UsageError
 from probe.hooks.attention.interface import name_of
 from probe.hooks.attention.switch import attached
 from probe.hooks.attention.tap import site, tap
+from probe.hooks.loading.allocation import allocation_errors
 from probe.hooks.loading.placement import input_device
 from probe.hooks.sequence.forward_facts import Part
 
@@ -36,7 +37,8 @@ def mean_head_output(
 def run(model: PreTrainedModel, prompts: Sequence[Sequence[int]], part: Part = "self") -> None:
     """Put each prompt through the model's layers, without a cache and without making logits.
 
-    Raises `UsageError` for the decoder of an encoder-decoder, which does not read prompts.
+    Raises `UsageError` for the decoder of an encoder-decoder, which does not read prompts, `DeviceTooSmall` where a
+    prompt does not go through at once.
     """
     layers: Any = model.base_model
     if getattr(model.config, "is_encoder_decoder", False):
@@ -47,9 +49,16 @@ def run(model: PreTrainedModel, prompts: Sequence[Sequence[int]], part: Part = "
             )
         layers = model.get_encoder()
     without_cache = {} if part == "encoder" else {"use_cache": False}
-    for tokens in prompts:
-        if len(tokens):
-            layers(input_ids=torch.tensor([list(tokens)], device=input_device(model)), **without_cache)
+    device = input_device(model)
+    for tokens in filter(len, prompts):
+        try:
+            with allocation_errors():
+                layers(input_ids=torch.tensor([list(tokens)], device=device), **without_cache)
+        except torch.OutOfMemoryError as error:
+            raise DeviceTooSmall(
+                f"{name_of(model)}: {device} has no room for a reference prompt of {len(tokens)} tokens, which is read "
+                f"at once: {error}"
+            ) from error
 
 
 class _sum(tap):

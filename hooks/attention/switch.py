@@ -25,6 +25,7 @@ from probe.hooks.attention.products import products_caught
 from probe.hooks.attention.relative_bias import attend_with, biases_as_tables, relative_bias
 from probe.hooks.attention.tap import site, tap
 from probe.hooks.attention.verified_calls import verified_calls
+from probe.hooks.loading.allocation import allocation_errors
 from probe.hooks.loading.compiled import uncompiled
 from probe.hooks.models.two_stacks import facts_of_stack, two_stacks
 from probe.hooks.recurrence.layer import recurs_everywhere
@@ -350,7 +351,8 @@ class attention_switch:
                 return
             call = from_query(call, first - call.query_start)
         try:
-            reader.call(sample, call)
+            with allocation_errors():
+                reader.call(sample, call)
         except torch.OutOfMemoryError as error:
             raise DeviceTooSmall(
                 f"{self.name}, layer {here.layer}: what reads its attention ran out of device memory at "

@@ -17,6 +17,7 @@ from probe.errors import DeviceTooSmall, NotReproducible, UsageError
 from probe.hooks.attention.interface import name_of
 from probe.hooks.attention.layers import Parts, attention_parts
 from probe.hooks.attention.switch import declared
+from probe.hooks.loading.allocation import allocation_errors
 from probe.hooks.loading.compiled import uncompiled
 from probe.hooks.models.huggingface import HuggingFaceModel
 from probe.hooks.sequence.decoding import Cache
@@ -105,7 +106,7 @@ class EncoderDecoderModel(HuggingFaceModel):
             raise UsageError(f"{self.name}: cache={cache!r} is not for encoder-decoders")
         ids = torch.tensor([list(tokens)], dtype=torch.long, device=self.device)
         try:
-            with self.attention_in_parts(), uncompiled(self.hf):
+            with allocation_errors(), self.attention_in_parts(), uncompiled(self.hf):
                 encoded = self.hf.get_encoder()(input_ids=ids, attention_mask=torch.ones_like(ids))
         except torch.OutOfMemoryError as error:
             raise DeviceTooSmall(

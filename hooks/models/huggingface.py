@@ -205,9 +205,7 @@ class HuggingFaceModel:
             return None
 
     def positions(self, num_tokens: int) -> dict[str, Any]:
-        """What a trace of a prompt of this length records of positions (see `probe.hooks.loading.positions`).
-
-        """
+        """What a trace of a prompt of this length records of positions (see `probe.hooks.loading.positions`)."""
         return positions(self.hf, num_tokens)
 
     def card(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks.attention.interface import name_of
 from probe.hooks.attention.switch import current_forward
+from probe.hooks.loading.allocation import allocation_errors
 from probe.hooks.recurrence.layer import (
     mixer_forward,
     recurrent_layer,
@@ -142,7 +143,8 @@ class _watch:
                 return
             part = part.between(first - part.start, part.num_tokens)
         try:
-            self.reader(sample, part)
+            with allocation_errors():
+                self.reader(sample, part)
         except torch.OutOfMemoryError as error:
             raise DeviceTooSmall(
                 f"{name_of(self.model)}, layer {self.index}: what reads its recurrence ran out of device memory at "

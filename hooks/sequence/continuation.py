@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from probe.errors import NotReproducible
 from probe.hooks.attention.interface import name_of, text_decoder
 from probe.hooks.attention.switch import resting
+from probe.hooks.loading.allocation import allocation_errors
 from probe.hooks.loading.placement import input_device
 from probe.hooks.loading.quantisation import quantisation
 from probe.hooks.recurrence.convolution_from_state import convolution_from_state
@@ -106,7 +107,8 @@ def _tried(model: PreTrainedModel, several: bool) -> continuation:
 
 def _compared(model: PreTrainedModel, several: bool, repairs: tuple[continuation_repair, ...]) -> continuation:
     try:
-        off_by, allowed = _difference(model, _pieces(model, several), repairs)
+        with allocation_errors():
+            off_by, allowed = _difference(model, _pieces(model, several), repairs)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from probe.errors import DeviceTooSmall, NotReproducible, UsageError
 from probe.hooks.attention.handed_out import handed_out
 from probe.hooks.attention.interface import name_of
+from probe.hooks.loading.allocation import allocation_errors
 from probe.hooks.loading.placement import input_device
 from probe.hooks.sequence.decoding import advance, decoding_mark, decoding_state, mark, rollback
 from probe.hooks.sequence.device_memory import give_back, memory_sum
@@ -50,7 +51,7 @@ def prefill(
     A model that does not go on rightly with several tokens on what it keeps gets the whole prompt at once, or single
     tokens after the first chunk (see `prompt_pieces`); a message says so, and `state.prompt` how the prompt went in.
 
-    Where the device's memory runs out (`torch.OutOfMemoryError`) in a chunk, the cache goes back to before it, the
+    Where the device's memory runs out in a chunk (a GPU's or a CPU's), the cache goes back to before it, the
     chunk is halved for the rest of the prompt, and a warning says so. What was handed out of it before it failed is
     not handed out again (see `handed_out`): readers of calls, of residuals and of logits need no way back. Raises
     `DeviceTooSmall` with the sum where less than the smallest chunk would be left, where the cache has no way back,
@@ -63,7 +64,8 @@ def prefill(
         chunk = tokens[start : start + next_piece(model, state, len(tokens) - start, chunk_tokens)]
         way_back = one_piece_only(model, state, len(chunk), chunk_tokens) or _way_back(model, state)
         try:
-            last, failure = _chunk(model, state, chunk, on_logits, handed), None
+            with allocation_errors():
+                last, failure = _chunk(model, state, chunk, on_logits, handed), None
         except torch.OutOfMemoryError as error:
             failure = str(error)
         if failure is None:
@@ -102,7 +104,8 @@ def _chunk(
             if kept is not None and at + len(rows) == len(chunk):
                 check_last_row(model, rows[-1], last)
             try:
-                on_logits(begins + at, rows)
+                with allocation_errors():
+                    on_logits(begins + at, rows)
             except torch.OutOfMemoryError as error:
                 raise DeviceTooSmall(
                     f"{name_of(model)}: what reads the logits ran out of device memory at {len(rows)} tokens from "

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from probe.errors import DeviceTooSmall, NotReproducible
 from probe.hooks.attention.interface import name_of, text_decoder
 from probe.hooks.attention.switch import current_forward
+from probe.hooks.loading.allocation import allocation_errors
 
 OnResidual = Callable[[int, int, Float[Tensor, "token channel"]], None]
 
@@ -47,7 +48,8 @@ def watched_residuals(
             if first == last:
                 continue
             try:
-                on_residual(index, sample, hidden[sample, first:last].detach())
+                with allocation_errors():
+                    on_residual(index, sample, hidden[sample, first:last].detach())
             except torch.OutOfMemoryError as error:
                 raise DeviceTooSmall(
                     f"{name_of(model)}, layer {index}: what reads its output ran out of device memory at "

@@ -17,6 +17,11 @@ from probe.kernels.call import Call
 
 KINDS = ["llama-gqa", "qwen3-sliding-full", "mistral-window", "gpt2", "gemma3"]
 REFUSED = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB."
+REFUSED_BY_A_CPU = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "40000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+"""As torch 2.13 words it, for a RuntimeError that is no `torch.OutOfMemoryError`."""
 
 
 class small_device:
@@ -25,6 +30,7 @@ class small_device:
     def __init__(self, model: HuggingFaceModel, modules: list[nn.Module], room: int, times: int = 10**9) -> None:
         self.model, self.modules, self.room, self.times = model, modules, room, times
         self.refused: list[int] = []
+        self.error: RuntimeError = torch.OutOfMemoryError(REFUSED)
 
     def __enter__(self) -> small_device:
         self.hooks = [each.register_forward_pre_hook(self.refuse, with_kwargs=True) for each in self.modules]
@@ -38,7 +44,7 @@ class small_device:
         hidden = args[0] if args else kwargs["hidden_states"]
         if hidden.shape[1] > self.room and len(self.refused) < self.times:
             self.refused.append(hidden.shape[1])
-            raise torch.OutOfMemoryError(REFUSED)
+            raise self.error
 
 
 class reader:
@@ -106,6 +112,29 @@ def test_the_result_is_that_of_a_device_with_room(
     assert len(said) == len(device.refused)
     assert "has no room for a chunk of 80 tokens after 0 others: 2.00 GiB were asked for" in said[0]
     assert said[0].endswith("going on in chunks of 40")
+
+
+def test_a_cpu_without_room_is_told_by_its_own_words(make: Any, tokens: Any, caplog: Any) -> None:
+    model, prompt = load(make("llama-gqa")), tokens(230).tolist()
+    expected, _ = read(model, prompt, 80)
+    device = small_device(model, parts(model)["last layer"], 60)
+    with device, caplog.at_level(logging.WARNING, "probe"):
+        device.error = RuntimeError(REFUSED_BY_A_CPU)
+        found, _ = read(model, prompt, 80)
+    assert device.refused == [80]
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5 * float(values.abs().max()))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "probe"]
+    assert "cpu has no room for a chunk of 80 tokens after 0 others: 40000000000 bytes were asked for" in said
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError(REFUSED_BY_A_CPU)
+
+    for readers in ((fails, None), (None, fails)):
+        with model.calls(*readers), pytest.raises(DeviceTooSmall, match="ran out of device memory"):
+            model.prefill(prompt)
+    with pytest.raises(DeviceTooSmall, match="what reads the logits ran out of device memory"):
+        model.prefill(prompt, on_logits=fails)
 
 
 def test_room_that_ends_in_the_middle_of_a_prompt_costs_nothing_of_what_came_before(make: Any, tokens: Any) -> None:

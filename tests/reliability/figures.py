@@ -14,6 +14,7 @@ file holds, besides what was measured, for every test that a row lists how many 
     pytest -m nightly tests/test_faults.py --figures docs/reliability.json
     python -m tests.reliability.page
 
+Figures that were kept in other files, on another machine, are taken in with `python -m tests.reliability.page FILE…`.
 A later run with the same file replaces what it says anew of a test and leaves the others, each with its own date.
 """
 
@@ -88,20 +89,27 @@ class Collector:
 
     def pytest_sessionfinish(self) -> None:
         """Put what was heard into the file, in the place of what it held of the same tests."""
-        before = self.before
         key = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
         ran = {name: test | {"run": key} for name, test in self.tests.items() if test["passed"] or test["failed"]}
-        if not ran:
-            return
         # A test that failed before it could say what it measures has failed the rows that it spoke for before.
         for name, test in ran.items():
             if test["failed"]:
-                test["rows"] = sorted({*test["rows"], *before["tests"].get(name, {}).get("rows", [])})
-        tests = dict(sorted((before["tests"] | ran).items()))
-        used = {test["run"] for test in tests.values()}
-        runs = {name: of for name, of in (before["runs"] | {key: machine()}).items() if name in used}
-        text = json.dumps({"runs": dict(sorted(runs.items())), "tests": tests}, indent=1, ensure_ascii=False) + "\n"
-        self.path.write_text(text, encoding="utf-8")
+                test["rows"] = sorted({*test["rows"], *self.before["tests"].get(name, {}).get("rows", [])})
+        if ran:
+            write(self.path, together(self.before, {"runs": {key: machine()}, "tests": ran}))
+
+
+def together(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Return what two runs of the tests measured; of a test that both ran, what the later one says."""
+    tests = dict(sorted((before["tests"] | later["tests"]).items()))
+    used = {test["run"] for test in tests.values()}
+    runs = {key: of for key, of in (before["runs"] | later["runs"]).items() if key in used}
+    return {"runs": dict(sorted(runs.items())), "tests": tests}
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """Write what was measured as `--figures` does."""
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Final
 
-from tests.reliability.rows import EXITS, ROWS, Row
+from tests.reliability.figures import together, write
+from tests.reliability.rows import ROWS, Row
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 DATA: Final = DOCS / "reliability.json"
@@ -24,6 +26,7 @@ What is promised of a run, each promise with its bar and with what the tests mea
 Bytes, resuming and equality of workers are promised at a fixed number of threads and fixed chunk sizes, in
 deterministic mode; elsewhere to the tolerance that stands there. A row's figure is a test's own; where a row has none,
 the number of cases that passed stands for it. The date of each leads to the [machine](#machines) that it was taken on.
+What exit codes say stands in [file-formats.md](file-formats.md#exit-codes).
 """
 
 _SETS = """\
@@ -44,8 +47,6 @@ def page(data: dict[str, Any]) -> str:
             for name, row in ROWS.items()
             if row.group == group
         )
-    codes = "".join(f"| {code} | {what} |\n" for code, what in EXITS.items())
-    parts.append(f"## Exit codes\n\n| code | what it says |\n| --: | --- |\n{codes}")
     parts += [_SETS, _which(), _machines(data)]
     return "\n".join(parts)
 
@@ -103,5 +104,14 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def main(*files: str) -> None:
+    """Take in what other files hold, and write the page."""
+    data = json.loads(DATA.read_text(encoding="utf-8"))
+    for file in files:
+        data = together(data, json.loads(Path(file).read_text(encoding="utf-8")))
+    write(DATA, data)
+    PAGE.write_text(page(data), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")
+    main(*sys.argv[1:])

@@ -265,22 +265,6 @@ ROWS: Final[dict[str, Row]] = {
 }
 """Every row of the page, by the name that `measured` takes."""
 
-EXITS: Final = {
-    0: "done",
-    1: "an expectation of the casebook was not met (only where asked for)",
-    2: "usage or casebook invalid",
-    3: "model, data or device not available",
-    4: "some units failed, the report is partial; or the disk is full",
-    5: "the store is corrupt",
-    6: "the run folder is in use",
-    7: "stopped by a limit, resumable",
-    70: "an error of probe's own, with what to report",
-    130: "stopped by Ctrl-C, resumable",
-    140: "stopped by SIGUSR2, resumable",
-    143: "stopped by SIGTERM, resumable",
-}
-"""What each exit code of the command line says."""
-
 _LISTED: Final = {name for row in ROWS.values() for name in row.tests}
 
 
