@@ -15,6 +15,7 @@ from probe.dashboard.application.page import Page
 from probe.dashboard.application.panel import Item, words
 from probe.dashboard.findings.notices import notices
 from probe.telling.provenance import Group, again, casebook_yaml, groups
+from probe.telling.stages import command_of
 from probe.visible import visible
 
 
@@ -36,7 +37,7 @@ def _to_play_it_again(run: OpenedRun) -> Iterator[Item]:
         yield words("This is a trace of its own: no casebook played it, and no command is on record.")
         return
     made = [html.H2("To play it again"), copyable(again(run.record), "the command")]
-    if not run.record.get("command"):
+    if not command_of(run.record):
         made.append(words("No command is on record: this is the shortest that names its casebook and its model."))
     made.append(words("Into the same folder it goes on with this run; with another --out it plays all of it anew."))
     yield html.Section(made, className="explorer-panel")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import probe
 from probe.command.cli import app
-from probe.command.verify import _into
+from probe.command.replayed import replayed
 from probe.storage.checking import check_run
 from probe.storage.seal import COPY, sealed
 
@@ -152,5 +152,5 @@ def test_a_run_of_an_earlier_version_is_checked_as_far_as_it_goes(folder: Path) 
 
 
 def test_a_command_of_before_the_scan_had_its_name_is_played_as_it_was_meant() -> None:
-    words = _into(["probe", "run", "first-look", "--engine", "blocked", "--out", "o"], Path("here"))
-    assert words == ["run", "first-look", "--scan", "blocked", "--out", "here"]
+    words = replayed("probe run first-look --engine blocked --out o", Path("here"))
+    assert words == ["run", "--scan=blocked", "--out=here", "--", "first-look"]

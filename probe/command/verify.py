@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from probe.command.exits import exits
+from probe.command.replayed import replayed
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
+from probe.visible import visible
 
 if TYPE_CHECKING:
     from probe.storage.damage import Damage
@@ -21,6 +23,12 @@ def verify(
     source: Annotated[Path, typer.Argument(help="Folder of a run or of a trace.")],
     repair: Annotated[
         bool, typer.Option("--repair", help="Take out what is damaged, and play the casebook for that alone.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="With --repair: let the model run code of its own.")
+    ] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="With --repair: let every prompt leave this machine, to NDIF.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what is damaged as JSON.")] = False,
 ) -> None:
@@ -37,10 +45,12 @@ def verify(
             return
         from probe.storage.checking import forget
 
+        asked = {"trust_remote_code": trust_remote_code, "remote": remote}
+        play_again = _replay(source, frozenset(name for name, said in asked.items() if said))
         _list(damage, as_json=as_json)
         lost = forget(source, damage)
-        print(f"{len(lost)} units are taken out of {source} and read again", flush=True)
-        _play_again(source)
+        print(f"{len(lost)} units are taken out of {visible(str(source))} and read again", flush=True)
+        play_again()
         _tell(source, _damage(source), as_json=as_json)
 
 
@@ -59,7 +69,7 @@ def _tell(source: Path, damage: list[Damage], *, as_json: bool) -> None:
     _list(damage, as_json=as_json)
     if not damage:
         if not as_json:
-            print(f"{source}: every byte is what was written")
+            print(f"{visible(str(source))}: every byte is what was written")
         return
     units = len({each.unit for each in damage if each.unit})
     raise StoreCorrupt(
@@ -73,40 +83,31 @@ def _list(damage: list[Damage], *, as_json: bool) -> None:
         print(json.dumps([{"unit": d.unit, "path": d.path, "problem": d.problem} for d in damage], indent=1))
         return
     for each in damage:
-        print(each)
+        print(visible(str(each)))
 
 
-def _play_again(folder: Path) -> None:
-    """Play what the run's record says into its folder again: what is there already is not read twice."""
-    from probe.storage.trace_store import Run
+def _replay(folder: Path, allowed: frozenset[str]) -> Callable[[], object]:
+    """Return what plays the run's record into its folder again: what is there already is not read twice.
 
-    record = Run(folder).record
+    Before anything is touched: raises where the record holds nothing to play, or what nobody allowed.
+    """
+    from probe.storage.checking import whole_record
+
+    record = whole_record(folder)
     if command := record.get("command"):
         from typer.main import get_command
 
         from probe.command.cli import app
 
-        words = _into(shlex.split(str(command)), folder)
-        get_command(app).main(args=words, prog_name="probe", standalone_mode=False)
-        return
+        words = replayed(str(command), folder, allowed)
+        return lambda: get_command(app).main(args=words, prog_name="probe", standalone_mode=False)
+    from pydantic import ValidationError
+
     from probe.casebook import Casebook
     from probe.player import run
 
-    run(Casebook.model_validate(record["casebook"]), out=folder)
-
-
-def _into(words: list[str], folder: Path) -> list[str]:
-    """Return the arguments of a run's command with its folder put in: the run may have been moved since."""
-    if words[:2] != ["probe", "run"]:
-        raise StoreCorrupt(f"{folder}: its record does not hold the command that made it: {shlex.join(words)[:200]}")
-    from probe.kernels.engine import EngineName
-
-    # Earlier versions called what computes attention the engine.
-    earlier = words.index("--engine") if "--engine" in words else None
-    if earlier is not None and words[earlier + 1] in get_args(EngineName):
-        words = [*words[:earlier], "--scan", *words[earlier + 1 :]]
-    arguments = words[1:]
-    if "--out" in arguments:
-        at = arguments.index("--out")
-        return [*arguments[: at + 1], str(folder), *arguments[at + 2 :]]
-    return [*arguments, "--out", str(folder)]
+    try:
+        casebook = Casebook.model_validate_json(json.dumps(record.get("casebook")))
+    except ValidationError as error:
+        raise StoreCorrupt(f"{folder}: its record holds neither a command nor a casebook") from error
+    return lambda: run(casebook, out=folder)

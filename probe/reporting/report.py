@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 
 import probe
 from probe.finding import Finding, Suggestion
+from probe.storage.record_form import check_record
 from probe.telling.certainty import certainty
 from probe.telling.drawing import drawing
 from probe.telling.headline import headline
@@ -46,12 +47,20 @@ def write_report(run: Run, path: str | Path) -> None:
     """Write `report_html(run)` to `path`, whole or not at all."""
     target = Path(path)
     unfinished = target.with_name(target.name + ".part")
-    unfinished.write_text(report_html(run), encoding="utf-8", newline="\n")
+    text = report_html(run)
+    # Whoever wrote the folder may have put a link there, which leads out of it.
+    unfinished.unlink(missing_ok=True)
+    with unfinished.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
     os.replace(unfinished, target)
 
 
 def report_html(run: Run) -> str:
-    """Return the report of a run as one HTML document, from its record and findings. No torch, no network."""
+    """Return the report of a run as one HTML document, from its record and findings. No torch, no network.
+
+    Raises StoreCorrupt where the record is not what a run writes.
+    """
+    check_record(run.record, "run.json")
     findings = run.findings()
     record = run.record
     failed = failures(run)

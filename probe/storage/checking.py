@@ -52,16 +52,21 @@ def forget(folder: Path, damage: Iterable[Damage]) -> list[str]:
     can be read, RunFolderInUse where a process is at it.
     """
     damaged = list(damage)
+    units = folder / "trace.zarr"
+    if units.is_symlink():
+        # What it leads to is somebody else's, whatever the record says of it.
+        raise StoreCorrupt(f"{units} is a link; a run folder holds none")
     with hold(folder):
-        record = _whole_record(folder)
+        record = whole_record(folder)
         kept = Commits.salvaged(folder / "commits.jsonl")
         lost = {each.unit for each in damaged if each.unit}
         if any(each.path == "commits.jsonl" for each in damaged) or lost:
             Commits.rewrite(folder / "commits.jsonl", {u: r for u, r in kept.items() if u not in lost})
         for unit in lost:
-            _remove(folder / "trace.zarr" / unit)
+            _remove(units / unit)
         if any(each.path == "trace.zarr/zarr.json" for each in damaged):
-            write_json(folder / "trace.zarr" / "zarr.json", ROOT_GROUP)
+            units.mkdir(exist_ok=True)
+            write_json(units / "zarr.json", ROOT_GROUP)
         for name in SEALED:
             (folder / name).unlink(missing_ok=True)
         for name in ("run.json", COPY):
@@ -119,7 +124,7 @@ def _unit(unit: str, folder: Path, manifest: str) -> Iterator[Damage]:
 
 def _results(folder: Path) -> Iterator[Damage]:
     try:
-        record = _whole_record(folder)
+        record = whole_record(folder)
     except StoreCorrupt:
         return
     hashes = record.get("files")
@@ -133,7 +138,8 @@ def _results(folder: Path) -> Iterator[Damage]:
             yield Damage("", name, "is not what was written: its hash differs")
 
 
-def _whole_record(folder: Path) -> dict[str, Any]:
+def whole_record(folder: Path) -> dict[str, Any]:
+    """Return a run's record, from its copy where need be; raises StoreCorrupt where neither is what was written."""
     for name in ("run.json", COPY):
         if damaged_record(folder / name) is None:
             return read_sealed(folder / name)

@@ -17,7 +17,7 @@ from probe.storage.durable import canonical_json, parse_json, read_bytes, sync_f
 UNIT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,120}")
 """What a unit may be called; also the name of its folder."""
 
-_MAX_BYTES: Final = 2**30
+_MAX_BYTES: Final = 48 * 2**20
 
 
 class Commits:
@@ -65,7 +65,7 @@ class Commits:
     def salvaged(cls, path: Path) -> dict[str, Mapping[str, Any]]:
         """Return the entries that are as they were written, by unit, whatever became of the others."""
         found: dict[str, Mapping[str, Any]] = {}
-        with contextlib.suppress(NotAvailable):
+        with contextlib.suppress(NotAvailable, StoreCorrupt):
             for number, line in enumerate(read_bytes(path, _MAX_BYTES).split(b"\n"), start=1):
                 with contextlib.suppress(StoreCorrupt):
                     record = _record(line, f"{path}, line {number}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from probe.errors import NotAvailable, StoreCorrupt
-from probe.storage.durable import read_bytes
+from probe.storage.durable import file_hash
 from probe.storage.manifest import Manifest, place
 
 
@@ -49,19 +48,18 @@ def _problems(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     where_from = {entry.sha256: path for path, entry in manifest.files.items()}
     for path, entry in sorted(manifest.files.items()):
         try:
-            data = read_bytes(folder / path, max(2 * entry.size, 2**20))
+            size, sha256 = file_hash(folder / path, max(2 * entry.size, 2**20))
         except NotAvailable:
             yield path, "is missing"
             continue
         except StoreCorrupt as error:
             yield path, f"cannot be read: {error}"
             continue
-        sha256 = hashlib.sha256(data).hexdigest()
         if sha256 == entry.sha256:
             continue
         if sha256 in where_from:
             yield path, f"holds what was written as {place(where_from[sha256])}"
-        elif len(data) != entry.size:
-            yield path, f"has {len(data)} bytes where {entry.size} were written"
+        elif size != entry.size:
+            yield path, f"has {size} bytes where {entry.size} were written"
         else:
             yield path, "is not what was written: its hash differs"

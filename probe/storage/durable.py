@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
 
 MAX_JSON_BYTES = 256 * 2**20
 """A JSON file larger than this was not written by this toolkit and is refused."""
+MAX_JSON_MEMORY: Final = 320 * 2**20
+"""JSON whose values would take more memory than this is refused: `[[],[],…` takes thirty times its size."""
+_PIECE_BYTES: Final = 2**20
 
 
 def canonical_json(value: Any) -> str:
@@ -26,11 +31,23 @@ def canonical_json(value: Any) -> str:
 
 
 def parse_json(data: bytes, name: str) -> Any:
-    """Return the JSON value in `data`; raises StoreCorrupt naming the file where there is none."""
+    """Return the JSON value in `data`; raises StoreCorrupt naming the file where there is none, or too much."""
+    if (needed := _memory(data)) > MAX_JSON_MEMORY:
+        raise StoreCorrupt(f"{name} would take about {needed // 2**20} MiB of memory, more than a file of JSON may")
     try:
         return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise StoreCorrupt(f"{name} is not JSON: {error}") from error
+
+
+def _memory(data: bytes) -> int:
+    """Return the most memory in bytes that text and values of some JSON take in CPython, found without reading it."""
+    if len(data) < MAX_JSON_MEMORY // 100:
+        return 0
+    text = 1 if data.isascii() else 4
+    strings = 4 if text == 4 or b"\\u" in data else 1
+    values = {b"[": 72, b"{": 240, b",": 40, b'"': 28}
+    return len(data) * (1 + text + strings) + sum(data.count(mark) * size for mark, size in values.items())
 
 
 def read_json(path: Path) -> Any:
@@ -39,22 +56,45 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """Return a plain file's bytes; a link, a folder or a file above `limit` raises StoreCorrupt."""
+    """Return a plain file's bytes; a link, a folder, a device or a file above `limit` raises StoreCorrupt."""
+    with _opened(path) as file:
+        # Asked for as many bytes as may be, Python would reserve them all.
+        data = _read(file, path, min(os.fstat(file.fileno()).st_size, limit) + 1)
+    if len(data) > limit:
+        raise StoreCorrupt(f"{path} has more than the {limit} bytes that it may have")
+    return data
+
+
+def _opened(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
         raise NotAvailable(f"{path} is not there") from error
     except OSError as error:
         raise StoreCorrupt(f"{path} cannot be read, or is a link: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            # Asked for as many bytes as may be, Python would reserve them all.
-            data = file.read(min(os.fstat(descriptor).st_size, limit) + 1)
-        except OSError as error:
-            raise StoreCorrupt(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > limit:
-        raise StoreCorrupt(f"{path} has more than the {limit} bytes that it may have")
-    return data
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StoreCorrupt(f"{path} cannot be read: it is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _read(file: BinaryIO, path: Path, most: int) -> bytes:
+    try:
+        return file.read(most)
+    except OSError as error:
+        raise StoreCorrupt(f"{path} cannot be read: {error.strerror}") from error
+
+
+def file_hash(path: Path, limit: int) -> tuple[int, str]:
+    """Return size and SHA-256 of a plain file, read a piece at a time; raises as `read_bytes` does."""
+    sha256, size = hashlib.sha256(), 0
+    with _opened(path) as file:
+        while piece := _read(file, path, _PIECE_BYTES):
+            sha256.update(piece)
+            size += len(piece)
+            if size > limit:
+                raise StoreCorrupt(f"{path} has more than the {limit} bytes that it may have")
+    return size, sha256.hexdigest()
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -76,7 +116,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old one or the new one whole."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        with aside.open("wb") as file:
+        # Whoever wrote the folder may have put a link there, which leads out of it.
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

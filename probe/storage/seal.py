@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from probe.errors import NotAvailable, StoreCorrupt
-from probe.storage.durable import MAX_JSON_BYTES, canonical_json, json_bytes, read_bytes, read_json, write_json
+from probe.storage.durable import (
+    MAX_JSON_BYTES,
+    canonical_json,
+    file_hash,
+    json_bytes,
+    read_bytes,
+    read_json,
+    write_json,
+)
 
 SEAL: Final = "seal"
 """Key of the SHA-256 over the canonical JSON of everything else in a record."""
+
+_MAX_BYTES: Final = 2**30
 
 COPY: Final = "run.copy.json"
 """The second of the two places that a run's record lies in."""
@@ -50,9 +60,12 @@ def file_hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        except FileNotFoundError:
+            _, found[name] = file_hash(folder / name, _MAX_BYTES)
+        except NotAvailable:
             continue
+        except StoreCorrupt:
+            # A link, a device or what is far too large is no file of a run, and has no hash.
+            found[name] = ""
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from probe.errors import NotAvailable, StoreCorrupt
-from probe.storage.durable import read_bytes, sync_files
+from probe.storage.durable import MAX_JSON_BYTES, read_bytes, sync_files
 from probe.storage.manifest import Entry, Manifest, place
 
 MARKER: Final = ".probe-unit"
@@ -126,12 +126,14 @@ class SealedFiles:
         yield from self.manifest.files
 
 
-_MAX_MANIFEST_BYTES = 2**28
+_MAX_MANIFEST_BYTES = 2**25
+_MAX_CHUNK_BYTES = 2**25
 
 
 def _read_sealed(folder: Path, path: str, entry: Entry) -> bytes:
     try:
-        data = read_bytes(folder / path, entry.size)
+        # The manifest may be anybody's, and say of a file that it is as large as it is.
+        data = read_bytes(folder / path, min(entry.size, _MAX_CHUNK_BYTES if "/c/" in path else MAX_JSON_BYTES))
     except NotAvailable as error:
         raise StoreCorrupt(f"{folder}: {place(path)} is missing ({path})") from error
     except StoreCorrupt as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
 
+from probe.telling.stages import command_of
 from probe.telling.summary import model_of, named
 
 LABELS: Final = {
@@ -75,7 +77,8 @@ def groups(record: Mapping[str, Any]) -> list[Group]:
 
 def again(record: Mapping[str, Any]) -> str:
     """Return the command that plays a run again: the one on record, else the shortest that names it."""
-    return str(record.get("command") or f"probe run {named(record.get('casebook'))} --model {model_of(record)}")
+    words = ["probe", "run", named(record.get("casebook")), "--model", model_of(record)]
+    return command_of(record) or shlex.join(words)
 
 
 def casebook_yaml(record: Mapping[str, Any]) -> str:

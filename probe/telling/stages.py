@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,5 +71,14 @@ def how_it_ended(run: Run) -> str:
 
 
 def command_of(record: Mapping[str, Any]) -> str:
-    """Return the command that plays a run, and goes on with one that was stopped; empty where none was noted."""
-    return str(record.get("command") or "")
+    """Return the command that plays a run, and goes on with one that was stopped; empty where none was noted.
+
+    It is shown to be copied into a shell, and whoever wrote the folder wrote it: what is more than one `probe run`, its
+    words quoted, is none.
+    """
+    command = str(record.get("command") or "")
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    return command if words[:2] == ["probe", "run"] and shlex.join(words) == command else ""

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probe.storage.record_form import check_record
 from probe.telling.certainty import certainty
 from probe.telling.headline import headline
+from probe.telling.stages import command_of
 
 if TYPE_CHECKING:
     from probe.storage.trace_store import Run
@@ -73,7 +75,8 @@ def skipped(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Return the run in brief, as JSON values."""
+    """Return the run in brief, as JSON values; raises StoreCorrupt where its record is not what a run writes."""
+    check_record(run.record, f"{run.path}/run.json")
     findings = run.findings()
     said = headline(findings)
     files = {name: Path(run.path) / name for name in ("report.html", "findings.json", "trace.zarr", "run.json")}
@@ -83,7 +86,7 @@ def summary(run: Run) -> dict[str, Any]:
         "model": model_of(run.record),
         "status": run.record.get("status"),
         "units": len(run.units),
-        "command": run.record.get("command"),
+        "command": command_of(run.record) or None,
         "diagnosis": said.claims,
         "not_settled": said.open_questions,
         "findings": [
