@@ -230,7 +230,15 @@ ROWS: Final[dict[str, Row]] = {
             "tests/dashboard/test_serving.py::test_the_environment_has_no_say",
         ),
     ),
-    "csv": Row(IN, "CSV cells and headers that begin with = + - @ or a tab", "neutralised; numbers stay numbers"),
+    "csv": Row(
+        IN,
+        "CSV cells and headers that begin with = + - @ or a tab",
+        "neutralised; numbers stay numbers",
+        (
+            "tests/store/test_export.py::test_tables_hold_every_number_and_no_formula",
+            "tests/store/test_export.py::test_a_cell_of_text_is_no_formula_and_a_number_stays_one",
+        ),
+    ),
     "remote code": Row(
         IN,
         "code in a checkpoint",

@@ -23,6 +23,7 @@ from probe.storage.run_folder import Run
 from probe.storage.store import Array, RunStore
 from probe.storage.trace_store import open as open_store
 from probe.storage.unit_trace import Trace
+from tests.reliability.figures import Measured
 
 
 def flip(path: Path, rng: random.Random) -> None:
@@ -120,7 +121,7 @@ def test_files_beside_those_written_change_nothing(written: Any) -> None:
     np.testing.assert_array_equal(first_trace(written.path)["entropy"].values, written.values["entropy"])
 
 
-def test_the_record_cut_at_every_byte_drops_the_torn_entry_alone(written: Any, sample: Any) -> None:
+def test_the_record_cut_at_every_byte_drops_the_torn_entry_alone(written: Any, measured: Measured) -> None:
     path = written.path / "commits.jsonl"
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
@@ -129,6 +130,7 @@ def test_the_record_cut_at_every_byte_drops_the_torn_entry_alone(written: Any, s
         commits = Commits(path)
         assert list(commits.units) == list(written.units)[: (cut >= first) + (cut == len(whole))]
         assert commits.torn == (cut not in (0, first, len(whole)))
+    measured("record cut", f"cut at each of {len(whole) + 1} bytes: opens, with every whole entry and no torn one")
 
 
 @pytest.mark.parametrize("rest", [b'{"che', b"\0" * 40, b'{"che\0\0\0\0\n'])
