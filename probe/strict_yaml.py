@@ -23,7 +23,7 @@ MAX_BYTES: Final = 1 << 16
 """Largest text that is read."""
 MAX_DEPTH: Final = 32
 """Deepest nesting of lists and mappings."""
-MAX_NODES: Final = 5_000
+MAX_NODES: Final = 3_000
 """Most values in one text."""
 MAX_MESSAGE: Final = 1_000
 """Most characters of what an error says is wrong; a text's own words in it may be of any length."""

@@ -107,10 +107,16 @@ class _Traps:
         self.texts.append(text)
         return f"TRAP{len(self.texts) - 1}TRAP"
 
-    def written(self, value: Any) -> bytes:
-        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, width=10**6)
-        for at, trap in enumerate(self.texts):
-            text = text.replace(f"TRAP{at}TRAP", trap)
+    def written(self, value: Any, rng: random.Random) -> bytes:
+        # Mostly JSON, which is YAML too and ten times as soon written.
+        if rng.random() < 0.7:
+            text = json.dumps(value, indent=rng.choice((None, 1)))
+            marks = [f'"TRAP{at}TRAP"' for at in range(len(self.texts))]
+        else:
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, width=10**6)
+            marks = [f"TRAP{at}TRAP" for at in range(len(self.texts))]
+        for mark, trap in zip(marks, self.texts, strict=True):
+            text = text.replace(mark, trap)
         return text.encode("utf-8", "surrogatepass")
 
 
@@ -147,7 +153,7 @@ def _values(rng: random.Random) -> bytes:
     value, traps = _copied(rng.choice(_shipped_values())), _Traps()
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         _put(value, rng.choice(list(_places(value))), traps.set(rng.choice(HOSTILE_YAML)))
-    return traps.written(value)
+    return traps.written(value, rng)
 
 
 def _keys(rng: random.Random) -> bytes:
@@ -164,7 +170,7 @@ def _keys(rng: random.Random) -> bytes:
         case _:
             mapping[rng.choice(KEYS)] = rng.choice((None, [], {}, 1, "x", mapping[key]))
     traps = _Traps()
-    written = traps.written(_copied(value))
+    written = traps.written(_copied(value), rng)
     if rng.random() < 0.2:
         line = rng.choice([each for each in written.split(b"\n") if each.strip()])
         written += line + b"\n"
@@ -204,7 +210,7 @@ def _member(rng: random.Random) -> bytes:
         stage["conditions"]["changed"] = {"role": "treatment", "intervention": {name: given}}
     else:
         stage["analyses" if room == "analyses" else "capture"] = [{name: given} if given else name]
-    return traps.written(_copied(book))
+    return traps.written(_copied(book), rng)
 
 
 def _sizes(rng: random.Random) -> bytes:

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,11 @@ class Judged:
 
 def judged(seeds: range, folder: Path) -> Judged:
     """Judge casebooks in a process of its own, whose memory and time are limited; `folder` is empty and its own."""
+    return begun(seeds, folder)()
+
+
+def begun(seeds: range, folder: Path) -> Callable[[], Judged]:
+    """Begin to judge casebooks in a process of its own, and return what waits for its end."""
     reader, writer = os.pipe()
     # Forked, so that the libraries are there already and what is measured is the casebooks.
     child = os.fork()
@@ -66,14 +72,18 @@ def judged(seeds: range, folder: Path) -> Judged:
         finally:
             os._exit(code)
     os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
-    _, status = os.waitpid(child, 0)
-    if status or not text:
-        said = (folder / "at").read_text() if (folder / "at").exists() else "nothing"
-        return Judged(wrong=[f"{seeds}: the process ended with {status}, and said {said}"])
-    ends, wrong, peak, slowest = json.loads(text)
-    return Judged(Counter(ends), wrong, peak, slowest)
+
+    def ended() -> Judged:
+        with os.fdopen(reader) as answer:
+            text = answer.read()
+        _, status = os.waitpid(child, 0)
+        if status or not text:
+            said = (folder / "at").read_text() if (folder / "at").exists() else "nothing"
+            return Judged(wrong=[f"{seeds}: the process ended with {status}, and said {said}"])
+        ends, wrong, peak, slowest = json.loads(text)
+        return Judged(Counter(ends), wrong, peak, slowest)
+
+    return ended
 
 
 def warm() -> Any:

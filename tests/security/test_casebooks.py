@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from tests.reliability.figures import Measured
 from tests.security.casebook_fuzz import HOSTILE_YAML, KINDS, casebook
-from tests.security.casebook_judge import MOST_BYTES, MOST_SECONDS, Judged, judged, warm
+from tests.security.casebook_judge import MOST_BYTES, MOST_SECONDS, Judged, begun, judged, warm
 
-FAST, NIGHTLY = 150, 100_000
+FAST, NIGHTLY, AT_ONCE = 150, 100_000, 2
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="what a casebook takes is limited in a forked process")
 
@@ -24,14 +24,18 @@ def all_judged(seeds: range, folder: Path) -> Judged:
     """Judge casebooks a few thousand at a time: what libraries keep of one is no matter of the thousandth after it."""
     warm()
     whole = Judged()
-    for at, first in enumerate(range(seeds.start, seeds.stop, 2_000)):
-        room = folder / str(at)
-        room.mkdir()
-        part = judged(range(first, min(first + 2_000, seeds.stop)), room)
-        whole.ends += part.ends
-        whole.wrong += part.wrong
-        whole.peak_bytes = max(whole.peak_bytes, part.peak_bytes)
-        whole.slowest_seconds = max(whole.slowest_seconds, part.slowest_seconds)
+    firsts = range(seeds.start, seeds.stop, 2_000)
+    for at in range(0, len(firsts), AT_ONCE):
+        running = []
+        for first in firsts[at : at + AT_ONCE]:
+            room = folder / str(first)
+            room.mkdir()
+            running.append(begun(range(first, min(first + 2_000, seeds.stop)), room))
+        for part in [each() for each in running]:
+            whole.ends += part.ends
+            whole.wrong += part.wrong
+            whole.peak_bytes = max(whole.peak_bytes, part.peak_bytes)
+            whole.slowest_seconds = max(whole.slowest_seconds, part.slowest_seconds)
     return whole
 
 
@@ -119,7 +123,7 @@ def test_the_command_leaves_with_2_and_one_message(tmp_path: Path, text: str) ->
         ("samples: 1000000000", "5000000000 samples in all are more than 100,000"),
         ("lengths: [1000000000]", "1000000000 tokens are more than 16,777,216"),
         ("max_new_tokens: 1000000000", "1000000000 tokens are more than 16,777,216"),
-        (f"haystack: [{'1, ' * 6_000}1]", "more than 5000 values"),
+        (f"haystack: [{'1, ' * 6_000}1]", "more than 3000 values"),
         (f"success_rule: {'x' * 50_000}", "x…"),
     ],
 )
