@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from probe.engines.engine import Job
 from probe.engines.ray_worker import Task, Worker
 from probe.engines.unit import Unit, UnitRead
-from probe.errors import NotAvailable, StoppedByLimit, UsageError
+from probe.errors import DeviceLost, NotAvailable, StoppedByLimit, UsageError
 from probe.run_identity import model_identity
 from probe.storage.handed_over import posted, remove_attempts
 
@@ -202,6 +202,10 @@ class Crew:
         try:
             answer = future.result()
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DeviceLost):
+                # Its own device alone: elsewhere the others go on.
+                yield from self._lost(hand, error.cause)
+                return
             raise error.cause from error
         except ray.exceptions.RayError as error:
             yield from self._lost(hand, error)

@@ -1,0 +1,88 @@
+"""How an engine is named, and what it refuses before anything is written; no Ray is started."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+import probe
+from probe.casebook import Casebook
+from probe.command.cli import app
+from probe.engines.engine import chosen_engine
+from probe.engines.local import local
+from probe.engines.ray import ray
+from probe.errors import NotAvailable, UsageError
+
+
+def test_an_engine_is_its_name_its_fields_or_itself() -> None:
+    assert chosen_engine("local") == local()
+    assert chosen_engine({"ray": {"workers": 3}}) == chosen_engine(ray(workers=3)) == ray(workers=3)
+    assert ray(workers=3, gpus_per_worker=0.5).to_json() == {
+        "ray": {"address": None, "workers": 3, "gpus_per_worker": 0.5, "cpus_per_worker": 1}
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("fast", "no engine 'fast'; there are local, ray"),
+        ("triton", "write scan='triton', or --scan triton"),
+        ({"ray": {"gpus": 1}}, "engine ray has no field gpus; it has address, workers, gpus_per_worker"),
+        ({"local": {}, "ray": {}}, "an engine is one name"),
+        ({"ray": {"workers": 0}}, "workers is a whole number from 1 on, not 0"),
+        ({"ray": {"cpus_per_worker": 1.5}}, "cpus_per_worker is a whole number"),
+        ({"ray": {"gpus_per_worker": 1.5}}, "a part of one GPU or a whole number of them, not 1.5"),
+        ({"ray": {"address": "ray://head:10001"}}, "a Ray Client"),
+    ],
+)
+def test_what_is_no_engine_is_refused_by_name(choice: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        chosen_engine(choice)
+
+
+def test_a_model_that_no_worker_could_open_is_refused(book: Casebook, tmp_path: Path) -> None:
+    hf = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=64))
+    given = probe.load(hf, tokenizer=probe.load("needle").tokenizer)
+    for model, engine, said in (
+        (given, "ray", "was given as an object: give the engine ray a specimen's name, a hub id or a folder"),
+        ("needle", {"ray": {"gpus_per_worker": 0.5}}, "lies on cpu: for workers with GPUs write --device cuda"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            probe.run(book, model=model, out=tmp_path / "run", engine=engine, check=False)
+    model = probe.load("needle")
+    model.is_remote = True  # type: ignore[misc]
+    with pytest.raises(UsageError, match="runs on NDIF"):
+        ray().check(model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_ray_the_command_that_installs_it_is_said(
+    book: Casebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    with pytest.raises(NotAvailable, match=r"pip install 'longcontext-probe\[ray\]'"):
+        probe.run(book, out=tmp_path / "run", engine="ray")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_gives_the_engine_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def run(casebook: str, **options: Any) -> None:
+        asked.update(options)
+        raise UsageError("asked")
+
+    monkeypatch.setattr("probe.player.run", run)
+    flags = "--engine ray --engine-address h:6379 --workers 4 --gpus-per-worker 0.5 --cpus-per-worker 2"
+    CliRunner().invoke(app, ["run", "first-look", *flags.split()])
+    assert asked["engine"] == {"ray": {"address": "h:6379", "workers": 4, "gpus_per_worker": 0.5, "cpus_per_worker": 2}}
+    assert asked["command"] == f"probe run first-look {flags}"
+    alone = CliRunner().invoke(app, ["run", "first-look", "--workers", "4"])
+    assert alone.exit_code == 2
+    assert "--workers: these are options of --engine ray" in " ".join(alone.output.split())
