@@ -40,7 +40,7 @@ ROWS: Final[dict[str, Row]] = {
     "kill -9": Row(
         LOST,
         "kill -9 at random moments of a small run, and resumed",
-        "200 moments; findings and trace equal an uninterrupted run's, byte for byte (one thread, `deterministic`); at "
+        "200 moments; findings and trace equal an uninterrupted run's, byte for byte; at "
         "most one unit redone per kill; no holes",
         (
             f"{_CRASH}::test_a_killed_writer_leaves_no_half_unit_and_the_next_one_makes_the_same_bytes",
