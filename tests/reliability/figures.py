@@ -75,8 +75,10 @@ class Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a case, with its figures where it passed."""
-        name = report.nodeid.partition("[")[0]
         said = [value for key, value in report.user_properties if key == _PROPERTY]
+        # A case with a figure stands for itself, so that cases may be run apart; others are counted together.
+        own = bool(said) or report.nodeid in self.before["tests"]
+        name = report.nodeid if own else report.nodeid.partition("[")[0]
         ended = report.when == "call" or report.outcome != "passed"
         if not ended or not (said or listed(name) or name in self.before["tests"]):
             return

@@ -59,7 +59,7 @@ def _said(name: str, row: Row, data: dict[str, Any]) -> list[str]:
         for each in test["figures"]
         if each["row"] == name
     ]
-    ran = [data["tests"][test] for test in row.tests if test in data["tests"]]
+    ran = [of for test, of in data["tests"].items() if test.partition("[")[0] in row.tests]
     if ran:
         passed, failed = (sum(test[how] for test in ran) for how in ("passed", "failed"))
         days = sorted({_day(test) for test in ran})
@@ -69,7 +69,7 @@ def _said(name: str, row: Row, data: dict[str, Any]) -> list[str]:
     broken = [
         test.rpartition("::")[2]
         for test, of in data["tests"].items()
-        if of["failed"] and test not in row.tests and name in of["rows"]
+        if of["failed"] and test.partition("[")[0] not in row.tests and name in of["rows"]
     ]
     return [*lines, *(f"**`{test}` failed**" for test in broken)] or [NOT_MEASURED]
 

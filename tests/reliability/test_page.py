@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def test_every_row_has_a_figure_or_says_that_it_has_none() -> None:
 
 
 def test_the_tests_that_are_named_are_there() -> None:
-    named = {test for row in ROWS.values() for test in row.tests} | set(json.loads(DATA.read_text("utf-8"))["tests"])
+    named = {test for row in ROWS.values() for test in row.tests}
+    named |= {test.partition("[")[0] for test in json.loads(DATA.read_text(encoding="utf-8"))["tests"]}
     there = {
         f"{file}::{each.name}"
         for file in {test.partition("::")[0] for test in named}
@@ -76,15 +78,21 @@ def test_what_is_measured_is_kept_where_the_test_passes(tmp_path: Path) -> None:
     heard(second, "tests/a.py::two[3]", "skipped")
     second.pytest_sessionfinish()
     data = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert set(data["tests"]) == {"tests/a.py::one", "tests/a.py::two", named}
+    assert set(data["tests"]) == {"tests/a.py::one", "tests/a.py::two[3]", named}
     said = page(data)
     # What was said before the failure is gone, and what was not run is as it was.
     assert "kill -9: 2 of 2" not in said
     assert "**`one` failed**" in said
-    assert "**`two` failed**" in said
+    assert "**`two[3]` failed**" in said
     assert "2 cases passed, **1 failed**" in said
 
 
 def test_a_row_that_is_none_is_refused(measured: Measured) -> None:
     with pytest.raises(KeyError):
         measured("no such row", "1")
+
+
+def test_a_set_that_is_none_is_refused_before_anything_is_installed() -> None:
+    done = subprocess.run([ROOT / ".ci" / "run", "hourly"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "'slow or nightly', not hourly" in done.stderr
