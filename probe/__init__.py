@@ -44,12 +44,19 @@ def _public() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name) or (None if name.startswith("_") else _public().get(name))
+    module = _PUBLIC.get(name)
+    # `from probe import discovery` asks here first: a module of ours is no member, and a scan reads a hundred files.
+    if module is None and not name.startswith("_") and not _is_module(name):
+        module = _public().get(name)
     if module is None:
         raise AttributeError(f"module 'probe' has no attribute {name!r}")
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
+
+
+def _is_module(name: str) -> bool:
+    return any(Path(root, f"{name}.py").is_file() or Path(root, name).is_dir() for root in __path__)
 
 
 def __dir__() -> list[str]:
