@@ -44,7 +44,7 @@ class RankedScan(Scan):
         if self._asked_engine == "reference":
             raise UsageError("engine 'reference' takes a prompt of one process alone")
         self.ring = ring
-        self._own = {key: _Pieces(series.facts, series.axis, series.pool) for key, series in self._series.items()}
+        self._own = {key: Pieces(series.facts, series.axis, series.pool) for key, series in self._series.items()}
         self._key_scan = KeyScan(self._key_scan.statistics, self._own, self._tallies)
         self._num_held = [0] * ring.size
 
@@ -83,15 +83,12 @@ class RankedScan(Scan):
         }
         for rank, tensors in enumerate(self.ring.gather(own)):
             for statistic in self.statistics:
-                start = len(statistic.key) + 1
-                found = {name[start:]: each for name, each in tensors.items() if name.startswith(f"{statistic.key}/")}
-                if statistic.key not in self._own:
-                    if rank and found:
-                        self._tallies[statistic.key].merge(found)
-                elif found:
-                    whole, first = self._series[statistic.key], int(found.pop("start"))
-                    arrays = {name.removeprefix("array "): each for name, each in found.items()}
+                found = under(statistic.key, tensors)
+                if found and statistic.key in self._own:
+                    whole, (arrays, first) = self._series[statistic.key], opened(found)
                     whole.append(arrays, whole.stop or 0 if statistic.kind == "row" else first)
+                elif found and rank:
+                    self._tallies[statistic.key].merge(found)
         return self._results(self.statistics, last=True) if self.ring.rank == 0 else {}
 
     def _held_by(self, key: str) -> dict[str, Tensor]:
@@ -127,8 +124,8 @@ class RankedScan(Scan):
     def _log_sum_exp(self, call: Call, stretches: Sequence[Stretch]) -> Float[Tensor, "head query"]:
         """Return log Σ exp over the keys of all ranks, a learned sink left aside, in float64."""
         total = torch.full(call.query.shape[:2], -torch.inf, dtype=torch.float64, device=call.query.device)
-        for rank, tensors in self._around(call, stretches, without="value"):
-            part = dataclasses.replace(_part(call, stretches[rank], tensors), sink_logit=None)
+        for rank, tensors in around(self.ring, call, stretches, without="value"):
+            part = dataclasses.replace(part_of(call, stretches[rank], tensors), sink_logit=None)
             found = [
                 normaliser.max_logit.double() + normaliser.log_excess.double()
                 for normaliser, _ in Walk(*self._blocks).over(part)
@@ -145,9 +142,9 @@ class RankedScan(Scan):
             whole = torch.logaddexp(whole, call.sink_logit.to(whole)[:, None])
         num_visible = torch.zeros(call.num_queries, dtype=torch.int64)
         held: dict[str, dict[str, Tensor]] = {s.key: {} for s in (*self._scan, *rows)}
-        for rank, tensors in self._around(call, stretches):
+        for rank, tensors in around(self.ring, call, stretches):
             # The sink's share is in the normaliser, so that it is counted once.
-            part = dataclasses.replace(_part(call, stretches[rank], tensors), log_sum_exp=whole, sink_logit=None)
+            part = dataclasses.replace(part_of(call, stretches[rank], tensors), log_sum_exp=whole, sink_logit=None)
             num_visible += Visibility.of(part).num_keys
             found = self._scanned(part) | self._of_rows(part, rows)
             for statistic in (*self._scan, *rows):
@@ -186,14 +183,8 @@ class RankedScan(Scan):
             for key, found in pieces.items()
         }
 
-    def _around(
-        self, call: Call, stretches: Sequence[Stretch], without: str = ""
-    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        axes = {name: axis for name, axis in ALONG_KEYS.items() if getattr(call, name) is not None and name != without}
-        return self.ring.around({name: getattr(call, name) for name in axes}, axes, stretches)
 
-
-class _Pieces(Series):
+class Pieces(Series):
     """Keeps what comes, on the CPU and unpooled: a block that is pooled may lie on two ranks."""
 
     def append(self, arrays: dict[str, Tensor], start: int) -> None:
@@ -209,7 +200,26 @@ class _Pieces(Series):
         return {"start": torch.tensor(self.start)} | arrays
 
 
-def _part(call: Call, stretch: Stretch, tensors: Mapping[str, Tensor]) -> Call:
+def under(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `key/`, by what follows."""
+    return {name.removeprefix(f"{key}/"): each for name, each in tensors.items() if name.startswith(f"{key}/")}
+
+
+def opened(taken: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Return the arrays that `Pieces.taken` gave, by suffix, and where they start."""
+    arrays = {name.removeprefix("array "): each for name, each in taken.items() if name != "start"}
+    return arrays, int(taken["start"])
+
+
+def around(
+    ring: Ring, call: Call, stretches: Sequence[Stretch], without: str = ""
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield the rank and the keys of each stretch that this rank's queries see, with what goes with them."""
+    axes = {name: axis for name, axis in ALONG_KEYS.items() if getattr(call, name) is not None and name != without}
+    return ring.around({name: getattr(call, name) for name in axes}, axes, stretches)
+
+
+def part_of(call: Call, stretch: Stretch, tensors: Mapping[str, Tensor]) -> Call:
     """Return the call of these queries and one stretch of keys."""
     document = call.document
     if document is not None:

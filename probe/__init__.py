@@ -19,6 +19,7 @@ if (_checkout / "pyproject.toml").is_file() and str(_checkout) not in __path__:
 _PUBLIC = {
     "load": "probe.capture",
     "trace": "probe.capture",
+    "trace_over_ranks": "probe.ranked_capture",
     "open": "probe.storage.trace_store",
     "merge": "probe.storage.merging",
     "run": "probe.player",

@@ -71,6 +71,7 @@ from probe.hooks.together import together as together
 from probe.hooks.tova import tova as tova
 from probe.hooks.yarn import yarn as yarn
 from probe.player import run as run
+from probe.ranked_capture import trace_over_ranks as trace_over_ranks
 from probe.sample import Sample as Sample
 from probe.sample import Span as Span
 from probe.score_agreement import compare_scores as compare_scores

@@ -26,6 +26,7 @@ from probe.kernels.recurrence import Recurrence
 from probe.kernels.recurrence_scan import RecurrenceScan
 from probe.kernels.result import Result
 from probe.kernels.scan import Scan
+from probe.kernels.statistic import Statistic
 from probe.kernels.token_scan import TokenScan
 from probe.outcome import Outcome
 from probe.requested import Requested, check_layers
@@ -306,14 +307,7 @@ class Reader:
             self.below = None
             return
         if layer not in self.scans:
-            statistics = [request.statistic for request in wanted]
-            self.scans[layer] = Scan(
-                statistics,
-                spans=self.spans,
-                pool_tokens=self.pool_tokens,
-                engine=self.reading.scan,
-                deterministic=self.reading.deterministic,
-            )
+            self.scans[layer] = self._new_scan([request.statistic for request in wanted])
             if any(request.keeps_vectors for request in wanted):
                 self.vectors[layer] = KeptVectors(self.writer.of_layer(layer))
         self.fresh = True
@@ -327,6 +321,15 @@ class Reader:
         self.below = self.scans[layer].hand_over()
         if layer in self.vectors:
             self.vectors[layer].take(call)
+
+    def _new_scan(self, statistics: Sequence[Statistic]) -> Scan:
+        return Scan(
+            statistics,
+            spans=self.spans,
+            pool_tokens=self.pool_tokens,
+            engine=self.reading.scan,
+            deterministic=self.reading.deterministic,
+        )
 
     def _on_residual(self, layer: int, _: int, hidden: Tensor) -> None:
         wanted = [request.statistic for request in self.of_residual if request.of(layer)]

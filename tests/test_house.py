@@ -26,8 +26,8 @@ STREET = ("kernels", "hooks", "analyses", "dashboard", "probe/workloads")
 COMPOSITION = {
     "__main__", "benchmark", "capture", "casebook", "command", "conformance", "dry_run", "encoder_decoder_reader",
     "encoder_reader", "engines", "estimate", "head_gates", "kept_vectors", "live", "matched_sets", "plan", "player",
-    "playing", "prepare", "progress", "reader", "reader_class", "reading_cost", "reporting", "requested",
-    "run_identity", "score_agreement",
+    "playing", "prepare", "progress", "ranked_capture", "ranked_reader", "reader", "reader_class", "reading_cost",
+    "reporting", "requested", "run_identity", "score_agreement",
 }  # fmt: skip
 """Files and folders of probe/ that may import everything, and that nobody else imports. The rest is vocabulary."""
 
