@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from probe.casebook import Casebook, load
 from probe.engines.engine import EngineChoice, chosen_engine
+from probe.hooks.loading.lost_device import losses_named
 from probe.kernels.engine import EngineName
 from probe.limits import Limits
 from probe.playing import Player
@@ -53,7 +54,7 @@ def run(
     `limits` the run stops with StoppedByLimit, to be continued. `scan`, `deterministic`, `cache`, `check` are as in
     `probe.trace`. A folder that holds this very run is continued; one that holds another is refused unless `force`.
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
-    captured, RunFolderInUse for a folder that is taken.
+    captured, RunFolderInUse for a folder that is taken, DeviceLost where a device computes no more.
     """
     reads = chosen_engine(engine)
     given = casebook if isinstance(casebook, Casebook) else load(casebook)
@@ -87,13 +88,14 @@ def run(
         given=given,
         limits=limits or Limits(),
     )
-    player.compare(check=check)
-    player.check()
-    player.judge(force=force)
-    with store.hold(folder):
-        player.claim(force=force)
-        try:
-            player.play()
-        finally:
-            player.progress.stop()
+    with losses_named(loaded.hf):
+        player.compare(check=check)
+        player.check()
+        player.judge(force=force)
+        with store.hold(folder):
+            player.claim(force=force)
+            try:
+                player.play()
+            finally:
+                player.progress.stop()
     return Run(folder)

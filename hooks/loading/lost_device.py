@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+
+from probe.errors import DeviceLost
 
 
 def lost_device(model: nn.Module) -> str | None:
@@ -22,3 +27,14 @@ def lost_device(model: nn.Module) -> str | None:
         except RuntimeError as error:
             return f"{device} does not answer any more ({str(error).strip().splitlines()[0]:.200})"
     return None
+
+
+@contextmanager
+def losses_named(model: nn.Module) -> Iterator[None]:
+    """Raise `DeviceLost` for an error within the block after which a device of the model no longer computes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if why := lost_device(model):
+            raise DeviceLost(why) from error
+        raise

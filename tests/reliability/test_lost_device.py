@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import probe
 from probe import capture
 from probe.command.cli import app
+from probe.errors import DeviceLost
 from probe.hooks.loading.lost_device import lost_device
 from probe.storage.checking import check_run
 from tests.reliability.figures import Measured
@@ -84,6 +85,21 @@ def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(lose: Any, tmp_
     measured(
         "lost device", "lost in the 3rd unit and then in the 6th: one line, exit 3, no unit failed; then equal bytes"
     )
+
+
+def test_a_device_that_is_lost_before_the_first_unit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gone = probe.load("needle"), Gone()
+
+    def compares(*_: Any, **__: Any) -> Any:
+        with gone:
+            return model.step(model.prefill([1, 2, 3]), [4])
+
+    # The device is asked after the error has left the block, so that it has to be gone there as well.
+    monkeypatch.setattr(capture, "comparison", compares)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: compares())
+    with pytest.raises(DeviceLost, match=SAID):
+        probe.run("retrieval-heads", model=model, out=tmp_path / "run", lengths=(64,))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_that_a_device_survives_fails_its_sample_alone(
