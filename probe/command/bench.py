@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits, stops
 from probe.command.numbers import whole_numbers
 from probe.errors import UsageError
@@ -23,7 +24,11 @@ def bench(
     context: typer.Context,
     lengths: Annotated[str | None, typer.Option(help="Tokens, e.g. 1024,4096,16384.")] = None,
     statistics: Annotated[
-        str, typer.Option(help="core, five, each (every one of core alone), or names of single ones, with commas.")
+        str,
+        typer.Option(
+            help="core, five, each (every one of core alone), or names of single ones, with commas.",
+            autocompletion=completing.statistics,
+        ),
     ] = "core,five",
     engines: Annotated[
         str | None, typer.Option(help="The scan's implementations, with commas; all that run here if not given.")
@@ -32,8 +37,17 @@ def bench(
     heads: Annotated[int | None, typer.Option(min=1, help="Heads of the layer.")] = None,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Its key heads.")] = None,
     head_dim: Annotated[int | None, typer.Option(min=1, help="Width of its heads.")] = None,
-    model: Annotated[str | None, typer.Option(help="Specimen, hub id or folder; random weights if not given.")] = None,
-    model_shape: Annotated[str | None, typer.Option(help="Llama shape of random weights: small, 1b or 8b.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Specimen, hub id or folder; random weights if not given.", autocompletion=completing.models),
+    ] = None,
+    model_shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Llama shape of random weights: small, 1b or 8b.",
+            autocompletion=completing.one_of(("small", "1b", "8b")),
+        ),
+    ] = None,
     chunk_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt at once in a tracing.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import typer
 
 import probe
+from probe.command import completing
 from probe.command.bench import bench
 from probe.command.conformance import conformance
 from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
+from probe.command.init import init
 from probe.command.numbers import fractions, whole_numbers
 from probe.command.run_all import ALL, conclude, run_all
 from probe.command.scores import scores
@@ -69,21 +71,39 @@ def program(
 @app.command("run")
 def run_casebook(
     context: typer.Context,
-    casebook: Annotated[str, typer.Argument(help="Name of a casebook (see `probe list`), a YAML file, or all.")],
-    model: Annotated[str | None, typer.Option(help="Specimen, hub id or folder; also of a peft adapter.")] = None,
+    casebook: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a casebook (see `probe list`), a YAML file, or all.", autocompletion=completing.casebooks
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Specimen, hub id or folder; also of a peft adapter.", autocompletion=completing.models),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 64,128,256.")] = None,
     depths: Annotated[str | None, typer.Option(help="Where the needle stands, from 0 to 1, e.g. 0,0.5,1.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most samples per length and depth.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything drawn.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Library that has the model: huggingface, transformer_lens, nnsight.")
+        str | None,
+        typer.Option(
+            help="Library that has the model: huggingface, transformer_lens, nnsight.",
+            autocompletion=completing.backends,
+        ),
     ] = None,
     remote: Annotated[
         bool, typer.Option("--remote", help="Run the model on NDIF by nnsight: every prompt leaves this machine.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps.", autocompletion=completing.one_of(completing.DEVICES)),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16.", autocompletion=completing.one_of(completing.DTYPES)),
+    ] = None,
     haystack: Annotated[Path | None, typer.Option(help="A text file of your own to hide the needle in.")] = None,
     device_map: Annotated[
         str | None, typer.Option(help="Spread the model over devices: auto, or a JSON object of parts and devices.")
@@ -93,10 +113,18 @@ def run_casebook(
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Keep token ids and text out of what is written.")] = False,
     scan: Annotated[
-        str | None, typer.Option(help="What computes attention statistics: auto, triton, blocked, reference.")
+        str | None,
+        typer.Option(
+            help="What computes attention statistics: auto, triton, blocked, reference.",
+            autocompletion=completing.one_of(completing.SCANS),
+        ),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Who reads the units: local, or ray (on Slurm and Kubernetes too: docs/ray.md).")
+        str | None,
+        typer.Option(
+            help="Who reads the units: local, or ray (on Slurm and Kubernetes too: docs/ray.md).",
+            autocompletion=completing.one_of(completing.ENGINES),
+        ),
     ] = None,
     engine_address: Annotated[
         str | None, typer.Option(help="Ray cluster, as host:port or auto; by default one is started here.")
@@ -108,7 +136,11 @@ def run_casebook(
         bool, typer.Option("--deterministic", help="Sums on a GPU equal bit for bit in every run.")
     ] = False,
     cache: Annotated[
-        str | None, typer.Option(help="Where keys and values lie: device, or offload (the host's memory).")
+        str | None,
+        typer.Option(
+            help="Where keys and values lie: device, or offload (the host's memory).",
+            autocompletion=completing.one_of(completing.CACHES),
+        ),
     ] = None,
     no_check: Annotated[
         bool, typer.Option("--no-eager-check", help="Do not hold the model against its own eager attention first.")
@@ -235,7 +267,10 @@ def list_rooms(
     context: typer.Context,
     room: Annotated[
         str | None,
-        typer.Argument(help="models, casebooks, published, analyses, statistics, interventions or workloads."),
+        typer.Argument(
+            help="models, casebooks, published, analyses, statistics, interventions, backends, workloads or engines.",
+            autocompletion=completing.rooms,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -250,7 +285,7 @@ def list_rooms(
 @app.command("show")
 def show_run(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", autocompletion=completing.runs)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a finished run found."""
@@ -270,6 +305,7 @@ def show_run(
 app.command("bench")(bench)
 app.command("conformance")(conformance)
 app.command("export")(export)
+app.command("init")(init)
 app.command("scores")(scores)
 app.add_typer(specimens, name="specimens")
 app.command("verify")(verify)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits
 
 
@@ -16,7 +17,11 @@ def conformance(
         list[str] | None, typer.Argument(help="Model types, or variants, of the table; all if none is given.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="One backend alone (`probe list backends`); those of the table if not given.")
+        str | None,
+        typer.Option(
+            help="One backend alone (`probe list backends`); those of the table if not given.",
+            autocompletion=completing.backends,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON here.")] = None,
     page_path: Annotated[Path | None, typer.Option("--page", help="Write the page of models here.")] = None,

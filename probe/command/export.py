@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits
 from probe.command.numbers import whole_numbers
 from probe.errors import UsageError
@@ -21,9 +22,19 @@ _HEAD_GATES: Final = "duo_attention"
 
 def export(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Folder of a run, of a trace, or of one unit of a run.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run, of a trace, or of one unit of a run.", autocompletion=completing.runs),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make; one file or folder for each trace goes into it.")],
-    form: Annotated[str, typer.Option("--format", help="netcdf, csv, safetensors or duo_attention.")] = "netcdf",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="netcdf, csv, safetensors or duo_attention.",
+            autocompletion=completing.one_of(completing.FORMATS),
+        ),
+    ] = "netcdf",
     layers: Annotated[str | None, typer.Option(help="Layers alone, e.g. 0,5.")] = None,
     heads: Annotated[str | None, typer.Option(help="Query heads alone, e.g. 2,7.")] = None,
     positions: Annotated[str | None, typer.Option(help="Positions alone, e.g. 0:4096.")] = None,

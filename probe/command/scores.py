@@ -8,13 +8,19 @@ from typing import Annotated
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits
 from probe.command.numbers import whole_numbers
 
 
 def scores(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Folder of a run in which retrieval heads were looked for.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a run in which retrieval heads were looked for.", autocompletion=completing.runs
+        ),
+    ],
     file: Annotated[Path, typer.Argument(help='Score file: {"layer-head": [a score for every instance]}.')],
     top: Annotated[str, typer.Option(help="How many top heads are compared, e.g. 10,30.")] = "10,30",
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits
 from probe.errors import NotAsExpected
 
@@ -35,7 +36,10 @@ def list_specimens(
 @specimens.command("train")
 def train_specimen(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of a specimen (see `probe specimens`).")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of a specimen (see `probe specimens`).", autocompletion=completing.specimen_names),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make for the model.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits
 from probe.command.replayed import replayed
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def verify(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Folder of a run or of a trace.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a run or of a trace.", autocompletion=completing.runs)],
     repair: Annotated[
         bool, typer.Option("--repair", help="Take out what is damaged, and play the casebook for that alone.")
     ] = False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from probe.command import completing
 from probe.command.exits import exits
 from probe.errors import ProbeError, UsageError
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 def view(
     context: typer.Context,
-    source: Annotated[list[Path], typer.Argument(help="Folders of runs, of traces, or of single units of a run.")],
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs, of traces, or of single units of a run.", autocompletion=completing.runs),
+    ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8050,
     host: Annotated[
         str, typer.Option(help="Address to answer at. One that others can reach gets a token in its link.")
@@ -34,7 +38,10 @@ def view(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="With --live: specimen, hub id or folder. By default the one that the run's record names."),
+        typer.Option(
+            help="With --live: specimen, hub id or folder. By default the one that the run's record names.",
+            autocompletion=completing.models,
+        ),
     ] = None,
 ) -> None:
     """Open the explorer on runs or traces, until Ctrl-C. Nothing leaves this machine."""
