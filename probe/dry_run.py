@@ -14,12 +14,13 @@ from probe.playing import Player
 from probe.prepare import default_folder, prepare
 from probe.progress import Silent
 from probe.reader import Reading
+from probe.storage.object_path import Location, location
 
 
 def dry_run(
     casebook: str | Path | Casebook = "first-look",
     *,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     private: bool = False,
     scan: EngineName = "auto",
     engine: EngineChoice = "local",
@@ -37,7 +38,7 @@ def dry_run(
     reads.check(loaded)
     if loaded.is_remote:
         raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
-    folder = Path(out) if out is not None else default_folder(book, loaded)
+    folder = location(out) if out is not None else default_folder(book, loaded)
     reading = Reading(scan, deterministic, cache)
     player = Player(book, loaded, folder, Silent(), private=private, reading=reading)
     player.compare(check=check)

@@ -58,6 +58,12 @@ class SomeUnitsFailed(ProbeError):
     exit_code = 4
 
 
+class StoreUnreachable(ProbeError):
+    """Object storage does not answer, or refuses; a run ends with it, and the same command goes on later."""
+
+    exit_code = 4
+
+
 class StoppedByLimit(ProbeError):
     """A run has taken the time or the disk that it may take; the same command with more goes on."""
 

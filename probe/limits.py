@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from probe.errors import StoppedByLimit, UsageError
+from probe.storage.object_path import Location, ObjectPath
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS_BINARY: Final = {f"{unit}IB": 2 ** (10 * power) for power, unit in enumerate("KMGT", start=1)}
@@ -25,7 +25,7 @@ class Limits:
     _began: float = field(default_factory=time.monotonic)
     _bytes: int | None = None
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Location) -> None:
         """Raise StoppedByLimit where a limit is reached. Called before each unit; one that is begun is ended."""
         if self.max_seconds is not None and time.monotonic() - self._began >= self.max_seconds:
             raise StoppedByLimit(f"the {self.max_seconds / 3600:g} hours that the run may take are over")
@@ -37,14 +37,16 @@ class Limits:
                     f"{folder} holds {self._bytes / 1e9:.3g} of the {self.max_bytes / 1e9:g} GB that the run may take"
                 )
 
-    def add(self, unit: Path) -> None:
+    def add(self, unit: Location) -> None:
         """Count what a unit that was just written takes."""
         if self._bytes is not None:
             self._bytes += folder_bytes(unit)
 
 
-def folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Location) -> int:
     """Return the size of the files in a folder, in bytes; 0 where there is none."""
+    if isinstance(folder, ObjectPath):
+        return sum(folder.walk().values())
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 

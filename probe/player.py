@@ -16,6 +16,7 @@ from probe.prepare import default_folder, prepare
 from probe.progress import Progress, Silent
 from probe.reader import Reading
 from probe.storage import store
+from probe.storage.object_path import Location, location
 from probe.storage.trace_store import Run
 
 
@@ -23,7 +24,7 @@ def run(
     casebook: str | Path | Casebook = "first-look",
     *,
     model: Any = None,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     lengths: tuple[int, ...] | None = None,
     depths: tuple[float, ...] | None = None,
     limit: int | None = None,
@@ -74,7 +75,7 @@ def run(
         device_map=device_map,
     )
     reads.check(loaded)
-    folder = Path(out) if out is not None else default_folder(book, loaded)
+    folder = location(out) if out is not None else default_folder(book, loaded)
     reading = Reading(scan, deterministic, cache)
     player = Player(
         book,

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import capture, discovery, plan
@@ -35,6 +34,8 @@ from probe.storage import store
 from probe.storage.checking import SEALED
 from probe.storage.durable import half_written
 from probe.storage.hold import LOCK_FILE
+from probe.storage.object_lease import LEASES
+from probe.storage.object_path import Location
 from probe.storage.run_folder import read_record
 from probe.storage.seal import file_hashes, write_record
 from probe.storage.trace_store import Run
@@ -53,7 +54,7 @@ class Player:
 
     book: Casebook
     model: HuggingFaceModel
-    folder: Path
+    folder: Location
     progress: Progress
     command: str | None = None
     private: bool = False
@@ -139,7 +140,8 @@ class Player:
                     "give another folder with --out, or --force to replace it"
                 )
             return force
-        if self.folder.is_dir() and any(p.name != LOCK_FILE and not half_written(p) for p in self.folder.iterdir()):
+        there: list[Location] = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        if any(path.name not in (LOCK_FILE, LEASES) and not half_written(path) for path in there):
             raise RunFolderInUse(f"{self.folder} is not empty and holds no run; give another folder with --out")
         return False
 
@@ -147,8 +149,10 @@ class Player:
         """Make the folder, which is held, this run's: new, continued, or cleared of another run."""
         if self.judge(force=force):
             store.clear(self.folder)
-        for path in filter(half_written, list(self.folder.iterdir())):
-            path.unlink()
+        there: list[Location] = list(self.folder.iterdir())
+        for path in there:
+            if half_written(path):
+                path.unlink()
         self._record("running")
 
     def play(self) -> None:

@@ -47,7 +47,7 @@ NUMBERS = {"numpy", "scipy", "xarray", "zarr", "numcodecs", "pydantic", "jaxtypi
 TEXT = {"plotly", "yaml", "rich", "typer", "jinja2", "markupsafe"}
 MODELS = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "accelerate"}
 THEIRS = {
-    "vocabulary": NUMBERS | {"plotly", "yaml"},
+    "vocabulary": NUMBERS | {"plotly", "yaml", "fsspec"},
     "workloads": NUMBERS,
     "kernels": NUMBERS | {"torch", "triton"},
     "hooks": NUMBERS | MODELS | {"transformer_lens", "nnsight"},

@@ -17,12 +17,13 @@ from probe.dashboard.application.opened import Opened
 from probe.dashboard.application.page import pages
 from probe.dashboard.application.serving import bound
 from probe.errors import UsageError
+from probe.storage.object_path import Location
 from probe.storage.trace_store import Run, Trace
 
 HOST: Final = "127.0.0.1"
 
 _lock: Final = threading.Lock()
-_servers: Final[dict[Path, BaseWSGIServer]] = {}
+_servers: Final[dict[Location, BaseWSGIServer]] = {}
 _saved: Final[WeakKeyDictionary[Trace, tempfile.TemporaryDirectory[str]]] = WeakKeyDictionary()
 _folders: Final[list[tempfile.TemporaryDirectory[str]]] = []
 
@@ -49,7 +50,7 @@ def address_of(source: Run | Trace, page: str, parts: Mapping[str, str]) -> str:
     return f"http://{HOST}:{server.port}/{name}{write_address(view, shown.controls)}"
 
 
-def _folder(source: Run | Trace) -> Path:
+def _folder(source: Run | Trace) -> Location:
     if isinstance(source, Run):
         return source.path.resolve()
     if source.folder is not None:
@@ -63,7 +64,7 @@ def _folder(source: Run | Trace) -> Path:
     return Path(_saved[source].name, "trace").resolve()
 
 
-def _serve(folder: Path) -> BaseWSGIServer:
+def _serve(folder: Location) -> BaseWSGIServer:
     server = bound(folder, host=HOST, port=0, embedded=True)
     _servers[folder] = server
     threading.Thread(target=server.serve_forever, name=f"explorer of {folder.name}", daemon=True).start()

@@ -21,6 +21,7 @@ from probe.dashboard.application.panel import exported, to_csv
 from probe.dashboard.live import section
 from probe.dashboard.live.session import Live
 from probe.errors import UsageError
+from probe.storage.object_path import Location, ObjectPath
 
 PLACE: Final = "place"
 """Id of the address."""
@@ -49,7 +50,7 @@ class Explorer(Dash):  # type: ignore[misc]
 
 
 def explorer(
-    path: Path | str | Sequence[Path | str],
+    path: Location | str | Sequence[Location | str],
     *,
     host: str = "127.0.0.1",
     token: str | None = None,
@@ -64,7 +65,7 @@ def explorer(
     """
     if live is not None and (host not in LOOPBACK or embedded):
         raise UsageError(f"--live is for this machine alone: it is not served at {host!r}, nor within another page")
-    opened = Opened([path] if isinstance(path, str | Path) else path)
+    opened = Opened([path] if isinstance(path, str | Path | ObjectPath) else path)
     made: dict[str, Page] = {name: page(opened) for name, page in pages().items()}
     # Everything that an environment variable could set otherwise is said here.
     app = Explorer(

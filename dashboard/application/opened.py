@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from probe.errors import ProbeError, UsageError
+from probe.errors import ProbeError, StoreUnreachable, UsageError
 from probe.finding import Finding
+from probe.storage.commit_segments import SEGMENTS
+from probe.storage.object_path import Location, ObjectPath, location
 from probe.storage.trace_store import Run, Trace
 from probe.storage.trace_store import open as open_trace
 from probe.storage.unit_answer import Answers, UnitAnswer
@@ -18,14 +19,15 @@ from probe.telling.stages import StageProgress, is_running, stages_of
 from probe.visible import visible
 
 _MOST_OPEN: Final = 8
+_RECORDS: Final = ("run.json", "commits.jsonl", "findings.json")
 
 
 class OpenedRun:
     """One run or trace. Only its own units can be asked for, whatever an address says."""
 
-    def __init__(self, path: Path | str, name: str = "") -> None:
+    def __init__(self, path: Location | str, name: str = "") -> None:
         """Open a folder; raises as `probe.open` does where it holds neither a run nor a trace."""
-        self.path = Path(path)
+        self.path = location(path)
         """The folder, as it was named."""
         self.name = name or visible(self.path.resolve().name)
         """What it is called here."""
@@ -152,10 +154,17 @@ class OpenedRun:
                 del self._traces[unit]
         return True
 
-    def _changed(self) -> tuple[tuple[int, int], ...]:
+    def _changed(self) -> tuple[tuple[int | str, int], ...]:
         """Return what tells that a file is another one: its time and its size."""
-        stamps = []
-        for name in ("run.json", "commits.jsonl", "findings.json"):
+        if isinstance(self.path, ObjectPath):
+            # What was committed since is an object of its own.
+            try:
+                commits = len(list((self.path / SEGMENTS).iterdir()))
+                return (*((self.path / name).stamp() for name in _RECORDS), ("", commits))
+            except StoreUnreachable as error:
+                return ((str(error), -1),)
+        stamps: list[tuple[int | str, int]] = []
+        for name in _RECORDS:
             try:
                 about = (self.path / name).stat()
                 stamps.append((about.st_mtime_ns, about.st_size))
@@ -167,7 +176,7 @@ class OpenedRun:
 class Opened:
     """Everything that one explorer looks at, by name. A folder that cannot be opened stays, with the reason."""
 
-    def __init__(self, paths: Sequence[Path | str]) -> None:
+    def __init__(self, paths: Sequence[Location | str]) -> None:
         """Open folders; raises as `probe.open` does where none of them can be opened."""
         self._runs: dict[str, OpenedRun] = {}
         self.broken: dict[str, str] = {}
@@ -176,7 +185,7 @@ class Opened:
         self._added = 0
         errors: list[ProbeError] = []
         for path in paths:
-            name = self._free_name(visible(Path(path).resolve().name) or "run")
+            name = self._free_name(visible(location(path).resolve().name) or "run")
             try:
                 self._runs[name] = OpenedRun(path, name)
             except ProbeError as error:
@@ -185,7 +194,7 @@ class Opened:
         if not self._runs:
             raise errors[0] if errors else UsageError("name a run to look at")
 
-    def add(self, path: Path, name: str) -> OpenedRun:
+    def add(self, path: Location, name: str) -> OpenedRun:
         """Return the run of a folder, opened under a name like this if it was not; raises as `probe.open` does."""
         with self._adding:
             for run in self._runs.values():

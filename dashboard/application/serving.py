@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from probe.dashboard.application.explorer import explorer
 from probe.dashboard.live.session import Live
 from probe.errors import UsageError
+from probe.storage.object_path import Location
 
 
 def bound(
-    path: Path | str | Sequence[Path | str],
+    path: Location | str | Sequence[Location | str],
     *,
     host: str,
     port: int,

@@ -19,6 +19,7 @@ from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.init import init
 from probe.command.numbers import fractions, whole_numbers
+from probe.command.places import place
 from probe.command.run_all import ALL, conclude, run_all
 from probe.command.scores import scores
 from probe.command.specimens import specimens
@@ -81,7 +82,9 @@ def run_casebook(
         str | None,
         typer.Option(help="Specimen, hub id or folder; also of a peft adapter.", autocompletion=completing.models),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    out: Annotated[
+        Any, typer.Option(parser=place, metavar="PATH", help="Folder of the run, or s3://bucket/folder.")
+    ] = None,
     lengths: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 64,128,256.")] = None,
     depths: Annotated[str | None, typer.Option(help="Where the needle stands, from 0 to 1, e.g. 0,0.5,1.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most samples per length and depth.")] = None,
@@ -285,7 +288,10 @@ def list_rooms(
 @app.command("show")
 def show_run(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", autocompletion=completing.runs)],
+    run: Annotated[
+        Any,
+        typer.Argument(parser=place, metavar="PATH", autocompletion=completing.runs, help="Folder or URL of a run."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a finished run found."""

@@ -19,7 +19,7 @@ from rich.text import Text
 
 import probe
 from probe.command.watching import STOPS, watching
-from probe.errors import DeviceLost, ProbeError, SomeUnitsFailed, StoppedByLimit, StoreCorrupt
+from probe.errors import DeviceLost, ProbeError, SomeUnitsFailed, StoppedByLimit, StoreCorrupt, StoreUnreachable
 from probe.visible import visible
 
 
@@ -80,7 +80,7 @@ def stops(progress: _Counted, again: str | None, otherwise: str = "nothing was r
     except KeyboardInterrupt as stop:
         progress.stop()
         _leave(told(), STOPS[stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT])
-    except (StoppedByLimit, DeviceLost) as end:
+    except (StoppedByLimit, DeviceLost, StoreUnreachable) as end:
         progress.stop()
         raise type(end)(f"{end}; {told()}") from end
     finally:

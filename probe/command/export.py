@@ -11,9 +11,11 @@ import typer
 from probe.command import completing
 from probe.command.exits import exits
 from probe.command.numbers import whole_numbers
+from probe.command.places import place
 from probe.errors import UsageError
 
 if TYPE_CHECKING:
+    from probe.storage.object_path import Location
     from probe.storage.trace_store import Trace
 
 
@@ -23,8 +25,13 @@ _HEAD_GATES: Final = "duo_attention"
 def export(
     context: typer.Context,
     source: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run, of a trace, or of one unit of a run.", autocompletion=completing.runs),
+        Any,
+        typer.Argument(
+            parser=place,
+            metavar="PATH",
+            autocompletion=completing.runs,
+            help="Folder or URL of a run, of a trace, or of one unit of a run.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to make; one file or folder for each trace goes into it.")],
     form: Annotated[
@@ -70,7 +77,7 @@ def export(
         print(f"{len(traces)} {'trace' if len(traces) == 1 else 'traces'} in {out}")
 
 
-def _write_gates(source: Path, out: Path) -> None:
+def _write_gates(source: Location, out: Path) -> None:
     from probe.head_gates import write_head_gates
     from probe.storage import trace_store
 

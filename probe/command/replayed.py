@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Any, Final, get_args
 
 from probe.command.run_all import ALL
 from probe.errors import StoreCorrupt, UsageError
+from probe.storage.object_path import Location
 from probe.visible import visible
 
 ASKED_AGAIN: Final = {
@@ -37,7 +37,7 @@ LEFT_OUT: Final = frozenset(
 """Options that say where a run was written and who read it: it is read again here, into the folder that was named."""
 
 
-def replayed(command: str, folder: Path, allowed: frozenset[str] = frozenset()) -> list[str]:
+def replayed(command: str, folder: Location, allowed: frozenset[str] = frozenset()) -> list[str]:
     """Return the arguments that play a run's command again, into its own folder and by this process alone.
 
     Whoever wrote the folder wrote the command: what the caller did not allow by name (`ASKED_AGAIN`) raises UsageError,
@@ -65,7 +65,7 @@ def replayed(command: str, folder: Path, allowed: frozenset[str] = frozenset()) 
     return ["run", *given, f"--out={folder}", "--", casebook]
 
 
-def _parsed(words: list[str], folder: Path, command: str) -> tuple[dict[str, Any], str]:
+def _parsed(words: list[str], folder: Location, command: str) -> tuple[dict[str, Any], str]:
     """Return what the options of a command mean, read as the command line reads them, and its casebook."""
     from typer.main import get_command
 
@@ -97,5 +97,5 @@ def _as_named_now(words: list[str]) -> list[str]:
     return words
 
 
-def _no_command(folder: Path, command: str) -> StoreCorrupt:
+def _no_command(folder: Location, command: str) -> StoreCorrupt:
     return StoreCorrupt(f"{folder}: its record does not hold the command that made it: {visible(command[:200])}")

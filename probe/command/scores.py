@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from probe.command import completing
 from probe.command.exits import exits
 from probe.command.numbers import whole_numbers
+from probe.command.places import place
 
 
 def scores(
     context: typer.Context,
     run: Annotated[
-        Path,
+        Any,
         typer.Argument(
-            help="Folder of a run in which retrieval heads were looked for.", autocompletion=completing.runs
+            parser=place,
+            metavar="PATH",
+            autocompletion=completing.runs,
+            help="Folder or URL of a run in which retrieval heads were looked for.",
         ),
     ],
     file: Annotated[Path, typer.Argument(help='Score file: {"layer-head": [a score for every instance]}.')],

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from probe.command import completing
 from probe.command.exits import exits
+from probe.command.places import place
 from probe.command.replayed import replayed
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
 from probe.visible import visible
 
 if TYPE_CHECKING:
     from probe.storage.damage import Damage
+    from probe.storage.object_path import Location
 
 
 def verify(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Folder of a run or of a trace.", autocompletion=completing.runs)],
+    source: Annotated[
+        Any,
+        typer.Argument(
+            parser=place, metavar="PATH", autocompletion=completing.runs, help="Folder or URL of a run or of a trace."
+        ),
+    ],
     repair: Annotated[
         bool, typer.Option("--repair", help="Take out what is damaged, and play the casebook for that alone.")
     ] = False,
@@ -55,7 +61,7 @@ def verify(
         _tell(source, _damage(source), as_json=as_json)
 
 
-def _damage(source: Path) -> list[Damage]:
+def _damage(source: Location) -> list[Damage]:
     from probe.storage import trace_store
     from probe.storage.checking import check_run
 
@@ -66,7 +72,7 @@ def _damage(source: Path) -> list[Damage]:
     return trace_store.open(source).verify()
 
 
-def _tell(source: Path, damage: list[Damage], *, as_json: bool) -> None:
+def _tell(source: Location, damage: list[Damage], *, as_json: bool) -> None:
     _list(damage, as_json=as_json)
     if not damage:
         if not as_json:
@@ -87,7 +93,7 @@ def _list(damage: list[Damage], *, as_json: bool) -> None:
         print(visible(str(each)))
 
 
-def _replay(folder: Path, allowed: frozenset[str]) -> Callable[[], object]:
+def _replay(folder: Location, allowed: frozenset[str]) -> Callable[[], object]:
     """Return what plays the run's record into its folder again: what is there already is not read twice.
 
     Before anything is touched: raises where the record holds nothing to play, or what nobody allowed.

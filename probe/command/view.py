@@ -7,7 +7,6 @@ import signal
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +14,24 @@ import typer
 
 from probe.command import completing
 from probe.command.exits import exits
+from probe.command.places import place
 from probe.errors import ProbeError, UsageError
 
 if TYPE_CHECKING:
     from probe.dashboard.live.session import Live
+    from probe.storage.object_path import Location
 
 
 def view(
     context: typer.Context,
     source: Annotated[
-        list[Path],
-        typer.Argument(help="Folders of runs, of traces, or of single units of a run.", autocompletion=completing.runs),
+        list[Any],
+        typer.Argument(
+            parser=place,
+            metavar="PATH...",
+            autocompletion=completing.runs,
+            help="Folders or URLs of runs, of traces, or of single units of a run.",
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8050,
     host: Annotated[
@@ -76,7 +82,7 @@ def _nobody() -> Iterator[None]:
 
 
 @contextmanager
-def _live(sources: Sequence[Path], model: str | None) -> Iterator[Live]:
+def _live(sources: Sequence[Location], model: str | None) -> Iterator[Live]:
     """Yield what reads typed prompts, and end it with its process and its folder however the block ends."""
     from probe.dashboard.live.session import Live
 
@@ -96,7 +102,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def recorded_model(sources: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+def recorded_model(sources: Sequence[Location]) -> tuple[str, dict[str, Any]]:
     """Return the model that the first of these runs or traces to name one names, and how it was loaded.
 
     Raises UsageError where none does, or where it ran code of its own, which a record is not to start.

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from probe import discovery
@@ -16,6 +15,7 @@ from probe.errors import UsageError
 from probe.kernels.engine import EngineName
 from probe.limits import Limits
 from probe.progress import Progress
+from probe.storage.object_path import Location
 from probe.storage.store import RunStore
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Job:
     """Reads a unit with the model of this process."""
     store: RunStore
     """The run's folder, which this process holds."""
-    folder: Path
+    folder: Location
     limits: Limits
     progress: Progress
 

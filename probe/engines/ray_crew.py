@@ -57,6 +57,9 @@ class Crew:
 
     def __init__(self, engine: RayEngine, job: Job) -> None:
         self._engine, self._job = engine, job
+        if not isinstance(job.folder, Path):
+            raise UsageError(f"{job.folder}: Ray's workers write into a folder that they share; give one with --out")
+        self._folder = job.folder
         self._stack = contextlib.ExitStack()
         self._hands: list[_Hand] = []
         self._most = 0
@@ -82,7 +85,7 @@ class Crew:
         finally:
             self._hands.clear()
             self._stack.close()
-            remove_attempts(self._job.folder)
+            remove_attempts(self._folder)
 
     def read(self, units: Sequence[Unit]) -> Generator[tuple[Unit, UnitRead], None, None]:
         """Read units; yield each with what came of it as soon as it is on record. Raises what ends a run."""
@@ -110,9 +113,9 @@ class Crew:
             gpus = engine.gpus_for(model)
             joined = cluster(engine.address, engine.workers, engine.cpus_per_worker, gpus)
             self._most = self._stack.enter_context(joined)
-            token = self._stack.enter_context(posted(self._job.folder))
+            token = self._stack.enter_context(posted(self._folder))
             self._task = Task(
-                str(self._job.folder.resolve()),
+                str(self._folder.resolve()),
                 token,
                 _opened(model),
                 model_identity(self._job.reader.provenance),
@@ -163,7 +166,7 @@ class Crew:
 
     def _may_begin(self, unit: Unit) -> bool:
         try:
-            self._job.limits.check(self._job.folder)
+            self._job.limits.check(self._folder)
         except StoppedByLimit as limit:
             # What is being read is read to its end.
             self._stopped = limit
@@ -171,12 +174,12 @@ class Crew:
             return False
         being_read = [each for hand in self._hands for each in hand.units]
         needed = sum(map(self._needs, [*being_read, unit]))
-        free = shutil.disk_usage(self._job.folder).free
+        free = shutil.disk_usage(self._folder).free
         if needed < free:
             return True
         said = f"{free / 1e9:.3g} GB are free, and what is being read may take {needed / 1e9:.3g} GB"
         if not being_read:
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {said}", str(self._job.folder))
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {said}", str(self._folder))
         self._say("disk", f"{said}: no more units are begun until there is room")
         return False
 
@@ -247,7 +250,7 @@ class Crew:
             if self._deaths_before_ready >= MOST_DEATHS:
                 raise NotAvailable(f"{MOST_DEATHS} workers died before they had opened the model: {_why(error)}")
         for unit in reversed(units):
-            remove_attempts(self._job.folder, unit.id)
+            remove_attempts(self._folder, unit.id)
             if self._stopped is None:
                 self._pending.appendleft(unit)
         if units:

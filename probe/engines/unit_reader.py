@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe import capture, plan
 from probe.engines.unit import Unit, UnitRead
-from probe.errors import DeviceLost, NotReproducible
+from probe.errors import DeviceLost, NotReproducible, RunFolderInUse, StoreUnreachable
 from probe.hooks.loading.lost_device import lost_device
 from probe.hooks.sequence.sample_read import prepared
 from probe.kernels.non_finite_heads import NonFiniteHead, in_words
@@ -51,8 +51,8 @@ class UnitReader:
     def read(self, unit: Unit, store: RunStore | HandedOver) -> UnitRead:
         """Read a unit of the condition that the model is under; what befalls the one sample is named, not raised.
 
-        Raises NotReproducible, which is about the model, DeviceLost, and OSError where the disk is full: the next unit
-        would fare no better.
+        Raises NotReproducible, which is about the model, DeviceLost, StoreUnreachable, RunFolderInUse where another
+        process took the run over, and OSError where the disk is full: the next unit would fare no better.
         """
         began = time.perf_counter()
         sample = prepared(self.model.hf, unit.sample)
@@ -71,7 +71,7 @@ class UnitReader:
                     self.model, sample, unit.requests, writer, private=self.private, reading=self.reading
                 )
             writer.note(cost=cost)
-        except NotReproducible:
+        except (NotReproducible, StoreUnreachable, RunFolderInUse):
             writer.abandon()
             raise
         except OSError as error:

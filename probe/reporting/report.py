@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -22,6 +21,7 @@ from markupsafe import Markup, escape
 
 import probe
 from probe.finding import Finding, Suggestion
+from probe.storage.object_path import Location, ObjectPath, location
 from probe.storage.record_form import check_record
 from probe.telling.certainty import certainty
 from probe.telling.drawing import drawing
@@ -43,9 +43,12 @@ MOST_OF_A_SENTENCE = 4000
 """Characters of a claim, a note or a caption: more than any analysis writes of a dozen conditions, none of it cut."""
 
 
-def write_report(run: Run, path: str | Path) -> None:
+def write_report(run: Run, path: str | Location) -> None:
     """Write `report_html(run)` to `path`, whole or not at all."""
-    target = Path(path)
+    target = location(path)
+    if isinstance(target, ObjectPath):
+        target.write(report_html(run).encode())
+        return
     unfinished = target.with_name(target.name + ".part")
     text = report_html(run)
     # Whoever wrote the folder may have put a link there, which leads out of it.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from probe.errors import NotAvailable, StoreCorrupt
@@ -13,8 +11,9 @@ from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import read_json, write_json
 from probe.storage.hold import hold
+from probe.storage.object_path import Location
 from probe.storage.seal import COPY, damaged_record, file_hashes, read_sealed, unsealed
-from probe.storage.unit_files import SealedFiles
+from probe.storage.unit_files import SealedFiles, discard_folder
 
 SEALED: Final = ("findings.json", "report.html")
 """Files of a run whose hashes its record holds once it has ended."""
@@ -27,7 +26,7 @@ ROOT_GROUP: Final[dict[str, Any]] = {
 """What `trace.zarr/zarr.json` says."""
 
 
-def check_run(folder: Path) -> list[Damage]:
+def check_run(folder: Location) -> list[Damage]:
     """Read every byte of a run and return what is not as it was written; empty where all is well.
 
     Covered are the record and its copy, the commit record, every file of every unit and, once the run has ended, its
@@ -36,7 +35,7 @@ def check_run(folder: Path) -> list[Damage]:
     return [*_records(folder), *_commits(folder), *_units(folder), *_results(folder)]
 
 
-def check_units(folder: Path, commits: Commits) -> Iterator[Damage]:
+def check_units(folder: Location, commits: Commits) -> Iterator[Damage]:
     """Yield what is damaged in the units that are on record."""
     if commits.torn:
         yield Damage("", "commits.jsonl", "ends in a torn entry, which does not count")
@@ -44,7 +43,7 @@ def check_units(folder: Path, commits: Commits) -> Iterator[Damage]:
         yield from _unit(unit, folder / "trace.zarr" / unit, str(record["manifest"]))
 
 
-def forget(folder: Path, damage: Iterable[Damage]) -> list[str]:
+def forget(folder: Location, damage: Iterable[Damage]) -> list[str]:
     """Take what is damaged out of a run folder, so that playing its casebook again makes that and nothing else anew.
 
     Units that are damaged lose their entry and their files, a record is written again from its copy, findings and
@@ -63,7 +62,7 @@ def forget(folder: Path, damage: Iterable[Damage]) -> list[str]:
         if any(each.path == "commits.jsonl" for each in damaged) or lost:
             Commits.rewrite(folder / "commits.jsonl", {u: r for u, r in kept.items() if u not in lost})
         for unit in lost:
-            _remove(units / unit)
+            discard_folder(units / unit)
         if any(each.path == "trace.zarr/zarr.json" for each in damaged):
             units.mkdir(exist_ok=True)
             write_json(units / "zarr.json", ROOT_GROUP)
@@ -74,7 +73,7 @@ def forget(folder: Path, damage: Iterable[Damage]) -> list[str]:
     return sorted(lost)
 
 
-def _records(folder: Path) -> Iterator[Damage]:
+def _records(folder: Location) -> Iterator[Damage]:
     first, second = folder / "run.json", folder / COPY
     if not second.exists() and unsealed(first):
         # An earlier version wrote it: there is nothing to hold it against.
@@ -89,7 +88,7 @@ def _records(folder: Path) -> Iterator[Damage]:
         yield Damage("", COPY, "is not the same as run.json")
 
 
-def _commits(folder: Path) -> Iterator[Damage]:
+def _commits(folder: Location) -> Iterator[Damage]:
     path = folder / "commits.jsonl"
     try:
         Commits(path)
@@ -102,7 +101,7 @@ def _commits(folder: Path) -> Iterator[Damage]:
         yield Damage("", "trace.zarr/zarr.json", "is not what was written")
 
 
-def _units(folder: Path) -> Iterator[Damage]:
+def _units(folder: Location) -> Iterator[Damage]:
     path = folder / "commits.jsonl"
     try:
         commits = Commits(path)
@@ -113,7 +112,7 @@ def _units(folder: Path) -> Iterator[Damage]:
     yield from check_units(folder, commits)
 
 
-def _unit(unit: str, folder: Path, manifest: str) -> Iterator[Damage]:
+def _unit(unit: str, folder: Location, manifest: str) -> Iterator[Damage]:
     try:
         files = SealedFiles(folder, manifest, check_sizes=False)
     except StoreCorrupt as error:
@@ -122,7 +121,7 @@ def _unit(unit: str, folder: Path, manifest: str) -> Iterator[Damage]:
     yield from damage_of(unit, folder, files.manifest)
 
 
-def _results(folder: Path) -> Iterator[Damage]:
+def _results(folder: Location) -> Iterator[Damage]:
     try:
         record = whole_record(folder)
     except StoreCorrupt:
@@ -138,7 +137,7 @@ def _results(folder: Path) -> Iterator[Damage]:
             yield Damage("", name, "is not what was written: its hash differs")
 
 
-def whole_record(folder: Path) -> dict[str, Any]:
+def whole_record(folder: Location) -> dict[str, Any]:
     """Return a run's record, from its copy where need be; raises StoreCorrupt where neither is what was written."""
     for name in ("run.json", COPY):
         if damaged_record(folder / name) is None:
@@ -146,10 +145,3 @@ def whole_record(folder: Path) -> dict[str, Any]:
     raise StoreCorrupt(
         f"{folder}: neither run.json nor {COPY} can be read; the command that made the run starts it anew"
     )
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.is_dir():
-        shutil.rmtree(folder)

@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
+from probe.storage.commit_segments import CommitSegments
 from probe.storage.durable import canonical_json, parse_json, read_bytes, sync_folder, write_bytes
+from probe.storage.object_path import Location, ObjectPath
 
 UNIT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,120}")
 """What a unit may be called; also the name of its folder."""
@@ -27,13 +29,14 @@ class Commits:
     `torn`; any other line that is not what was written raises StoreCorrupt naming it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
         """The record, `commits.jsonl`."""
         self.torn = 0
         """1 where a last line was cut short, else 0."""
         self._units: dict[str, Mapping[str, Any]] = {}
         self._valid_bytes = 0
+        self._segments = CommitSegments(path) if isinstance(path, ObjectPath) else None
         self._read()
 
     @property
@@ -46,8 +49,23 @@ class Commits:
         if record["unit"] in self._units:
             raise StoreCorrupt(f"{self.path}: unit {record['unit']!r} is committed already")
         line = _line(record)
-        new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        if isinstance(self.path, Path):
+            self._append(self.path, line)
+        elif self._segments is not None:
+            self._segments.append(line, len(self._units))
+        self._units[record["unit"]] = dict(record)
+
+    def fold(self) -> None:
+        """In object storage, gather the record's lines in its one object; elsewhere they lie in one file already."""
+        if self._segments is not None:
+            self._segments.fold(_MAX_BYTES)
+            if self.torn:
+                self.rewrite(self.path, self._units)
+                self.torn = 0
+
+    def _append(self, path: Path, line: bytes) -> None:
+        new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         with os.fdopen(descriptor, "wb") as file:
             # Whatever stands after the last whole line is a torn one: the new line takes its place.
             file.truncate(self._valid_bytes)
@@ -56,30 +74,38 @@ class Commits:
             file.flush()
             os.fsync(file.fileno())
         if new:
-            sync_folder(self.path.parent)
+            sync_folder(path.parent)
         self._valid_bytes += len(line)
-        self._units[record["unit"]] = dict(record)
         self.torn = 0
 
     @classmethod
-    def salvaged(cls, path: Path) -> dict[str, Mapping[str, Any]]:
+    def salvaged(cls, path: Location) -> dict[str, Mapping[str, Any]]:
         """Return the entries that are as they were written, by unit, whatever became of the others."""
         found: dict[str, Mapping[str, Any]] = {}
         with contextlib.suppress(NotAvailable, StoreCorrupt):
-            for number, line in enumerate(read_bytes(path, _MAX_BYTES).split(b"\n"), start=1):
+            data = (
+                CommitSegments(path).salvaged(_MAX_BYTES)
+                if isinstance(path, ObjectPath)
+                else read_bytes(path, _MAX_BYTES)
+            )
+            for number, line in enumerate(data.split(b"\n"), start=1):
                 with contextlib.suppress(StoreCorrupt):
                     record = _record(line, f"{path}, line {number}")
                     found.setdefault(record["unit"], record)
         return found
 
     @staticmethod
-    def rewrite(path: Path, units: Mapping[str, Mapping[str, Any]]) -> None:
+    def rewrite(path: Location, units: Mapping[str, Mapping[str, Any]]) -> None:
         """Put these entries in the place of all that the record holds, at once or not at all."""
-        write_bytes(path, b"".join(_line(record) for record in units.values()))
+        lines = b"".join(_line(record) for record in units.values())
+        if isinstance(path, ObjectPath):
+            CommitSegments(path).rewrite(lines, _MAX_BYTES)
+        else:
+            write_bytes(path, lines)
 
     def _read(self) -> None:
         try:
-            data = read_bytes(self.path, _MAX_BYTES)
+            data = self._segments.read(_MAX_BYTES) if self._segments else read_bytes(self.path, _MAX_BYTES)
         except NotAvailable:
             return
         *whole, rest = data.split(b"\n")

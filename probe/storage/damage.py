@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from probe.errors import NotAvailable, StoreCorrupt
 from probe.storage.durable import file_hash
 from probe.storage.manifest import Manifest, place
+from probe.storage.object_path import Location
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Damage:
         return f"{where}{place(self.path)} {self.problem}"
 
 
-def damage_of(unit: str, folder: Path, manifest: Manifest) -> list[Damage]:
+def damage_of(unit: str, folder: Location, manifest: Manifest) -> list[Damage]:
     """Read every byte of a unit and return what is not as its manifest says."""
     return [Damage(unit, path, problem) for path, problem in _problems(folder, manifest)]
 
 
-def _problems(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _problems(folder: Location, manifest: Manifest) -> Iterator[tuple[str, str]]:
     where_from = {entry.sha256: path for path, entry in manifest.files.items()}
     for path, entry in sorted(manifest.files.items()):
         try:

@@ -8,12 +8,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
+from probe.storage.object_path import Location, ObjectPath, location
 
 MAX_JSON_BYTES = 256 * 2**20
 """A JSON file larger than this was not written by this toolkit and is refused."""
@@ -50,13 +51,15 @@ def _memory(data: bytes) -> int:
     return len(data) * (1 + text + strings) + sum(data.count(mark) * size for mark, size in values.items())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Return the JSON value in a file; raises NotAvailable where there is no file, StoreCorrupt where it is none."""
     return parse_json(read_bytes(path, MAX_JSON_BYTES), str(path))
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Location, limit: int) -> bytes:
     """Return a plain file's bytes; a link, a folder, a device or a file above `limit` raises StoreCorrupt."""
+    if isinstance(path, ObjectPath):
+        return path.read(limit)
     with _opened(path) as file:
         # Asked for as many bytes as may be, Python would reserve them all.
         data = _read(file, path, min(os.fstat(file.fileno()).st_size, limit) + 1)
@@ -85,24 +88,29 @@ def _read(file: BinaryIO, path: Path, most: int) -> bytes:
         raise StoreCorrupt(f"{path} cannot be read: {error.strerror}") from error
 
 
-def file_hash(path: Path, limit: int) -> tuple[int, str]:
+def file_hash(path: Location, limit: int) -> tuple[int, str]:
     """Return size and SHA-256 of a plain file, read a piece at a time; raises as `read_bytes` does."""
     sha256, size = hashlib.sha256(), 0
-    with _opened(path) as file:
-        while piece := _read(file, path, _PIECE_BYTES):
-            sha256.update(piece)
-            size += len(piece)
-            if size > limit:
-                raise StoreCorrupt(f"{path} has more than the {limit} bytes that it may have")
+    for piece in path.pieces() if isinstance(path, ObjectPath) else _pieces(path):
+        sha256.update(piece)
+        size += len(piece)
+        if size > limit:
+            raise StoreCorrupt(f"{path} has more than the {limit} bytes that it may have")
     return size, sha256.hexdigest()
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def _pieces(path: Path) -> Iterator[bytes]:
+    with _opened(path) as file:
+        while piece := _read(file, path, _PIECE_BYTES):
+            yield piece
+
+
+def write_json(path: Location | str, value: Any) -> None:
     """Write a JSON file so that a crash at any moment leaves the old one or the new one whole."""
-    write_bytes(Path(path), json_bytes(value, path))
+    write_bytes(location(path), json_bytes(value, path))
 
 
-def json_bytes(value: Any, name: Path | str) -> bytes:
+def json_bytes(value: Any, name: Location | str) -> bytes:
     """Return what `write_json` writes; raises UsageError, naming the file, for what is no JSON value."""
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
@@ -112,8 +120,11 @@ def json_bytes(value: Any, name: Path | str) -> bytes:
     return text.encode(errors="backslashreplace") + b"\n"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Location, data: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old one or the new one whole."""
+    if isinstance(path, ObjectPath):
+        path.write(data)
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         # Whoever wrote the folder may have put a link there, which leads out of it.
@@ -129,14 +140,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def half_written(path: Path) -> bool:
-    """Return whether a file is what a crash left of one that was being written aside."""
+def half_written(path: Location) -> bool:
+    """Return whether a file is what a crash left of one that was being written aside; an object never is."""
+    if isinstance(path, ObjectPath):
+        return False
     return re.fullmatch(r"\..+\.[0-9]+\.writing", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk. Windows has no such call, and needs none."""
-    if os.name == "nt":
+def sync_folder(folder: Location) -> None:
+    """Force a folder's entries to the disk. Windows has no such call, and objects are there once they are put."""
+    if os.name == "nt" or isinstance(folder, ObjectPath):
         return
     _sync(folder)
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from probe.errors import UsageError
 from probe.storage.array import Array
-from probe.storage.chunked_array import write_whole
+from probe.storage.chunked_array import WritableFiles, write_whole
 from probe.storage.coordinates import Coordinates
 from probe.storage.durable import canonical_json
 from probe.storage.growing_array import GrowingArray
-from probe.storage.unit_files import MemoryFiles, OpenFiles
 
 Shape = tuple[tuple[str, ...], tuple[int, ...]]
 
@@ -19,7 +18,7 @@ Shape = tuple[tuple[str, ...], tuple[int, ...]]
 class GroupWriter:
     """One group's arrays on their way to the disk. Sizes and labels of an axis are the same in all of them."""
 
-    def __init__(self, files: OpenFiles | MemoryFiles, prefix: str, unit: str) -> None:
+    def __init__(self, files: WritableFiles, prefix: str, unit: str) -> None:
         self.coordinates = Coordinates()
         """The labels along the axes."""
         self._files = files

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt, UsageError
 from probe.storage.durable import read_bytes
+from probe.storage.object_lease import lease, lease_abandoned
+from probe.storage.object_path import Location, ObjectPath, location
 
 LOCK_FILE = ".lock"
 """The file in the run folder that says who holds it. It stays when nobody does."""
@@ -31,15 +33,20 @@ class _Held:
 
 
 @contextlib.contextmanager
-def hold(path: Path | str) -> Iterator[None]:
-    """Hold a run folder, making it if need be.
+def hold(path: Location | str) -> Iterator[None]:
+    """Hold a run folder, making it if need be; in object storage, by a lease.
 
     Raises RunFolderInUse naming the process that holds it, or a `.lock` that is not ours; UsageError where there can be
     no such folder.
     A process may hold a folder more than once. The operating system frees it when the holder ends, however it ends.
     """
+    where = location(path)
+    if isinstance(where, ObjectPath):
+        with lease(where):
+            yield
+        return
     try:
-        folder = _take(Path(path))
+        folder = _take(where)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -53,16 +60,23 @@ def hold(path: Path | str) -> Iterator[None]:
                 os.close(_held.pop(folder).descriptor)
 
 
-def abandoned(path: Path | str) -> bool:
+def abandoned(path: Location | str) -> bool:
     """Return whether the process that held a run folder last was of this machine and has ended.
 
-    False where that cannot be told: nobody held it, or somebody on another machine. Nothing is locked for the answer.
+    False where that cannot be told: nobody held it, or somebody on another machine, unless a run in object storage has
+    not heard of it for minutes. Nothing is locked for the answer.
     """
+    where = location(path)
+    if isinstance(where, ObjectPath):
+        try:
+            return lease_abandoned(where)
+        except RunFolderInUse:
+            return False
     # There a signal of 0 is no question.
     if os.name == "nt":
         return False
     try:
-        value = json.loads(read_bytes(Path(path) / LOCK_FILE, _MOST_BYTES))
+        value = json.loads(read_bytes(where / LOCK_FILE, _MOST_BYTES))
         if value["host"] != socket.gethostname():
             return False
         os.kill(int(value["process"]), 0)
@@ -73,7 +87,7 @@ def abandoned(path: Path | str) -> bool:
     return False
 
 
-def cannot_hold(path: Path | str, error: Exception) -> UsageError:
+def cannot_hold(path: Location | str, error: Exception) -> UsageError:
     """Return the error that says, from what the system said, why there can be no run folder at a path."""
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     if isinstance(error, FileExistsError):

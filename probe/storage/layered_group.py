@@ -9,12 +9,11 @@ import numpy as np
 
 from probe.errors import UsageError
 from probe.storage.array import Array
-from probe.storage.chunked_array import write_whole
+from probe.storage.chunked_array import WritableFiles, write_whole
 from probe.storage.durable import canonical_json
 from probe.storage.group_writer import GroupWriter, Shape, grow_coordinates
 from probe.storage.growing_array import GrowingArray
 from probe.storage.layered_array import LayeredArray
-from probe.storage.unit_files import MemoryFiles, OpenFiles
 
 _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads", "state_head": "num_state_heads"}
 
@@ -22,9 +21,7 @@ _COUNTS: Final = {"head": "num_heads", "kv_head": "num_kv_heads", "state_head": 
 class LayeredGroup:
     """A zarr group of arrays whose layers come one after the other or grow side by side."""
 
-    def __init__(
-        self, files: OpenFiles | MemoryFiles, prefix: str, unit: str, layers: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, files: WritableFiles, prefix: str, unit: str, layers: Sequence[int] | None = None) -> None:
         self._files = files
         self._prefix = prefix
         self._unit = unit
@@ -147,7 +144,7 @@ class LayeredGroup:
                 )
 
 
-def write_group(files: OpenFiles | MemoryFiles, prefix: str, holds: str) -> None:
+def write_group(files: WritableFiles, prefix: str, holds: str) -> None:
     """Write what a group is that holds other groups alone."""
     parent = {"zarr_format": 3, "node_type": "group", "attributes": {"holds": holds}}
     files.write(f"{prefix}zarr.json", canonical_json(parent).encode())

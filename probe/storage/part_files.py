@@ -19,6 +19,8 @@ class PartFiles:
         self._files = files
         self._part = part
         self._prefix = f"parts/{part}/"
+        self.far = files.far
+        """Whether each read is a journey over a network."""
 
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes; what describes the unit speaks of the part alone where the part has its own."""

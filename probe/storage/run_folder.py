@@ -7,7 +7,6 @@ import functools
 import html
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import NotAvailable, RunFolderInUse, StoreCorrupt, UsageError
@@ -17,6 +16,7 @@ from probe.storage.damage import Damage
 from probe.storage.durable import read_json
 from probe.storage.hold import cannot_hold
 from probe.storage.manifest import RECORD_FORMAT, check_format
+from probe.storage.object_path import Location, location
 from probe.storage.seal import intact, read_sealed
 from probe.storage.unit_trace import Trace
 from probe.visible import visible
@@ -33,14 +33,14 @@ class UnreadableRecord(StoreCorrupt):
 class Run:
     """A run folder, read. What is committed when it is opened is what it shows."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Open a run folder.
+    def __init__(self, path: Location | str) -> None:
+        """Open a run folder, or a run in object storage.
 
         Raises NotAvailable where it has no `run.json`, StoreCorrupt where that or the commit record is not what was
         written, or a newer version wrote it.
         """
-        self.path = Path(path)
-        """The folder."""
+        self.path = location(path)
+        """The folder, or where it lies in object storage."""
         record = read_sealed(self.path / "run.json")
         check_format(record.get("format"), str(self.path / "run.json"), RECORD_FORMAT)
         self.record: dict[str, Any] = record
@@ -160,13 +160,13 @@ def _place(record: Mapping[str, Any]) -> list[int]:
     return place if isinstance(place, list) and all(type(each) is int for each in place) else []
 
 
-def read_record(path: Path | str) -> dict[str, Any] | None:
+def read_record(path: Location | str) -> dict[str, Any] | None:
     """Return what the `run.json` in a folder says, None where there is none.
 
     Raises UnreadableRecord, a StoreCorrupt, where it is not a JSON object or a newer version wrote it, RunFolderInUse
     where something other than a run is written in it, UsageError where there can be no such folder.
     """
-    file = Path(path, "run.json")
+    file = location(path) / "run.json"
     try:
         record = read_json(file)
     except NotAvailable:

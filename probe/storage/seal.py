@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from probe.errors import NotAvailable, StoreCorrupt
@@ -17,6 +16,7 @@ from probe.storage.durable import (
     read_json,
     write_json,
 )
+from probe.storage.object_path import Location
 
 SEAL: Final = "seal"
 """Key of the SHA-256 over the canonical JSON of everything else in a record."""
@@ -38,14 +38,14 @@ def intact(record: Mapping[str, Any]) -> bool:
     return SEAL not in record or record[SEAL] == sealed(record)[SEAL]
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_record(folder: Location, record: Mapping[str, Any]) -> None:
     """Write a run's record to both places; a crash between the two leaves two whole records, the first one newer."""
     whole = sealed(record)
     write_json(folder / "run.json", whole)
     write_json(folder / COPY, whole)
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Location) -> dict[str, Any]:
     """Return the record in a file; NotAvailable where there is none, StoreCorrupt where it is not what was sealed."""
     record = read_json(path)
     if not isinstance(record, dict):
@@ -55,7 +55,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return record
 
 
-def file_hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+def file_hashes(folder: Location, names: tuple[str, ...]) -> dict[str, str]:
     """Return the SHA-256 of those of the files that are there."""
     found = {}
     for name in names:
@@ -69,7 +69,7 @@ def file_hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def unsealed(path: Path) -> bool:
+def unsealed(path: Location) -> bool:
     """Return whether a file holds a record without a seal, as an earlier version wrote it."""
     try:
         record = read_json(path)
@@ -78,7 +78,7 @@ def unsealed(path: Path) -> bool:
     return isinstance(record, dict) and SEAL not in record
 
 
-def damaged_record(path: Path) -> str | None:
+def damaged_record(path: Location) -> str | None:
     """Return what is wrong with a sealed record, None where nothing is."""
     try:
         record = read_sealed(path)

@@ -17,7 +17,8 @@ from probe.storage.checking import ROOT_GROUP
 from probe.storage.commits import UNIT_ID, Commits
 from probe.storage.durable import canonical_json, half_written, sync_folder, write_json
 from probe.storage.hold import hold
-from probe.storage.unit_files import MemoryFiles, OpenFiles, SealedFiles, is_unit, remove_unit
+from probe.storage.object_path import Location, ObjectPath, location
+from probe.storage.unit_files import MemoryFiles, SealedFiles, is_unit, open_files, remove_unit
 from probe.storage.unit_trace import Trace
 from probe.storage.unit_writer import UnitWriter
 
@@ -34,9 +35,9 @@ class RunStore:
     an earlier writer left half done.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Location | str) -> None:
         """Open a run folder to write; raises StoreCorrupt where its commit record is damaged."""
-        self.path = Path(path)
+        self.path = location(path)
         """The run folder."""
         self._units = self.path / "trace.zarr"
         self._commits = Commits(self.path / "commits.jsonl")
@@ -81,7 +82,7 @@ class RunStore:
         canonical_json([about, sample.to_json()])
         return UnitWriter(
             unit,
-            OpenFiles(folder),
+            open_files(folder),
             self._commits.append,
             stage=stage,
             condition=condition,
@@ -121,13 +122,18 @@ class RunStore:
 
     def close(self) -> None:
         """Let the folder go."""
+        if self._writing and self._free.alive:
+            self._commits.fold()
         self._free()
 
     def __enter__(self) -> RunStore:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        # What went wrong is said, not that the store could not be tidied up for it.
+        self._free()
 
     def _hold(self) -> None:
         if self._writing:
@@ -139,9 +145,10 @@ class RunStore:
         self._commits = Commits(self.path / "commits.jsonl")
         if self._units.is_symlink():
             raise StoreCorrupt(f"{self._units} is a link; a run folder holds none")
+        self._commits.fold()
         for leftover in _uncommitted(self._units, self._commits):
             remove_unit(leftover)
-        if self._units.is_dir():
+        if isinstance(self._units, Path) and self._units.is_dir():
             for path in filter(half_written, list(self._units.iterdir())):
                 path.unlink()
         if not (self._units / "zarr.json").is_file():
@@ -210,13 +217,16 @@ def unit_id(prefix: str, identity: Mapping[str, Any]) -> str:
     return f"{slug}-{hashlib.sha256(canonical_json(dict(identity)).encode()).hexdigest()[:12]}"
 
 
-def clear(path: Path | str) -> None:
+def clear(path: Location | str) -> None:
     """Remove a run from its folder, and nothing else that is in it; raises RunFolderInUse where a process holds it.
 
     `run.json` goes last, so that what a crash leaves is still a run, to be continued or cleared again.
     """
     with hold(path):
-        folder = Path(path)
+        folder = location(path)
+        if isinstance(folder, ObjectPath):
+            _clear_objects(folder)
+            return
         units = folder / "trace.zarr"
         committed: set[str] = set()
         with contextlib.suppress(StoreCorrupt):
@@ -240,9 +250,22 @@ def clear(path: Path | str) -> None:
         (folder / "run.json").unlink(missing_ok=True)
 
 
+def _clear_objects(folder: ObjectPath) -> None:
+    """Remove a run's objects: first its commit record, whose newest lines go last but for `run.json`."""
+    Commits.rewrite(folder / "commits.jsonl", {})
+    for unit in (folder / "trace.zarr").iterdir():
+        if is_unit(unit):
+            remove_unit(unit)
+    folder.remove([name for name in ("commits.jsonl", "trace.zarr/zarr.json", *CONTENTS) if (folder / name).is_file()])
+    (folder / "run.json").unlink(missing_ok=True)
+
+
 def _units_in(units: Path) -> list[Path]:
     return [folder for folder in sorted(units.iterdir()) if is_unit(folder)] if units.is_dir() else []
 
 
-def _uncommitted(units: Path, commits: Commits) -> Iterator[Path]:
-    yield from (folder for folder in _units_in(units) if folder.name not in commits.units)
+def _uncommitted(units: Location, commits: Commits) -> Iterator[Location]:
+    """Yield what was begun and never committed; what is committed is not looked at, of which there may be much."""
+    if isinstance(units, ObjectPath) or units.is_dir():
+        there: list[Location] = sorted(units.iterdir(), key=str)
+        yield from (folder for folder in there if folder.name not in commits.units and is_unit(folder))

@@ -11,6 +11,7 @@ from numcodecs import Zstd
 
 from probe.errors import StoreCorrupt
 from probe.storage.durable import parse_json
+from probe.storage.far import all_of
 from probe.storage.manifest import place
 from probe.storage.unit_files import UnitFiles
 from probe.storage.zstd_frame import content_bytes
@@ -52,8 +53,8 @@ class StoredArray:
             range(start // c, -(-stop // c)) if stop > start else range(0)
             for (start, stop), c in zip(ranges, self.chunks, strict=True)
         ]
-        for index in product(*spans):
-            chunk = self._chunk(index)
+        indices = list(product(*spans))
+        for index, chunk in zip(indices, all_of(self._chunk, indices, far=self._files.far), strict=True):
             inside, outside = [], []
             for (start, stop), i, c in zip(ranges, index, self.chunks, strict=True):
                 first, last = max(start, i * c), min(stop, (i + 1) * c)

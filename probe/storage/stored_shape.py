@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from probe.errors import StoreCorrupt
 from probe.storage.durable import parse_json
+from probe.storage.far import all_of
 from probe.storage.unit_files import UnitFiles
 
 CHUNK_BYTES: Final = 16 * 2**20
@@ -43,10 +44,11 @@ def check_arrays(files: UnitFiles, name: str) -> None:
         array, separator, _ = path.partition("/c/")
         if separator:
             chunks.setdefault(array, set()).add(path)
-    for path in sorted(paths):
-        array, separator, last = path.rpartition("/")
-        if last == "zarr.json" and separator:
-            value = parse_json(files.read(path) or b"", f"{name}/{path}")
+    described = [path for path in sorted(paths) if path.endswith("/zarr.json")]
+    for path, data in zip(described, all_of(files.read, described, far=files.far), strict=True):
+        array = path.removesuffix("/zarr.json")
+        if array:
+            value = parse_json(data or b"", f"{name}/{path}")
             if _GROUP.fullmatch(array) and isinstance(value, dict) and value.get("node_type") == "group":
                 continue
             _check_array(value, array, chunks.pop(array, set()), name)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from probe.errors import NotAvailable, StoreCorrupt, UsageError
 from probe.storage.commits import Commits
 from probe.storage.durable import read_json
 from probe.storage.manifest import RECORD_FORMAT, check_format
+from probe.storage.object_path import Location, location
 from probe.storage.run_folder import Run
 from probe.storage.unit_trace import Trace
 
 __all__ = ["Run", "Trace", "as_traces", "open"]
 
 
-def open(path: Path | str) -> Trace | Run:
-    """Open a run folder, a trace that was saved, or one unit's folder within a run.
+def open(path: Location | str) -> Trace | Run:
+    """Open a run folder, a trace that was saved, or one unit's folder within a run, on this machine or at a URL.
 
     Raises NotAvailable where nothing is there, UsageError where something else is, and StoreCorrupt where it is not
     what was written or a newer version wrote it.
     """
-    place = Path(path)
+    place = location(path)
     if not place.exists():
         raise NotAvailable(f"{place} is not there")
     if not place.is_dir():
@@ -53,7 +53,7 @@ def as_traces(source: Trace | Run | Iterable[Trace]) -> list[Trace]:
     return traces
 
 
-def _saved_trace(folder: Path) -> Trace:
+def _saved_trace(folder: Location) -> Trace:
     value = read_json(folder / "trace.json")
     name = str(folder / "trace.json")
     if not isinstance(value, dict):

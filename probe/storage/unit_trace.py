@@ -17,10 +17,11 @@ from probe.storage.commits import Commits
 from probe.storage.damage import Damage, damage_of
 from probe.storage.durable import MAX_JSON_BYTES, parse_json, write_json
 from probe.storage.migration import migrated
+from probe.storage.object_path import Location, location
 from probe.storage.part_files import PartFiles
 from probe.storage.saved_trace import saved_trace, write_trace_json
 from probe.storage.stored_shape import check_arrays, layers_in
-from probe.storage.unit_files import OpenFiles, SealedFiles, UnitFiles
+from probe.storage.unit_files import SealedFiles, UnitFiles, open_files
 from probe.visible import visible
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Trace:
             raise StoreCorrupt(f"{where}/unit.json is not what describes a unit: {error!r}") from error
 
     @classmethod
-    def open(cls, folder: Path, record: Mapping[str, Any]) -> Trace:
+    def open(cls, folder: Location, record: Mapping[str, Any]) -> Trace:
         """Open a committed unit; raises StoreCorrupt where a file is missing, or a shape claims what is not there."""
         files = SealedFiles(folder, str(record["manifest"]))
         check_arrays(files, str(folder))
@@ -276,8 +277,8 @@ class Trace:
         return map(str, self.dataset.data_vars)
 
     @property
-    def folder(self) -> Path | None:
-        """The folder of the unit; None for a trace in memory, and for a part of one."""
+    def folder(self) -> Location | None:
+        """The folder of the unit, or its place in object storage; None for a trace in memory, and for a part of one."""
         return self._files.folder if isinstance(self._files, SealedFiles) else None
 
     def view(self, page: str = "text", *, height: int = 720) -> InlineView:
@@ -327,7 +328,7 @@ class Trace:
             return []
         return damage_of(self.unit, self._files.folder, self._files.manifest)
 
-    def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
+    def save(self, path: Location | str, *, overwrite: bool = False) -> Location:
         """Write the trace as a folder of its own, which `probe.open` reads, and return its path.
 
         Raises UsageError where something stands there: always if that is not a saved trace, else without `overwrite`.
@@ -336,17 +337,17 @@ class Trace:
             raise UsageError("a part of a trace is saved with the trace")
         with saved_trace(path, overwrite=overwrite) as folder:
             self._write(folder)
-        return Path(path)
+        return location(path)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Location) -> None:
         units = folder / "trace.zarr"
         units.mkdir()
-        copy = OpenFiles(units / self.unit)
+        copy = open_files(units / self.unit)
         for path in self._files.paths():
             copy.write(path, self._files.read(path) or b"")
         manifest = hashlib.sha256(copy.seal()).hexdigest()
         write_json(units / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
-        Commits(folder / "commits.jsonl").append({"unit": self.unit, "manifest": manifest})
+        Commits.rewrite(folder / "commits.jsonl", {self.unit: {"unit": self.unit, "manifest": manifest}})
         write_trace_json(folder, self.unit)
 
     def _json(self, path: str) -> Any:

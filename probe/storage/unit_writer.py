@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
-from probe.errors import UsageError
+from probe.errors import StoreUnreachable, UsageError
 from probe.outcome import Outcome
 from probe.sample import Sample
 from probe.storage.array import Array
+from probe.storage.chunked_array import WritableFiles
 from probe.storage.commits import UNIT_ID
 from probe.storage.durable import canonical_json
 from probe.storage.group_writer import GroupWriter
 from probe.storage.layered_group import LayeredGroup, write_group
 from probe.storage.manifest import FORMAT
-from probe.storage.unit_files import MemoryFiles, OpenFiles, remove_unit
+from probe.storage.unit_files import OpenFiles, OpenObjects, remove_unit
 
 NOTES: Final = ("num_queries", "engine", "prompt", "attention", "non_finite", "left_out", "private", "cost")
 """What capture may add: how many queries were seen, which scan ran, in which pieces the prompt went in, how layers
@@ -28,7 +30,7 @@ Part = Literal["encoder", "cross"]
 class PartWriter(LayeredGroup):
     """The arrays of one part of a model, in a group of their own within the unit; `Trace.part` reads it."""
 
-    def __init__(self, files: OpenFiles | MemoryFiles, part: Part, unit: str) -> None:
+    def __init__(self, files: WritableFiles, part: Part, unit: str) -> None:
         super().__init__(files, f"parts/{part}/", unit)
         self.notes: dict[str, Any] = {"num_queries": None, "attention": {}, "non_finite": []}
         """What was learnt of this part."""
@@ -51,7 +53,7 @@ class UnitWriter:
     def __init__(
         self,
         unit: str,
-        files: OpenFiles | MemoryFiles,
+        files: WritableFiles,
         committed: Callable[[Mapping[str, Any]], None],
         *,
         stage: str,
@@ -188,7 +190,7 @@ class UnitWriter:
         }
         if self._place is not None:
             record["place"] = list(self._place)
-        if isinstance(self._files, OpenFiles):
+        if isinstance(self._files, OpenFiles | OpenObjects):
             record["manifest"] = hashlib.sha256(self._files.seal()).hexdigest()
         # From here on the folder stays: an interrupt may come after the record and before this returns.
         self._open = False
@@ -203,6 +205,10 @@ class UnitWriter:
             self._parts.clear()
             if isinstance(self._files, OpenFiles):
                 remove_unit(self._files.folder)
+            elif isinstance(self._files, OpenObjects):
+                # Where the store cannot be reached, the next writer removes it.
+                with contextlib.suppress(StoreUnreachable):
+                    remove_unit(self._files.folder)
 
     def __enter__(self) -> UnitWriter:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -39,7 +40,8 @@ class ZarrView(Store):  # type: ignore[misc]
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return a file's bytes, or part of them; None where there is no such file."""
-        data = self.files.read(self.prefix + key)
+        path = self.prefix + key
+        data = await asyncio.to_thread(self.files.read, path) if self.files.far else self.files.read(path)
         if data is None:
             return None
         if "/c/" in key and not 0 <= content_bytes(data) <= CHUNK_BYTES:

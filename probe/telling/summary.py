@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.storage.record_form import check_record
@@ -79,7 +78,7 @@ def summary(run: Run) -> dict[str, Any]:
     check_record(run.record, f"{run.path}/run.json")
     findings = run.findings()
     said = headline(findings)
-    files = {name: Path(run.path) / name for name in ("report.html", "findings.json", "trace.zarr", "run.json")}
+    files = {name: run.path / name for name in ("report.html", "findings.json", "trace.zarr", "run.json")}
     return {
         "format": 1,
         "casebook": named(run.record.get("casebook")),
