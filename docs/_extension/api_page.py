@@ -9,8 +9,8 @@ from . import members
 from .member_pages import joined
 from .wording import described, first_sentence, prose, table
 
-FUNCTIONS = ("load", "trace", "open", "run", "merge", "compare_scores")
-CLASSES = ("Trace", "Run", "Sample", "Span", "Finding", "Interval")
+FIRST = ("load", "trace", "open", "run", "Trace", "Run", "Sample", "Span", "Finding", "Interval")
+"""What is told first, in this order; the others follow as they are called."""
 ROOMS = ("analyses", "interventions", "workloads")
 
 
@@ -18,18 +18,17 @@ def api() -> str:
     """Return the page; each member of a room is described on its own page, and listed here."""
     import probe
 
-    known = {*FUNCTIONS, *CLASSES, "ProbeError", *(name for room in ROOMS for name in members.names(room))}
-    # Other people's packages may add members; what has no page is no name of ours.
-    missing = sorted(set(probe._public()) - known)
-    if missing:
-        raise LookupError(f"the reference does not say what {', '.join(missing)} are")
+    of_rooms = {name for room in ROOMS for name in members.names(room)}
+    names = [*FIRST, *sorted({*probe._public()} - {*FIRST} - of_rooms)]
+    found = {name: getattr(probe, name) for name in names}
+    classes = {name: each for name, each in found.items() if isinstance(each, type)}
     return joined(
         "# API reference",
         "What `import probe` gives. Names arrive when they are first used, so that reading a trace needs no torch.",
         "## Functions",
-        *(described("function", name, getattr(probe, name)) for name in FUNCTIONS),
+        *(described("function", name, each) for name, each in found.items() if name not in classes),
         "## What they return and take",
-        *(_class(name, getattr(probe, name)) for name in CLASSES),
+        *(_class(name, each) for name, each in classes.items() if not issubclass(each, BaseException)),
         "## Errors",
         *(_errors()),
         "## Analyses, interventions, workloads",

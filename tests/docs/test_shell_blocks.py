@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from probe import casebook, discovery
 from probe.command.cli import app
 from probe.errors import ProbeError
-from tests.docs.blocks import PAGES, ROOT, Block, commands, inline_commands, of
+from tests.docs.blocks import PAGES, ROOT, Block, commands, every, inline_commands, of
 
 SHELL = of("sh", "bash", "console", "shell")
+MARKED = [block for block in every() if block.language in ("sh", "bash", "console", "shell") and block.not_run]
 READMES = [
     *PAGES,
     *sorted((ROOT / "casebooks").glob("*/README.md")),
@@ -78,6 +79,13 @@ def test_every_command_is_known(block: Block) -> None:
             installs(words)
         if program == "apt-get":
             assert {"chromium", "chromium-driver"} >= {word for word in words[2:] if not word.startswith("-")}
+
+
+@pytest.mark.parametrize("block", MARKED, ids=lambda block: block.name)
+def test_commands_of_ours_in_a_block_that_is_not_run_are_understood(block: Block) -> None:
+    for command in commands(block.text):
+        if found := re.search(r"\bprobe [a-z].*", command):
+            understood(shlex.split(found[0])[1:])
 
 
 def understood(words: list[str]) -> None:
