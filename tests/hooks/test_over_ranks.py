@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +117,15 @@ def test_what_is_not_read_over_ranks_is_refused_by_name_on_every_rank(tmp_path):
             "a prompt of 0 tokens before its last, for 2 ranks",
             "prose: interventions over several ranks: not supported",
         ]
+
+
+@pytest.mark.slow
+def test_the_script_of_the_documentation_runs_under_torchrun(tmp_path):
+    page = (Path(probe.__file__).parents[1] / "docs" / "many-gpus.md").read_text(encoding="utf-8")
+    (tmp_path / "read.py").write_text(page.split("```python\n# read.py\n")[1].split("```")[0], encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "read.py"]
+    environment = os.environ | {"PYTHONPATH": str(Path(probe.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 ")
+    assert probe.open(tmp_path / "trace").provenance["ranks"] == 2
