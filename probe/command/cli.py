@@ -15,6 +15,7 @@ import probe
 from probe.command import completing
 from probe.command.bench import bench
 from probe.command.conformance import conformance
+from probe.command.doctor import doctor
 from probe.command.exits import exits, partial, starts_over, stops
 from probe.command.export import export
 from probe.command.init import init
@@ -250,7 +251,7 @@ def _run_all(
     from probe.command.terminal_summary import print_all, print_came
 
     def alone(name: str, out: Path | None) -> str:
-        given = options | {"out": out, "no_check": options.get("check") is False}
+        given = options | _engine_flags(options.get("engine")) | {"out": out, "no_check": options.get("check") is False}
         return _command(name, {key: value for key, value in given.items() if key not in ("check", "limits")})
 
     if dry_run:
@@ -310,6 +311,7 @@ def show_run(
 
 app.command("bench")(bench)
 app.command("conformance")(conformance)
+app.command("doctor")(doctor)
 app.command("export")(export)
 app.command("init")(init)
 app.command("scores")(scores)
@@ -334,6 +336,13 @@ def _engine(name: str | None, given: Mapping[str, Any]) -> Any:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None)
         raise UsageError(f"{flags}: these are options of --engine ray")
     return {name: fields} if fields else name
+
+
+def _engine_flags(engine: Any) -> dict[str, Any]:
+    """Return an engine as the options of the command line that choose it."""
+    name, fields = next(iter(engine.items())) if isinstance(engine, Mapping) else (engine, {})
+    flags = {"engine_address" if field == "address" else field: value for field, value in fields.items()}
+    return {"engine": name, **flags}
 
 
 def _command(casebook: str, options: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import probe
 from probe.casebook import Casebook
-from probe.command.cli import app
+from probe.command.cli import _command, _engine_flags, app
 from probe.engines.engine import chosen_engine
 from probe.engines.local import local
 from probe.engines.ray import ray
@@ -83,6 +83,9 @@ def test_the_command_line_gives_the_engine_its_options(monkeypatch: pytest.Monke
     CliRunner().invoke(app, ["run", "first-look", *flags.split()])
     assert asked["engine"] == {"ray": {"address": "h:6379", "workers": 4, "gpus_per_worker": 0.5, "cpus_per_worker": 2}}
     assert asked["command"] == f"probe run first-look {flags}"
+    assert _command("x", _engine_flags(asked["engine"])) == f"probe run x {flags}"
+    assert _command("x", _engine_flags("local")) == "probe run x --engine local"
+    assert _command("x", _engine_flags(None)) == "probe run x"
     alone = CliRunner().invoke(app, ["run", "first-look", "--workers", "4"])
     assert alone.exit_code == 2
     assert "--workers: these are options of --engine ray" in " ".join(alone.output.split())

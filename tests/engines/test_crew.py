@@ -11,17 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import probe
 from probe.casebook import Casebook
+from probe.command.cli import app
 from probe.engines.ray_worker import Worker
+from probe.engines.unit import Unit, UnitRead
 from probe.engines.unit_reader import UnitReader
-from probe.errors import NotAvailable, NotReproducible, RunFolderInUse, StoppedByLimit, StoreCorrupt, UsageError
+from probe.errors import (
+    DeviceLost,
+    NotAvailable,
+    NotReproducible,
+    RunFolderInUse,
+    StoppedByLimit,
+    StoreCorrupt,
+    UsageError,
+)
 from probe.limits import Limits
 from probe.storage.checking import check_run
 from probe.storage.handed_over import HandedOver, posted
 from probe.storage.store import RunStore
-from tests.engines.conftest import Told, same
+from tests.engines.conftest import BOOK, Told, same
 from tests.engines.fake_ray import FakeRay
 
 CREW = {"ray": {"workers": 2}}
@@ -123,6 +134,23 @@ def test_a_unit_that_kills_every_worker_is_named_and_the_others_go_on(
     ray.dies = lambda *_: False
     assert probe.run(book, out=tmp_path / "run", engine=CREW).record["status"] == "complete"
     assert same(tmp_path / "run") == same(alone)
+
+
+def test_a_worker_whose_device_is_lost_is_replaced(
+    ray: FakeRay, book: Casebook, alone: Path, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, lost = UnitReader.read, [True]
+
+    def once(self: UnitReader, unit: Unit, store: Any) -> UnitRead:
+        if lost and unit.place == (0, 2):
+            lost.clear()
+            raise DeviceLost("cuda:0 has fallen off the bus")
+        return read(self, unit, store)
+
+    monkeypatch.setattr(UnitReader, "read", once)
+    probe.run(book, out=tmp_path / "run", engine=CREW, progress=told)
+    assert same(tmp_path / "run") == same(alone)
+    assert len(ray.actors) == 3
 
 
 def test_workers_that_die_before_they_read_end_the_run(ray: FakeRay, book: Casebook, tmp_path: Path) -> None:
@@ -244,3 +272,24 @@ def test_a_unit_that_is_not_what_its_worker_said_is_not_put_on_record(alone: Pat
         with pytest.raises(StoreCorrupt, match="manifest"):
             store.adopt({**first, "unit": first["unit"]})
         assert store.committed() == {}
+
+
+def test_what_was_damaged_in_a_run_by_workers_is_read_again_by_one_process(
+    ray: FakeRay, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, path = tmp_path / "run", tmp_path / "small.yaml"
+    path.write_text(json.dumps(BOOK))
+    done = CliRunner().invoke(app, ["run", str(path), "--out", str(out), "--engine", "ray", "--workers", "2"])
+    assert done.exit_code == 0, done.output
+    flipped = next(out.glob("trace.zarr/*/sample.json"))
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b" ")
+    assert CliRunner().invoke(app, ["verify", str(out)]).exit_code == 5
+    repaired = CliRunner().invoke(app, ["verify", str(out), "--repair"])
+    assert repaired.exit_code == 0, repaired.output
+    assert "every byte is what was written" in repaired.output
+    assert check_run(out) == []
+    assert len(ray.actors) == 2
+    report = ("report.html",)
+    assert {k: v for k, v in same(out).items() if k not in report} == {
+        k: v for k, v in same(alone).items() if k not in report
+    }
