@@ -59,12 +59,13 @@ def _said(name: str, row: Row, data: dict[str, Any]) -> list[str]:
         for each in test["figures"]
         if each["row"] == name
     ]
-    ran = [of for test, of in data["tests"].items() if test.partition("[")[0] in row.tests]
+    ran = {test: of for test, of in data["tests"].items() if test.partition("[")[0] in row.tests}
     if ran:
-        passed, failed = (sum(test[how] for test in ran) for how in ("passed", "failed"))
-        days = sorted({_day(test) for test in ran})
-        said = f"{passed:,} case{'s' * (passed != 1)} passed" + (f", **{failed:,} failed**" if failed else "")
-        lines.append(f"{said} ({', '.join(days)})")
+        passed, failed = (sum(of[how] for of in ran.values()) for how in ("passed", "failed"))
+        functions = len({test.partition("[")[0] for test in ran})
+        which = f" of {functions} of {len(row.tests)} tests" if functions < len(row.tests) else ""
+        said = f"{passed:,} case{'s' * (passed != 1)}{which} passed" + (f", **{failed:,} failed**" if failed else "")
+        lines.append(f"{said} ({', '.join(sorted({_day(of) for of in ran.values()}))})")
     # A test that failed says no figure; that it failed is told all the same.
     broken = [
         test.rpartition("::")[2]
