@@ -62,9 +62,9 @@ def _said(name: str, row: Row, data: dict[str, Any]) -> list[str]:
     ran = {test: of for test, of in data["tests"].items() if test.partition("[")[0] in row.tests}
     if ran:
         passed, failed = (sum(of[how] for of in ran.values()) for how in ("passed", "failed"))
-        functions = len({test.partition("[")[0] for test in ran})
-        which = f" of {functions} of {len(row.tests)} tests" if functions < len(row.tests) else ""
-        said = f"{passed:,} case{'s' * (passed != 1)}{which} passed" + (f", **{failed:,} failed**" if failed else "")
+        absent = len({*row.tests} - {test.partition("[")[0] for test in ran})
+        said = f"{passed:,} case{'s' * (passed != 1)} passed" + (f", **{failed:,} failed**" if failed else "")
+        said += f"; {absent} of the row's {len(row.tests)} tests not run" if absent else ""
         lines.append(f"{said} ({', '.join(sorted({_day(of) for of in ran.values()}))})")
     # A test that failed says no figure; that it failed is told all the same.
     broken = [
