@@ -20,6 +20,7 @@ exclude_patterns = ["_extension", "Thumbs.db"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
+toc_object_entries_show_parents = "hide"
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from . import members, verified
 from .sample_shown import sample_shown
-from .wording import cell, code, described, fields_table, parameters_table, prose, table
+from .wording import capital, code, described, fields_table, parameters_table, prose, table
 
 
 def analysis(name: str) -> str:
@@ -25,7 +24,7 @@ def analysis(name: str) -> str:
         f"# {name}",
         f"*{found.question}*",
         described("function", name, found, body=rest),
-        f"## What it does not mean\n\n{prose(apart)}",
+        f"## What it does not mean\n\n{capital(prose(apart))}",
         "## Parameters\n\n" + (parameters_table(found) or "It has none."),
         "## What it needs\n\n"
         + (asked or "Outcomes alone: no statistic has to be captured.")
@@ -194,8 +193,3 @@ def index(folder: str, title: str, said: str, columns: tuple[str, ...], rows: It
     listed = table(columns, rows)
     names = "\n".join(members.names(folder))
     return joined(f"# {title}", said, listed, f"```{{toctree}}\n:hidden:\n\n{names}\n```")
-
-
-def told(value: Any) -> str:
-    """Return a text for a cell."""
-    return cell(str(value))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import casebook_pages, member_pages, members, verified
 from .api_page import api
-from .wording import code, first_sentence, prose, table
+from .wording import capital, code, first_sentence, prose, table
 
 _MAKE = {
     "analyses": member_pages.analysis,
@@ -107,25 +107,14 @@ def _verdicts() -> str:
     for name in members.names("analyses"):
         found = members.member("analyses", name)
         caution, rest = member_pages.without_caution(found.__doc__ or "")
-        said = " ".join(prose(rest).split())
-        rows = [(word, rule(said, word) or "see its page") for word in ("supported", "refuted")]
-        rows.append(("does not mean", _capital(prose(caution))))
+        rules = [each for each in rest.split("\n\n") if re.search(r"\b(supported|refuted)\b", each, re.IGNORECASE)]
         parts += [
             f"## {found.question}",
             f"[`{name}`](analyses/{name}.md)",
-            table(("", ""), [(f"**{what}**", said) for what, said in rows]),
+            *map(prose, rules),
+            f"**What it does not mean.** {capital(prose(caution))}",
         ]
     return member_pages.joined(*parts)
-
-
-def rule(said: str, word: str) -> str:
-    """Return the rule by which an analysis gives a verdict, from its description."""
-    found = re.search(rf"\b{word}(?: \([^)]*\))?(?:: | says )(.*?)(?:[.;](?=\s|$))", said, re.IGNORECASE)
-    return _capital(f"{found[1]}.") if found else ""
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _methods() -> str:

@@ -26,6 +26,11 @@ def first_sentence(docstring: str | None) -> str:
     return (paragraph[: end.end()] if end else paragraph).replace(":", ".", 1) if end else paragraph
 
 
+def capital(text: str) -> str:
+    """Return a text with its first letter large."""
+    return text[:1].upper() + text[1:]
+
+
 def cell(text: str) -> str:
     """Return text for one cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
