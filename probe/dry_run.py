@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,18 +30,19 @@ def dry_run(
     check: bool = True,
     **options: Any,
 ) -> DryRun:
-    """Return what `run` with these options would take, without reading more than two of its samples.
+    """Return what `run` with these options would take, reading no more of it than a few samples.
 
     Raises what `run` raises before it reads anything, and UsageError for a model on NDIF: the two would be sent.
     """
+    began = time.perf_counter()
     reads = chosen_engine(engine)
     book, loaded = prepare(casebook, **options)
     reads.check(loaded)
     if loaded.is_remote:
-        raise UsageError("an estimate reads two samples, which would leave this machine: there is none for remote runs")
+        raise UsageError("an estimate reads samples, which would leave this machine: there is none for remote runs")
     folder = location(out) if out is not None else default_folder(book, loaded)
     reading = Reading(scan, deterministic, cache)
     player = Player(book, loaded, folder, Silent(), private=private, reading=reading)
     player.compare(check=check)
     player.check()
-    return estimate(book, loaded)
+    return estimate(player, ready_seconds=time.perf_counter() - began)

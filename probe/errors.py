@@ -64,6 +64,12 @@ class StoreUnreachable(ProbeError):
     exit_code = 4
 
 
+class NoRoom(ProbeError):
+    """The disk has less room than a run needs; nothing was written. The message says how much is needed and free."""
+
+    exit_code = 4
+
+
 class StoppedByLimit(ProbeError):
     """A run has taken the time or the disk that it may take; the same command with more goes on."""
 

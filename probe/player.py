@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,7 @@ def run(
     Raises UsageError for what cannot be, NotAvailable and NotReproducible for a model that is not there or cannot be
     captured, RunFolderInUse for a folder that is taken, DeviceLost where a device computes no more.
     """
+    began = time.perf_counter()
     reads = chosen_engine(engine)
     given = casebook if isinstance(casebook, Casebook) else load(casebook)
     book, loaded = prepare(
@@ -88,11 +90,12 @@ def run(
         engine=reads,
         given=given,
         limits=limits or Limits(),
+        began=began,
     )
     with losses_named(loaded.hf):
         player.compare(check=check)
         player.check()
-        player.judge(force=force)
+        player.costs.foresee(anew=player.judge(force=force))
         with store.hold(folder):
             player.claim(force=force)
             try:

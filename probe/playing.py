@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe import capture, discovery, plan
 from probe.casebook import Casebook
+from probe.costs import Costs
 from probe.engines.engine import Engine, Job, Read
 from probe.engines.local import local
 from probe.engines.unit import Unit, UnitRead
@@ -68,6 +70,7 @@ class Player:
     found: list[tuple[str, Finding]] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
     engine: Engine = field(default_factory=local)
+    began: float = field(default_factory=time.perf_counter)
     _workloads: dict[str, list[Sample]] = field(default_factory=dict)
 
     @cached_property
@@ -81,8 +84,13 @@ class Player:
         return run_identity(self.book, self.provenance, self.reading, private=self.private)
 
     @cached_property
+    def costs(self) -> Costs:
+        """What the run was predicted to take, and takes."""
+        return Costs(self, self.began)
+
+    @cached_property
     def _matched(self) -> MatchedSets:
-        return MatchedSets(self.model, lambda: self._made({}), self.findings, self.book.seed)
+        return MatchedSets(self.model, lambda: self.made({}), self.findings, self.book.seed)
 
     def compare(self, *, check: bool) -> None:
         """Hold the model's calls against its own eager attention; raises NotReproducible where they disagree."""
@@ -97,7 +105,7 @@ class Player:
         every named intervention is entered, and the shortest prompt goes through the model as it will be watched.
         """
         conditions = [condition for stage in self.book.stages for condition in stage.conditions.values()]
-        samples = [sample for condition in conditions for sample in self._made(condition.workload)]
+        samples = [sample for condition in conditions for sample in self.made(condition.workload)]
         if not samples:
             raise UsageError(f"the workload {self.book.workload_name!r} makes no sample")
         for stage in self.book.stages:
@@ -108,7 +116,7 @@ class Player:
         for stage in self.book.stages:
             for name, condition in stage.conditions.items():
                 for intervention in plan.stated(condition):
-                    self._check(name, intervention, self._made(condition.workload))
+                    self._check(name, intervention, self.made(condition.workload))
         if any(condition.capture for condition in conditions):
             shortest = min(samples, key=len)
             with self.model.calls(lambda *_: None):
@@ -169,8 +177,10 @@ class Player:
                 status = "partial" if self.failed else "complete"
             finally:
                 self._record(status)
+                self.costs.write()
         write_report(Run(self.folder), self.folder / "report.html")
         self._record(status)
+        self.costs.write()
 
     def _play_stage(self, stage: Stage, read: Read) -> None:
         try:
@@ -233,6 +243,7 @@ class Player:
 
     def _came(self, unit: Unit, came: UnitRead) -> None:
         """Take note of what came of a unit."""
+        self.costs.add(came)
         if came.record is not None:
             self.limits.add(self.folder / "trace.zarr" / unit.id)
         if came.non_finite:
@@ -254,9 +265,9 @@ class Player:
         lengths = [each.measured.value for _, each in self.found if each.analysis == "effective_length"]
         if lengths and lengths[-1] is not None:
             solved = int(lengths[-1])
-        return plan.chosen(stage, self._made(played.workload), solved)
+        return plan.chosen(stage, self.made(played.workload), solved)
 
-    def _made(self, replaced: Mapping[str, Any]) -> list[Sample]:
+    def made(self, replaced: Mapping[str, Any]) -> list[Sample]:
         """Make a condition's samples once, and hold their lengths against the model's."""
         key = json.dumps(replaced, sort_keys=True)
         if key in self._workloads:
@@ -269,6 +280,7 @@ class Player:
 
     def _analyse(self, stage: Stage) -> None:
         traces = Run(self.folder)
+        self.costs.note()
         for request in stage.analyses:
             name, parameters, label = labelled(request)
             if self.private and discovery.get("analyses", name).reads_tokens:
@@ -280,6 +292,7 @@ class Player:
             self.findings[label] = finding if label == name else finding.model_copy(update={"name": label})
             self.found.append((stage.name, self.findings[label]))
         store.write_json(self.folder / "findings.json", [finding.to_json() for _, finding in self.found])
+        self.costs.note()
 
     def _expected(self) -> dict[str, Any]:
         """Return what became of the casebook's expectations, and in what this run differs from what they are of."""

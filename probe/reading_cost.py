@@ -48,8 +48,13 @@ def _begin(device: torch.device) -> bool:
 
 
 def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident_peak()
+
+
+def resident_peak() -> int:
+    """Return the most memory that this process held, in bytes; since it was last forgotten, where it can be."""
+    if not (_PROCESS / "status").is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     for line in (_PROCESS / "status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -24,10 +24,10 @@ MAPPED = ("kernels", "hooks", "analyses", "casebooks", "dashboard")
 STREET = ("kernels", "hooks", "analyses", "dashboard", "probe/workloads")
 
 COMPOSITION = {
-    "__main__", "benchmark", "capture", "casebook", "command", "conformance", "dry_run", "encoder_decoder_reader",
-    "encoder_reader", "engines", "estimate", "head_gates", "kept_vectors", "live", "matched_sets", "plan", "player",
-    "playing", "prepare", "progress", "ranked_capture", "ranked_reader", "reader", "reader_class", "reading_cost",
-    "reporting", "requested", "run_identity", "score_agreement",
+    "__main__", "benchmark", "calibration", "capture", "casebook", "command", "conformance", "costs", "dry_run",
+    "encoder_decoder_reader", "encoder_reader", "engines", "estimate", "head_gates", "kept_vectors", "live",
+    "matched_sets", "plan", "player", "playing", "prepare", "progress", "ranked_capture", "ranked_reader", "reader",
+    "reader_class", "reading_cost", "reporting", "requested", "run_identity", "score_agreement",
 }  # fmt: skip
 """Files and folders of probe/ that may import everything, and that nobody else imports. The rest is vocabulary."""
 
@@ -44,7 +44,7 @@ OURS = {
 """What of ours each room may import."""
 
 NUMBERS = {"numpy", "scipy", "xarray", "zarr", "numcodecs", "pydantic", "jaxtyping"}
-TEXT = {"plotly", "yaml", "rich", "typer", "jinja2", "markupsafe"}
+TEXT = {"plotly", "yaml", "rich", "typer", "jinja2", "markupsafe", "packaging"}
 MODELS = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "accelerate"}
 THEIRS = {
     "vocabulary": NUMBERS | {"plotly", "yaml", "fsspec"},

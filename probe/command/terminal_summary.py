@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from probe.cost import Cost, Taken, duration, size
 from probe.visible import visible
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def print_summary(brief: Mapping[str, Any], *, as_json: bool) -> None:
             _line(f"  {line}")
         if len(failed) > _MOST_FAILURES:
             _line(f"  and {len(failed) - _MOST_FAILURES} more reasons")
+    if cost := brief.get("cost"):
+        said = Cost(Taken(**cost["predicted"]) if cost["predicted"] else None, Taken(**cost["actual"]))
+        _line(said.sentence(), style="dim")
     if "report.html" in brief["files"]:
         _line(brief["files"]["report.html"], lead="report: ", lead_style="bold", wrap=False)
 
@@ -80,10 +84,10 @@ def print_estimate(casebook: str, expected: DryRun, *, as_json: bool) -> None:
         return
     for stage in expected.stages:
         most = "at most " if stage.at_most else ""
-        _line(f"  {stage.name}: {most}{stage.units} units, about {_seconds(stage.seconds)}")
+        _line(f"  {stage.name}: {most}{stage.units} units, about {duration(stage.seconds)}")
     _line(
-        f"{casebook}: {expected.units} units, about {_seconds(expected.seconds)}, "
-        f"peak memory about {_bytes(expected.peak_memory_bytes)}, disk about {_bytes(expected.disk_bytes)}"
+        f"{casebook}: {expected.units} units, about {duration(expected.seconds)}, "
+        f"peak memory about {size(expected.peak_memory_bytes)}, disk about {size(expected.disk_bytes)}"
     )
 
 
@@ -107,7 +111,7 @@ def print_came(came: Came) -> None:
         came.status, ("!", "bold red")
     )
     verdicts = ", ".join(f"{number} {verdict}" for verdict, number in came.verdicts.items())
-    said = [came.status, *([verdicts] if verdicts else []), _seconds(came.seconds)]
+    said = [came.status, *([verdicts] if verdicts else []), duration(came.seconds)]
     if came.expected is not None:
         said.append(f"{came.expected - len(came.unmet)} of {came.expected} expectations met")
     _line(f"{came.casebook}: {', '.join(said)}", lead=f"{mark} ", lead_style=style)
@@ -128,11 +132,11 @@ def print_all(came: Sequence[Came], *, as_json: bool) -> None:
     for each in came:
         verdicts = [str(each.verdicts.get(verdict, "–")) for verdict in ("supported", "refuted", "inconclusive")]
         met = "–" if each.expected is None else f"{each.expected - len(each.unmet)} of {each.expected}"
-        table.add_row(each.casebook, each.status, *verdicts, met, _seconds(each.seconds))
+        table.add_row(each.casebook, each.status, *verdicts, met, duration(each.seconds))
     # In a file no column is cut off.
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=120)).print("", table)
-    _line(f"{len(came)} casebooks, {_seconds(sum(each.seconds for each in came))}", style="bold")
+    _line(f"{len(came)} casebooks, {duration(sum(each.seconds for each in came))}", style="bold")
 
 
 def print_specimens(specimens: Mapping[str, Mapping[str, Any]], *, as_json: bool) -> None:
@@ -166,17 +170,3 @@ def _line(text: str, *, style: str = "default", lead: str = "", lead_style: str 
     console = Console(highlight=False)
     line = Text(visible(lead), style=lead_style).append(visible(text, keep="\n"), style=style)
     console.print(line, soft_wrap=not (wrap and console.is_terminal))
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def _seconds(number: float) -> str:
-    return (
-        f"{number:.0f} s" if number < 120 else f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
-    )

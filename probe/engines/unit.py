@@ -40,6 +40,8 @@ class UnitRead:
     """In words, in which heads a number was NaN or infinite; empty where none was."""
     seconds: float = 0.0
     """How long it took."""
+    peak_bytes: int | None = None
+    """Most memory while it was read (see `probe.reading_cost`); None where that was not measured."""
     num_bytes: int = 0
     """What it takes of the disk, where that was measured."""
     by: str = ""

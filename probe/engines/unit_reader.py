@@ -91,7 +91,7 @@ class UnitReader:
             raise
         bad = in_words([NonFiniteHead(**head) for head in writer.non_finite])
         record = writer.commit(outcome)
-        return UnitRead(record, outcome.failed, bad, time.perf_counter() - began)
+        return UnitRead(record, outcome.failed, bad, time.perf_counter() - began, cost["peak_bytes"])
 
     def _check_devices(self, error: Exception) -> None:
         """Raise DeviceLost where the error is not the sample's: no other could be read here either."""

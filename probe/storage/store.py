@@ -24,7 +24,7 @@ from probe.storage.unit_writer import UnitWriter
 
 __all__ = ["Array", "MemoryStore", "RunStore", "UnitWriter", "clear", "hold", "unit_id", "write_json"]
 
-CONTENTS: Final = ("trace.json", "findings.json", "report.html", "report.html.part", "run.copy.json")
+CONTENTS: Final = ("trace.json", "findings.json", "report.html", "report.html.part", "run.copy.json", "cost.json")
 """What a run folder holds besides the lock, `run.json`, `commits.jsonl` and the units in `trace.zarr`."""
 
 

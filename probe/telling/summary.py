@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from probe.cost import read_cost
 from probe.storage.record_form import check_record
 from probe.telling.certainty import certainty
 from probe.telling.headline import headline
@@ -98,6 +99,7 @@ def summary(run: Run) -> dict[str, Any]:
         ],
         "expected": run.record.get("expected"),
         "skipped": [{"stage": stage, "reason": reason} for stage, reason in skipped(run.record)],
+        "cost": None if (cost := read_cost(run.path)) is None else dataclasses.asdict(cost),
         "failed": [dataclasses.asdict(failure) for failure in failures(run)],
         "files": {name: str(path) for name, path in files.items() if path.exists()},
     }

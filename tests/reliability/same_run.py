@@ -15,7 +15,7 @@ def content(folder: Path) -> dict[str, Any]:
     held: dict[str, Any] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name == ".lock":
+        if not path.is_file() or name in (".lock", "cost.json"):
             continue
         data = path.read_bytes()
         if path.name == "unit.json":
