@@ -125,14 +125,18 @@ def _methods() -> str:
             found = members.member(folder, name)
             for number in verified.cited(getattr(found, "source", ""), found.__doc__):
                 after.setdefault(number, []).append(f"[`{name}`]({folder}/{name}.md)")
+    known = verified.methods()
     rows = [
         (*row[:2], row[2] or "–", ", ".join(after.get(number, ())) or "–")
-        for number, row in ((number, verified.source(number)) for number in verified.methods())
+        for number, row in (
+            (number, verified.source(number)) for number in sorted(known, key=lambda number: not known[number]["read"])
+        )
     ]
     return member_pages.joined(
         "# Where each method comes from",
         "A definition that was transcribed from its authors' code is marked so, with the commit; one that was read at "
-        "second hand or in an abstract alone is marked so too. What is *not verified* is quoted nowhere as a fact, and "
-        "what is this toolkit's own is called that wherever it appears.",
+        "second hand or in an abstract alone is marked so too. What is *not verified* is not claimed here, and what is "
+        "this toolkit's own is called that wherever it appears. Of the last ones the file that follows them says what "
+        "it takes; how they were read was not recorded.",
         table(("work", "its definition was read from", "not verified", "here"), rows),
     )

@@ -49,13 +49,14 @@ def code(value: Any) -> str:
     return f"`{value}`"
 
 
-def fields_table(kind: type, leave_out: Iterable[str] = ()) -> str:
+def fields_table(kind: type) -> str:
     """Return a dataclass' fields with type, default and what stands under each."""
-    meanings, without = field_meanings(kind), {*leave_out}
+    meanings, own = field_meanings(kind), vars(kind).get("__annotations__", {})
     rows = [
         (code(each.name), code(_annotation(each.type)), _default(each), prose(meanings.get(each.name)))
-        for each in dataclasses.fields(kind)
-        if each.name not in without and each.init
+        # What is this one's own comes before what it shares with others.
+        for each in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own)
+        if each.init
     ]
     return table(("field", "type", "default", "what it is"), rows)
 
