@@ -23,6 +23,7 @@ GATHERED: Final = 256
 
 _NAME: Final = re.compile(r"[0-9]{8,12}\.jsonl")
 _TIMES: Final = 5
+_MOST_BYTES: Final = 2**24
 
 
 class CommitSegments:
@@ -57,7 +58,7 @@ class CommitSegments:
             (self._folder / name).create(line)
         except FileExistsError:
             # It may be ours: an answer that was lost on its way, and the same put again.
-            if (self._folder / name).read(len(line)) != line:
+            if (self._folder / name).read(_MOST_BYTES) != line:
                 raise RunFolderInUse(f"{self._path.parent} was written to by another process meanwhile") from None
         self._single[name] = line
         if len(self._single) == GATHERED:

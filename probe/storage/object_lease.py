@@ -31,7 +31,7 @@ SILENT_FOR: Final = 300.0
 _NAME: Final = re.compile(r"[0-9]{8}\.json")
 _MOST_BYTES: Final = 1000
 _held: dict[ObjectPath, _Lease] = {}
-_given_back: set[str] = set()
+_unheld: set[str] = set()
 _guard = threading.Lock()
 
 
@@ -87,7 +87,7 @@ def lease(folder: ObjectPath) -> Iterator[None]:
                 ended = _held.pop(folder)
                 ended.ended.set()
                 # Where it cannot be taken away, this process knows it as given back, and others when it has ended.
-                _given_back.add(ended.token)
+                _unheld.add(ended.token)
                 with contextlib.suppress(StoreUnreachable):
                     ended.object.parent.remove([ended.object.name])
 
@@ -112,6 +112,8 @@ def _taken(folder: ObjectPath) -> _Lease:
     number = max((int(name.removesuffix(".json")) for name in before), default=0) + 1
     mine = folder / LEASES / f"{number:08d}.json"
     taken = _Lease(folder, mine, secrets.token_hex(16), time.time())
+    # Until it is certain: where the connection is lost in between, what may lie there is nobody's.
+    _unheld.add(taken.token)
     with contextlib.suppress(FileExistsError):
         mine.create(_body(taken.token))
     _check_conditions(taken)
@@ -122,6 +124,7 @@ def _taken(folder: ObjectPath) -> _Lease:
         mine.parent.remove([mine.name])
         raise
     mine.parent.remove(before)
+    _unheld.discard(taken.token)
     return taken
 
 
@@ -171,7 +174,7 @@ def _read(path: ObjectPath) -> dict[str, Any]:
 
 
 def _gone(holder: Mapping[str, Any]) -> bool:
-    if holder.get("token") in _given_back or time.time() - holder["renewed"] > SILENT_FOR:
+    if holder.get("token") in _unheld or time.time() - holder["renewed"] > SILENT_FOR:
         return True
     if os.name == "nt" or (holder["host"], holder.get("processes")) != (socket.gethostname(), _processes()):
         return False

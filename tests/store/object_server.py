@@ -1,4 +1,4 @@
-"""An S3-compatible server on this machine, and file systems that count or fail."""
+"""An S3-compatible server on this machine, and a file system in memory that counts and fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -46,11 +46,11 @@ class Watched(MemoryFileSystem):  # type: ignore[misc]
     """Memory in which each put and each removal is counted, and the n-th fails as a lost connection does."""
 
     cachable = False
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.store: dict[str, Any] = {}
+        self.pseudo_dirs = [""]
         self.count = 0
         self.fails_at = -1
         self.arrives = False
