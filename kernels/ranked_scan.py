@@ -21,6 +21,7 @@ from probe.kernels.ring import Ring, Stretch
 from probe.kernels.scan import AXES, Scan
 from probe.kernels.series import Series
 from probe.kernels.statistic import Statistic
+from probe.kernels.tally import Tally
 from probe.kernels.visibility import Visibility
 from probe.kernels.walk import Walk
 
@@ -68,6 +69,7 @@ class RankedScan(Scan):
                 if call.log_sum_exp is None:
                     call = dataclasses.replace(call, log_sum_exp=self._log_sum_exp(call, stretches))
                 self._take_queries(call, stretches, rows)
+                self._give_to_owners(call, stretches)
         self._num_held = [each.num_keys for each in stretches]
 
     def drain(self) -> dict[str, Result]:
@@ -161,6 +163,26 @@ class RankedScan(Scan):
         for statistic in rows:
             self._own[statistic.key].append(statistic.of_rows(held[statistic.key]), call.query_start)
 
+    def _give_to_owners(self, call: Call, stretches: Sequence[Stretch]) -> None:
+        """Hand what each key received to the rank that has the key: none keeps the sums of other keys than its own."""
+        ranks, rank = range(self.ring.size), self.ring.rank
+        for statistic in self._scan:
+            tally = self._tallies.get(statistic.key)
+            along_keys = {f"array {suffix}" for suffix, facts in statistic.arrays.items() if facts.axes[-1] == "key"}
+            if tally is None or not along_keys or type(tally).state is not Tally.state:
+                continue
+            state, own = tally.state(), statistic.tally()
+            for giver, owner in ((g, o) for g in ranks for o in ranks if g != o and stretches[g].sees(stretches[o])):
+                if rank == giver:
+                    self.ring.give(_of_keys(state, stretches[owner], along_keys), owner)
+                elif rank == owner and (found := self.ring.take(giver)):
+                    own.merge({name: each.to(call.query.device) for name, each in found.items()})
+            mine = _of_keys(state, stretches[rank], along_keys)
+            rest = {name: each for name, each in state.items() if name.startswith("array ") and name not in along_keys}
+            if mine or rest:
+                own.merge({"origin": state["origin"]} | mine | rest)
+            self._tallies[statistic.key] = own
+
     def _scanned(self, part: Call) -> dict[str, dict[str, Tensor]]:
         """Add one stretch's contribution to the tallies, and return what it gives to each query."""
         reading = [s for s in self._scan if s.reads_blocks]
@@ -198,6 +220,17 @@ class Pieces(Series):
             return {}
         arrays = {f"array {suffix}": each for suffix, each in self._join(self._done).items()}
         return {"start": torch.tensor(self.start)} | arrays
+
+
+def _of_keys(state: Mapping[str, Tensor], stretch: Stretch, names: set[str]) -> dict[str, Tensor]:
+    """Return the part of a tally's state that is of a stretch of keys; nothing where it has none."""
+    if not state:
+        return {}
+    origin = int(state["origin"])
+    first, stop = max(stretch.key_start - origin, 0), max(stretch.key_stop - origin, 0)
+    cut = {name: state[name][..., first:stop] for name in names & state.keys()}
+    found = {name: each.clone() for name, each in cut.items() if each.shape[-1]}
+    return found and {"origin": torch.tensor(origin + first)} | found
 
 
 def under(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

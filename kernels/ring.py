@@ -191,23 +191,31 @@ class Ring:
             return self._received(torch.empty_like(tensor, memory_format=torch.contiguous_format), source, "a key")
         return None
 
+    def give(self, tensors: Mapping[str, Tensor], rank: int) -> None:
+        """Send tensors to a rank, which has to `take` them; their names, shapes and dtypes go first."""
+        whole = {name: each.cpu().contiguous() for name, each in tensors.items()}
+        kinds = [[name, str(each.dtype).removeprefix("torch."), list(each.shape)] for name, each in whole.items()]
+        header = torch.tensor(list(json.dumps(kinds).encode()), dtype=torch.uint8)
+        parts = [torch.tensor([len(header)]), header, *whole.values()]
+        self._finish(self._start([(dist.isend, each, rank) for each in parts]), "room for what was computed")
+
+    def take(self, rank: int) -> dict[str, Tensor]:
+        """Return the tensors that a rank gives to this one, on the CPU."""
+        length = self._received(torch.empty(1, dtype=torch.int64), rank)
+        header = self._received(torch.empty(int(length), dtype=torch.uint8), rank)
+        return {
+            name: self._received(torch.empty(shape, dtype=getattr(torch, kind)), rank)
+            for name, kind, shape in json.loads(bytes(header.tolist()))
+        }
+
     def gather(self, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """Yield at rank 0 the tensors of every rank, in their order, on the CPU; nothing at the others."""
         if self.rank:
-            whole = {name: each.cpu().contiguous() for name, each in tensors.items()}
-            kinds = [[name, str(each.dtype).removeprefix("torch."), list(each.shape)] for name, each in whole.items()]
-            header = torch.tensor(list(json.dumps(kinds).encode()), dtype=torch.uint8)
-            parts = [torch.tensor([len(header)]), header, *whole.values()]
-            self._finish(self._start([(dist.isend, each, 0) for each in parts]), "room for what was computed")
+            self.give(tensors, 0)
             return
         yield {name: each.cpu() for name, each in tensors.items()}
         for rank in range(1, self.size):
-            length = self._received(torch.empty(1, dtype=torch.int64), rank)
-            header = self._received(torch.empty(int(length), dtype=torch.uint8), rank)
-            found = {}
-            for name, kind, shape in json.loads(bytes(header.tolist())):
-                found[name] = self._received(torch.empty(shape, dtype=getattr(torch, kind)), rank)
-            yield found
+            yield self.take(rank)
 
     def _received(self, tensor: Tensor, rank: int, what: str = "what it computed") -> Tensor:
         self._finish(self._start([(dist.irecv, tensor, rank)]), what)

@@ -73,15 +73,22 @@ class Machine:
 def gpus(model: Model, machine: Machine, tokens: int) -> int:
     """Return how many GPUs hold weights, cache, one layer's work and the sums by key; in eights.
 
-    Every rank holds the sums that each key receives over the whole prompt, 4 bytes a head, layer and key: they do not
-    shrink with the number of ranks. Raises ValueError where they and the weights leave no room, however many there are.
+    While a layer is read every rank has what its queries gave to each key of the whole prompt, 4 bytes a head and key;
+    then each key's sum is its own rank's. Raises ValueError where that and the weights leave no room, however many
+    there are.
     """
-    fixed = model.weight_bytes + 4 * model.layers * model.heads * tokens
+    fixed = model.weight_bytes + sums_bytes(model, tokens)
     room = machine.memory - fixed
     if room <= 0:
         raise ValueError(f"weights and sums by key are {fixed / 1e9:.0f} GB on every GPU of {machine.memory / 1e9:.0f}")
-    shared = tokens * (model.cache_bytes_per_token + model.working_bytes_per_token())
+    by_key = 4 * model.layers * model.heads
+    shared = tokens * (model.cache_bytes_per_token + model.working_bytes_per_token() + by_key)
     return 8 * math.ceil(shared / room / 8)
+
+
+def sums_bytes(model: Model, tokens: int) -> int:
+    """Return what one statistic's sums by key take on every rank while a layer is read: 4 · H · n."""
+    return 4 * model.heads * tokens
 
 
 def imbalance(ranks: int) -> float:
@@ -120,7 +127,7 @@ def rows(model: Model, machine: Machine, tokens: int, ranks: int) -> Iterator[tu
     link = bytes_over_link(model, tokens, ranks)
     yield "keys and values, all layers", _bytes(model.cache_bytes_per_token * tokens)
     yield "weights, on every GPU", _bytes(model.weight_bytes)
-    yield "sums by key of one statistic, on every GPU", _bytes(4 * model.layers * model.heads * tokens)
+    yield "sums by key of a layer, on every GPU", _bytes(sums_bytes(model, tokens))
     yield "GPUs", f"{ranks}"
     yield "operations, all but attention", f"{model.linear_flops(tokens):.1e}"
     yield "operations, attention (2 products)", f"{2 * model.product_flops(tokens):.1e}"
@@ -139,13 +146,7 @@ def table(model: Model | None = None, machine: Machine | None = None) -> str:
     model, machine = model or Model(), machine or Machine()
     columns = []
     for tokens in NUMBERS:
-        # Where the sums by key leave no room, what the rest would need.
-        try:
-            ranks = gpus(model, machine, tokens)
-        except ValueError:
-            shared = tokens * (model.cache_bytes_per_token + model.working_bytes_per_token())
-            ranks = 8 * math.ceil(shared / (machine.memory - model.weight_bytes) / 8)
-        columns.append(list(rows(model, machine, tokens, ranks)))
+        columns.append(list(rows(model, machine, tokens, gpus(model, machine, tokens))))
     lines = [f"| | {' | '.join(f'{tokens:,} tokens' for tokens in NUMBERS)} |", "| --- " * (1 + len(NUMBERS)) + "|"]
     lines += [f"| {each[0][0]} | {' | '.join(value for _, value in each)} |" for each in zip(*columns, strict=True)]
     return "\n".join(lines)

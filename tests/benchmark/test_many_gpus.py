@@ -19,7 +19,8 @@ def test_a_million_tokens_of_an_8b_model():
     # Half of a million squared, times two operations, 128 channels, 32 heads, 32 layers.
     assert model.product_flops(1_000_000) == 131_072 * 1e12
     assert model.working_bytes_per_token() == (3 * 14_336 + 4 * 4096) * 2 + 3 * 4096 * 8
-    assert gpus(model, Machine(), 1_000_000) == 8
+    # Cache, work and sums of all layers by key, over what 16 GB of weights and one layer's sums leave of 72: 6.3, 64.4.
+    assert (gpus(model, Machine(), 1_000_000), gpus(model, Machine(), 10_000_000)) == (8, 72)
 
 
 def test_the_last_of_equal_stretches_has_this_share_of_the_pairs():
@@ -43,8 +44,9 @@ def test_a_trace_in_bytes():
 
 
 def test_sums_by_key_that_fill_a_gpu_are_said():
-    with pytest.raises(ValueError, match="426 GB on every GPU of 72"):
-        gpus(Model(), Machine(), 100_000_000)
+    # 16 GB of weights, and 4 bytes × 32 heads × a thousand million keys.
+    with pytest.raises(ValueError, match="144 GB on every GPU of 72"):
+        gpus(Model(), Machine(), 1_000_000_000)
 
 
 def test_the_page_has_the_table():

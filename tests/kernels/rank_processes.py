@@ -28,8 +28,8 @@ ROWS = 2
 
 def run(size: int, folder: Path, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(ring, folder, *arguments)` on each of `size` ranks; an exception of one is raised here."""
-    # The server imports torch once; what is forked from it has no threads.
-    multiprocessing.set_forkserver_preload([__name__])
+    # The server imports them once; what is forked from it has no threads.
+    multiprocessing.set_forkserver_preload([__name__, "probe.capture"])
     torch.multiprocessing.start_processes(
         _rank, (size, str(folder), work, arguments), nprocs=size, start_method="forkserver"
     )
@@ -159,6 +159,11 @@ def count_traffic(ring: Ring, folder: Path, length: int, masks: list[tuple[int |
     for window, causal in masks:
         before = ring.bytes_sent
         call = Call(0, key, key, key, 1.0, own * ring.rank, own * ring.rank, window=window, causal=causal)
-        RankedScan(["entropy"], ring).update(call)
+        scan = RankedScan(["received_mass"], ring)
+        scan.update(call)
         sent.append(ring.bytes_sent - before)
+        # No rank keeps what keys of another one have received.
+        held = scan._tallies["received_mass"].state()
+        assert int(held["origin"]) == own * ring.rank
+        assert held["array "].shape == (2, own)
     (folder / f"sent-{ring.rank}").write_text(" ".join(map(str, sent)), encoding="utf-8")
