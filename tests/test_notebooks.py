@@ -14,8 +14,8 @@ from probe import discovery
 
 CASEBOOKS = Path(__file__).resolve().parent.parent / "casebooks"
 NOTEBOOKS = sorted(CASEBOOKS.glob("*/*.ipynb"))
-AT_ONCE = ("attention-sinks", "first-look", "flip-flop", "found-in-the-middle", "retrieval-heads", "state-collapse")
-"""Those that are run with the fast tests: one of each specimen, and a cure. The others are slow."""
+AT_ONCE = ("attention-sinks", "first-look", "flip-flop", "state-collapse")
+"""Those that are run with the fast tests, of a specimen each. The others are slow."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
