@@ -30,9 +30,15 @@ from probe.errors import NotAsExpected, NotAvailable, UsageError
 
 # What a command needs is imported inside it: `probe --help` and `probe list` start without torch, numpy or pydantic.
 
+PLAY = "Play, and look at what was found"
+BEGIN = "Begin"
+TAKE_OUT = "Take out and compare"
+MEASURE = "Measure the toolkit itself"
+
 app = typer.Typer(
     name="probe",
     help="Find out why a language model fails on long context.",
+    epilog="To begin: probe doctor; then probe run first-look; then probe init for a casebook of your own.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,7 +76,7 @@ def program(
     context.obj = debug
 
 
-@app.command("run")
+@app.command("run", rich_help_panel=PLAY)
 def run_casebook(
     context: typer.Context,
     casebook: Annotated[
@@ -266,7 +272,7 @@ def _run_all(
     conclude(came, check=held)
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=BEGIN)
 def list_rooms(
     context: typer.Context,
     room: Annotated[
@@ -286,7 +292,7 @@ def list_rooms(
         print_listing(listing(room), as_json=as_json)
 
 
-@app.command("show")
+@app.command("show", rich_help_panel=PLAY)
 def show_run(
     context: typer.Context,
     run: Annotated[
@@ -309,15 +315,15 @@ def show_run(
         print_summary(summary(opened), as_json=as_json)
 
 
-app.command("bench")(bench)
-app.command("conformance")(conformance)
-app.command("doctor")(doctor)
-app.command("export")(export)
-app.command("init")(init)
-app.command("scores")(scores)
-app.add_typer(specimens, name="specimens")
-app.command("verify")(verify)
-app.command("view")(view)
+app.command("view", rich_help_panel=PLAY)(view)
+app.command("verify", rich_help_panel=PLAY)(verify)
+app.command("init", rich_help_panel=BEGIN)(init)
+app.command("doctor", rich_help_panel=BEGIN)(doctor)
+app.add_typer(specimens, name="specimens", rich_help_panel=BEGIN)
+app.command("export", rich_help_panel=TAKE_OUT)(export)
+app.command("scores", rich_help_panel=TAKE_OUT)(scores)
+app.command("bench", rich_help_panel=MEASURE)(bench)
+app.command("conformance", rich_help_panel=MEASURE)(conformance)
 
 
 def _limits(max_hours: float | None, budget: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def listing(room: str | None = None) -> dict[str, dict[str, str]]:
     Raises UsageError where there is no such room.
     """
     if room is not None and room not in ROOMS:
-        raise UsageError(f"there is no list of {room!r}; there are {', '.join(ROOMS)}")
+        close = difflib.get_close_matches(room, ROOMS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ROOMS)}"
+        raise UsageError(f"there is no list of {room!r}; {hint}")
     found = {name: _members(ROOMS[name]) for name in ([room] if room else ROOMS)}
     if room == "models":
         # Beside all other rooms a hundred architectures would drown what there is to run.
