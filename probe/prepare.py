@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from probe import capture
 from probe.casebook import Casebook, Override, load
+from probe.cost import size
 from probe.errors import NotAvailable, UsageError
 from probe.fits import check_fits
+from probe.reader import Reader
+from probe.reader_class import reader_class
 from probe.sample import Sample
 
 if TYPE_CHECKING:
@@ -66,13 +72,47 @@ def prepare(
 
 
 def check_lengths(book: Casebook, model: HuggingFaceModel) -> None:
-    """Raise UsageError, before anything runs, where the model cannot run a length or has no tokenizer."""
+    """Raise, before any text is made, where the model cannot run a length, of whatever condition, or has no tokenizer.
+
+    Raises UsageError too where the cache alone of one prompt is more than all the memory that there is.
+    """
     if model.tokenizer is None:
         why = f": {model.tokenizer_error}" if model.tokenizer_error else ""
         raise NotAvailable(f"{model.name} has no tokenizer, and a workload is text{why}")
-    longest = max(getattr(book.build_workload(), "lengths", ()), default=0)
+    replaced = ({}, *(c.workload for stage in book.stages for c in stage.conditions.values()))
+    longest = max((n for each in replaced for n in getattr(book.build_workload(each), "lengths", ())), default=0)
     if model.hard_limit and model.max_length is not None and longest > model.max_length:
         raise too_long(model, longest)
+    needs, has = cache_bytes(model, longest), total_memory(model.device)
+    if has is not None and needs > has:
+        raise UsageError(
+            f"the keys and values of {longest:,} tokens take {size(needs)} in {model.name}, and there are "
+            f"{size(has)} of memory in all; ask for shorter lengths (--lengths)"
+        )
+
+
+def cache_bytes(model: HuggingFaceModel, length: int) -> int:
+    """Return what keys and values of a prompt take at least; 0 where layers keep less than all, or are elsewhere."""
+    config = model.hf.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    windowed = kinds is None and getattr(config, "sliding_window", None)
+    if model.is_remote or windowed or getattr(config, "kv_lora_rank", None) or reader_class(model) is not Reader:
+        return 0
+    layers = zip(model.num_kv_heads, model.head_dim, kinds or ["full_attention"] * model.num_layers, strict=True)
+    width = sum(kv * dim for kv, dim, kind in layers if kind == "full_attention")
+    return 2 * width * model.dtype.itemsize * length
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Return the memory of this machine, its GPUs' with it, in bytes; None where the system does not say."""
+    try:
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    if device.type not in ("cpu", "cuda"):
+        return None
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    return host + sum(torch.cuda.get_device_properties(i).total_memory for i in gpus)
 
 
 def check_samples(samples: Sequence[Sample], model: HuggingFaceModel) -> str | None:
