@@ -11,6 +11,7 @@ from pathlib import Path
 
 from probe.errors import NotAvailable, UsageError
 from probe.workloads.lexicon import SLOTS, TEMPLATES
+from probe.workloads.own_file import check_own_file
 
 _SLOT = re.compile(r"{(\w+)}")
 # A sentence ends at . ! or ? (closing quotes and brackets included) before white space and no small letter, after their
@@ -60,6 +61,7 @@ def file_sentences(path: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=2)
 def _read(path: str, changed_ns: int, size: int) -> tuple[str, ...]:
+    check_own_file(path)
     text = Path(path).read_text(encoding="utf-8-sig")
     return tuple(sentence for piece in split_sentences(text) for sentence in _cut(piece))
 

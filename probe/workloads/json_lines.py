@@ -6,11 +6,10 @@ import difflib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from probe.errors import NotAvailable, UsageError
-
-_MOST_BYTES: Final = 1 << 30
+from probe.workloads.own_file import check_own_file
 
 
 class Line(NamedTuple):
@@ -58,8 +57,7 @@ def read_lines(path: str, fields: Collection[str], *, least: int = 1) -> list[Li
     object, has a field twice or one that is not among `fields`, and where there are fewer than `least` lines.
     """
     try:
-        if Path(path).stat().st_size > _MOST_BYTES:
-            raise NotAvailable(f"{path}: larger than {_MOST_BYTES:,} bytes")
+        check_own_file(path)
         # Lines end at line feeds alone: JSON may hold any other character that ends a line elsewhere.
         raw = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:

@@ -15,6 +15,7 @@ from probe.workloads.fitting import fit, within
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.json_lines import Line, read_lines
 from probe.workloads.marked_text import MarkedText
+from probe.workloads.own_file import check_own_file
 from probe.workloads.stretches import Stretch, stretch, written
 
 _ENDINGS: Final = (".txt", ".md")
@@ -161,7 +162,7 @@ def _documents(path: str) -> tuple[OwnDocument, ...]:
     folder = Path(path)
     if not folder.exists():
         raise NotAvailable(f"{path}: there is no such folder or file")
-    files = [folder] if folder.is_file() else sorted(each for each in folder.iterdir() if each.suffix in _ENDINGS)
+    files = [folder] if not folder.is_dir() else sorted(each for each in folder.iterdir() if each.suffix in _ENDINGS)
     if not files:
         raise NotAvailable(f"{path}: the folder holds no {' or '.join(_ENDINGS)} file")
     try:
@@ -184,6 +185,7 @@ def _read_documents(path: str, files: tuple[tuple[str, int], ...]) -> tuple[OwnD
 
 
 def _read(path: str) -> str:
+    check_own_file(path)
     text = Path(path).read_text(encoding="utf-8-sig")
     if not text.strip():
         raise UsageError(f"{path}: the file holds no text")

@@ -16,6 +16,7 @@ from probe.success import SuccessRule
 from probe.workloads.grid import Cell, Grid
 from probe.workloads.haystack import template_sentence
 from probe.workloads.marked_text import encode, require_offsets
+from probe.workloads.own_file import check_own_file
 
 ENGLISH = Path(__file__).with_name("english.txt")
 """Chapters of the King James Version (1611, public domain), none of which the specimen `prose` was trained on."""
@@ -184,4 +185,5 @@ def _read(path: str) -> str:
 
 @lru_cache(maxsize=2)
 def _cached(path: str, changed_ns: int) -> str:
+    check_own_file(path)
     return Path(path).read_text(encoding="utf-8-sig")

@@ -143,3 +143,29 @@ def test_what_no_machine_could_do_is_refused_before_anything_of_its_size_is_made
         load(file)
     assert said in str(error.value)
     assert len(str(error.value)) < 2_000
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        "needle: {lengths: [64], haystack: FILE}",
+        "passkey: {lengths: [64], haystack: FILE}",
+        "plain_text: {lengths: [64], text: FILE}",
+        "own_prompts: {file: FILE}",
+        "own_documents: {lengths: [64], documents: FILE, questions: FILE}",
+    ],
+)
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_a_file_that_a_casebook_names_is_a_plain_one(tmp_path: Path, workload: str, kind: str) -> None:
+    import probe
+    from probe.casebook import load
+    from probe.errors import ProbeError
+
+    path = {"device": Path("/dev/zero"), "pipe": tmp_path / "pipe", "folder": tmp_path}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    file = tmp_path / "x.yaml"
+    text = f"name: x\nquestion: what?\nworkload: {{{workload}}}\nstages: [{{name: read, conditions: {{}}}}]\n"
+    file.write_text(text.replace("FILE", str(path)))
+    with pytest.raises(ProbeError):
+        list(load(file).build_workload().build(probe.load("needle").tokenizer))
