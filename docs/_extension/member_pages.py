@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from . import members, verified
-from .sample_shown import sample_shown
+from .sample_shown import OWN, sample_shown
 from .wording import capital, code, described, fields_table, parameters_table, prose, table
 
 
@@ -79,7 +80,8 @@ def statistic(name: str) -> str:
         verified.sources_table(found.source, found.__doc__),
         "## How well it is verified",
         "Its definition in float64 over dense probabilities (`reference`) stands in the same file; contract tests hold "
-        "the blocked update to it over shapes and every split of queries and keys."
+        "the blocked update to it over shapes and every split of queries and keys "
+        "(`tests/kernels/test_statistics_agree_with_float64.py`, `tests/kernels/test_statistic.py`)."
         if found.reference is not Statistic.reference
         else "It is no function of attention's scores; tests hold it against what torch gives directly.",
         "Its part of the Triton kernel is checked in Triton's interpreter and compiled for three kinds of GPU; it has "
@@ -148,6 +150,7 @@ def workload(name: str) -> str:
         described("class", name, found),
         "## Fields\n\n" + (fields_table(found) or "It has none."),
         "[What all workloads share](../../workloads.md): lengths, spans, facts, success rules." if own else "",
+        _axes(found),
         f"## A sample\n\n{sample_shown(name, found)}",
         _section("Read by the casebooks", read),
         _section("Where it is from", verified.sources_table(found.__doc__)),
@@ -156,6 +159,16 @@ def workload(name: str) -> str:
         "(`tests/workloads/test_every_workload.py`).",
         f"Source: `{members.source_file(found)}`.",
     )
+
+
+def _axes(workload: Any) -> str:
+    """Return the axes of a workload's grid in a sentence."""
+    from probe.workloads.grid import Grid
+
+    if not issubclass(workload, Grid) or workload.__name__ in OWN:
+        return ""
+    axes = " × ".join(code(axis) for axis in ("length", *workload().axes()))
+    return f"The axes of its grid, as facts of a sample call them: {axes}, and samples of each cell."
 
 
 def without_caution(docstring: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from .wording import code, table
 _MOST = 900
 """Characters of a prompt that are shown; its middle is left out beyond."""
 
-_OWN = {"own_prompts", "own_documents"}
+OWN = {"own_prompts", "own_documents"}
 """Workloads of texts that are the reader's."""
 
 
@@ -27,7 +27,7 @@ def _tokenizer() -> Any:
 
 def sample_shown(name: str, workload: Any) -> str:
     """Return the first sample of 512 or 1,024 tokens of the specimen `prose`, or why none is shown."""
-    if name in _OWN:
+    if name in OWN:
         return "Its texts are yours: [a line of its file](../../workloads.md#texts-of-your-own)."
     from probe.errors import UsageError
 

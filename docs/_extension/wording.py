@@ -91,6 +91,8 @@ def signature(value: Any) -> str:
         return ""
     shown = []
     for each in found.parameters.values():
+        if each.name in ("self", "cls"):
+            continue
         # What a default of a thousand words would say stands in the table of fields.
         plain = each.default is not each.empty and len(repr(each.default)) > 60
         shown.append(each.replace(default=...) if plain else each)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import probe
 from probe import discovery
 from probe.kernels import statistic
 
@@ -82,6 +83,12 @@ def test_a_field_stands_with_its_default_and_what_it_is(site: Path) -> None:
     shown = text(site / "generated" / "statistics" / "received_mass.html")
     assert "received_mass_num_queries" in shown
     assert "attention_sinks" in shown
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    shown = (DOCS / "generated" / "api.md").read_text(encoding="utf-8")
+    assert {name for name in probe._public() if f"probe.{name}" not in shown} == set()
+    assert "probe.Trace.window(layer: int, head: int, *, queries: slice" in shown
 
 
 def asked_elsewhere(site: Path) -> list[str]:
