@@ -176,7 +176,8 @@ class RankedScan(Scan):
                 if rank == giver:
                     self.ring.give(_of_keys(state, stretches[owner], along_keys), owner)
                 elif rank == owner and (found := self.ring.take(giver)):
-                    own.merge({name: each.to(call.query.device) for name, each in found.items()})
+                    # Where its own arrays are: some are counted on the CPU.
+                    own.merge({name: each.to(state.get(name, call.query).device) for name, each in found.items()})
             mine = _of_keys(state, stretches[rank], along_keys)
             rest = {name: each for name, each in state.items() if name.startswith("array ") and name not in along_keys}
             if mine or rest:
