@@ -355,7 +355,7 @@ def _command(casebook: str, options: Mapping[str, Any]) -> str:
     """Return the command line that starts this run, and continues it."""
     words = ["probe", "run", casebook]
     for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
+        flag = "--no-eager-check" if name == "no_check" else "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
         elif value is not None and value is not False:

@@ -92,6 +92,11 @@ def lease(folder: ObjectPath) -> Iterator[None]:
                     ended.object.parent.remove([ended.object.name])
 
 
+def is_held(folder: ObjectPath) -> bool:
+    """Return whether this process holds the run."""
+    return folder in _held
+
+
 def assure(folder: ObjectPath) -> None:
     """Raise RunFolderInUse where this process does not hold the run any more; the store is asked only after silence."""
     held = _held.get(folder)

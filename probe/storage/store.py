@@ -17,6 +17,7 @@ from probe.storage.checking import ROOT_GROUP
 from probe.storage.commits import UNIT_ID, Commits
 from probe.storage.durable import canonical_json, half_written, sync_folder, write_json
 from probe.storage.hold import hold
+from probe.storage.object_lease import is_held
 from probe.storage.object_path import Location, ObjectPath, location
 from probe.storage.unit_files import MemoryFiles, SealedFiles, is_unit, open_files, remove_unit
 from probe.storage.unit_trace import Trace
@@ -122,7 +123,8 @@ class RunStore:
 
     def close(self) -> None:
         """Let the folder go."""
-        if self._writing and self._free.alive:
+        # Where all was there already, what a session before could not gather is left.
+        if self._free.alive and (self._writing or (isinstance(self.path, ObjectPath) and is_held(self.path))):
             self._commits.fold()
         self._free()
 

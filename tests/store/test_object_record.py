@@ -73,6 +73,17 @@ def test_lines_lie_in_objects_of_their_own_and_are_gathered(files: Watched, monk
     assert list(RunStore(URL).committed()) == [*names[:2], "unit-11"]
 
 
+def test_what_a_session_could_not_gather_the_next_gathers_though_it_writes_nothing(files: Watched) -> None:
+    store = RunStore(URL)
+    small(store, "a")
+    store._free()
+    assert "commits.jsonl" not in keys(files)
+    with hold(URL), RunStore(URL):
+        pass
+    assert [key for key in keys(files) if key.startswith("commits")] == ["commits.jsonl"]
+    assert list(RunStore(URL).committed()) == ["a"]
+
+
 def test_a_line_that_is_missing_is_named_and_its_units_are_not_taken_for_unwritten(files: Watched) -> None:
     store = RunStore(URL)
     for unit in ("a", "b", "c"):

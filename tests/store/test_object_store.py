@@ -88,6 +88,7 @@ def test_it_opens_shows_and_is_verified_by_its_url(here: Path, there: str) -> No
     assert there in call("show", there).output
     assert "every byte is what was written" in call("verify", there).output
     assert f"--out {there}" in str(run.record["command"])
+    assert "--no-eager-check" in str(run.record["command"])
 
 
 @pytest.mark.parametrize(
