@@ -110,9 +110,25 @@ def test_what_only_one_workload_can_have_is_refused(house: Callable[..., None], 
     assert f"{option.partition('=')[0]} is one casebook's" in done.output
 
 
-@pytest.mark.parametrize("name", [name for name in discovery.names("casebooks") if name != "first-look"])
-def test_each_casebook_that_ships_plays_with_few_samples(name: str, tmp_path: Path) -> None:
-    run = probe.run(name, limit=1, out=tmp_path / "run")
+SMALLER: dict[str, dict[str, Any]] = {
+    "finding-and-answering": {"lengths": (128, 512), "depths": (0.0, 0.5)},
+    "length-rescue": {"lengths": (256, 512), "depths": (0.0, 1.0)},
+    "lost-in-the-middle": {"lengths": (290,), "depths": (0.0, 0.5, 1.0)},
+}
+"""What is asked of those whose own grid takes longest; all of it is played with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        pytest.param(name, SMALLER.get(name, {}), id=name)
+        for name in discovery.names("casebooks")
+        if name != "first-look"
+    ]
+    + [pytest.param(name, {}, marks=pytest.mark.slow, id=f"{name}-whole") for name in SMALLER],
+)
+def test_each_casebook_that_ships_plays_with_few_samples(name: str, grid: dict[str, Any], tmp_path: Path) -> None:
+    run = probe.run(name, limit=1, out=tmp_path / "run", **grid)
     assert run.record["status"] == "complete"
     assert run.findings()
 
