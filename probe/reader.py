@@ -323,12 +323,9 @@ class Reader:
             self.vectors[layer].take(call)
 
     def _new_scan(self, statistics: Sequence[Statistic]) -> Scan:
+        engine, deterministic = self.reading.scan, self.reading.deterministic
         return Scan(
-            statistics,
-            spans=self.spans,
-            pool_tokens=self.pool_tokens,
-            engine=self.reading.scan,
-            deterministic=self.reading.deterministic,
+            statistics, spans=self.spans, pool_tokens=self.pool_tokens, engine=engine, deterministic=deterministic
         )
 
     def _on_residual(self, layer: int, _: int, hidden: Tensor) -> None:
