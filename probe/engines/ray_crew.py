@@ -71,6 +71,7 @@ class Crew:
         self._stopped: StoppedByLimit | None = None
         self._told: set[str] = set()
         self._began = time.monotonic()
+        self._first = 0.0
         self._num_read = 0
         self._begun = False
         self._answers: queue.SimpleQueue[_Hand] = queue.SimpleQueue()
@@ -93,7 +94,7 @@ class Crew:
             return
         self._pending.extend(units)
         self._enlist(len(units))
-        self._began, self._num_read = time.monotonic(), 0
+        self._began, self._first, self._num_read = time.monotonic(), 0.0, 0
         while self._pending or any(hand.units for hand in self._hands):
             self._hand_out()
             hand = self._heard()
@@ -156,6 +157,7 @@ class Crew:
             for hand in self._hands:
                 if hand.ready and len(hand.units) < depth and self._pending and self._may_begin(self._pending[0]):
                     unit = self._pending.popleft()
+                    self._first = self._first or time.monotonic()
                     self._ask(hand, hand.actor.read.remote(unit), unit)
 
     def _waited(self) -> bool:
@@ -237,8 +239,6 @@ class Crew:
                 f"a worker ({hand.name}) has another model, or other software, than this process: {differs}"
             )
         hand.ready, self._deaths_before_ready = True, 0
-        if not self._num_read and all(each.ready for each in self._hands):
-            self._began = time.monotonic()
 
     def _lost(self, hand: _Hand, error: Exception) -> Generator[tuple[Unit, UnitRead], None, None]:
         """Put another worker in the place of one that died, and what it had back to the units to be read."""
@@ -269,7 +269,7 @@ class Crew:
 
     def _told_by(self, came: UnitRead) -> UnitRead:
         self._num_read += 1
-        rate = self._num_read / max(time.monotonic() - self._began, 1e-9)
+        rate = self._num_read / max(time.monotonic() - self._first, 1e-9)
         ready = sum(hand.ready for hand in self._hands)
         return dataclasses.replace(came, by=f"{ready} of {len(self._hands)} workers, {rate:.3g} units/s")
 
