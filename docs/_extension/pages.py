@@ -31,7 +31,7 @@ def write(docs: Path) -> None:
             path.write_text(text, encoding="utf-8")
     for path in out.rglob("*.md"):
         if path not in wanted:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _pages() -> Iterator[tuple[str, str]]:

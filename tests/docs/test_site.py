@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import probe
 from probe import discovery
@@ -53,7 +54,13 @@ def build(out: Path, pages: tuple[str, ...]) -> Path:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("site"), SHOWN)
+    """The site, built once however many processes share the tests."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "site"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "index.html").is_file():
+            build(shared, SHOWN)
+    return shared
 
 
 def text(page: Path) -> str:
