@@ -26,6 +26,16 @@ CODECS: Final[list[dict[str, Any]]] = [
 _GROUP: Final = re.compile(r"parts(/[a-z]+)?|(parts/[a-z]+/)?layers(/[0-9]+)?")
 """Where a unit has groups of arrays within it."""
 
+_OF_BOTH: Final = frozenset(("zarr_format", "node_type", "attributes"))
+_OF_ARRAYS: Final = frozenset(("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs"))
+_DESCRIBED_BY: Final = {
+    "group": _OF_BOTH | {"consolidated_metadata"},
+    "array": _OF_BOTH | _OF_ARRAYS | {"dimension_names", "fill_value", "storage_transformers"},
+}
+"""What the `zarr.json` of a group and of an array may say; zarr refuses what it does not know in its own words."""
+
+_DIM: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+
 _ITEM_BYTES: Final = (
     {"bool": 1}
     | {f"{kind}{8 * n}": n for kind in ("int", "uint") for n in (1, 2, 4, 8)}
@@ -44,11 +54,12 @@ def check_arrays(files: UnitFiles, name: str) -> None:
         array, separator, _ = path.partition("/c/")
         if separator:
             chunks.setdefault(array, set()).add(path)
-    described = [path for path in sorted(paths) if path.endswith("/zarr.json")]
+    described = [path for path in sorted(paths) if f"/{path}".endswith("/zarr.json")]
     for path, data in zip(described, all_of(files.read, described, far=files.far), strict=True):
-        array = path.removesuffix("/zarr.json")
+        array = path.removesuffix("zarr.json").removesuffix("/")
+        value = parse_json(data or b"", f"{name}/{path}")
+        _check_said(value, f"{name}: array {array}" if array else f"{name}/{path}")
         if array:
-            value = parse_json(data or b"", f"{name}/{path}")
             if _GROUP.fullmatch(array) and isinstance(value, dict) and value.get("node_type") == "group":
                 continue
             _check_array(value, array, chunks.pop(array, set()), name)
@@ -60,6 +71,25 @@ def layers_in(paths: Iterable[str]) -> list[int]:
     """Return the layers that have a group of their own, by the paths of a unit's files."""
     parts = [path.split("/") for path in paths if path.startswith("layers/")]
     return sorted({int(part[1]) for part in parts if len(part) == 3 and part[2] == "zarr.json"})
+
+
+def _check_said(value: Any, where: str) -> None:
+    """Raise StoreCorrupt unless a description has no more keys than it may, and attributes that are plain values."""
+    kind = value.get("node_type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in _DESCRIBED_BY or not set(value) <= _DESCRIBED_BY[kind]:
+        raise StoreCorrupt(f"{where} is not described as this toolkit describes an array or a group")
+    attributes = value.get("attributes", {})
+    labels = attributes.get("labels", {}) if isinstance(attributes, dict) and kind == "group" else {}
+    plain = isinstance(attributes, dict) and all(
+        isinstance(each, str | int | float | bool)
+        for key, each in attributes.items()
+        if not (key == "labels" and kind == "group")
+    )
+    named = isinstance(labels, dict) and all(
+        isinstance(names, list) and all(isinstance(each, str) for each in names) for names in labels.values()
+    )
+    if not plain or not named:
+        raise StoreCorrupt(f"{where} has attributes that are no plain values")
 
 
 def _check_array(value: Any, array: str, chunks: set[str], name: str) -> None:
@@ -74,6 +104,11 @@ def _check_array(value: Any, array: str, chunks: set[str], name: str) -> None:
         raise StoreCorrupt(f"{where} is not described as this toolkit describes one: {error!r}") from error
     sizes = [*shape, *chunk_shape] if isinstance(shape, list) and isinstance(chunk_shape, list) else [None]
     if not known or any(type(size) is not int or size < 0 for size in sizes) or len(shape) != len(chunk_shape):
+        raise StoreCorrupt(f"{where} is not described as this toolkit describes one")
+    dims = value.get("dimension_names")
+    if not isinstance(dims, list) or not all(isinstance(dim, str) and _DIM.fullmatch(dim) for dim in dims):
+        raise StoreCorrupt(f"{where} has axes without names")
+    if len(dims) != len(shape) or len({*dims}) != len(dims) or isinstance(value.get("fill_value"), list | dict):
         raise StoreCorrupt(f"{where} is not described as this toolkit describes one")
     if not isinstance(codecs, list) or [_codec(codec, item_bytes) for codec in codecs] != [
         _codec(codec, item_bytes) for codec in CODECS

@@ -43,3 +43,15 @@ def played_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def played(played_once: Path, tmp_path: Path) -> Path:
     """A copy of it, to do with as one likes."""
     return Path(shutil.copytree(played_once, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of its own with every kind of array; nobody changes this one."""
+    import probe
+
+    model = probe.load("needle")
+    sample = next(iter(probe.needle(lengths=(64,), depths=(0.5,), samples=1).build(model.tokenizer)))
+    statistics = ["entropy", "span_mass", "attention_map", "loss"]
+    trace = probe.trace(model, sample, statistics=statistics, queries_and_keys=[0])
+    return trace.save(tmp_path_factory.mktemp("saved") / "trace")
