@@ -219,6 +219,7 @@ class Crew:
         if unit is None:
             self._admit(hand, answer)
             return
+        self._deaths_before_ready = 0
         if answer.record is not None:
             self._job.store.adopt(answer.record)
             each = answer.num_bytes / max(len(unit.sample), 1)
