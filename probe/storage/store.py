@@ -124,9 +124,11 @@ class RunStore:
     def close(self) -> None:
         """Let the folder go."""
         # Where all was there already, what a session before could not gather is left.
-        if self._free.alive and (self._writing or (isinstance(self.path, ObjectPath) and is_held(self.path))):
-            self._commits.fold()
-        self._free()
+        try:
+            if self._free.alive and (self._writing or (isinstance(self.path, ObjectPath) and is_held(self.path))):
+                self._commits.fold()
+        finally:
+            self._free()
 
     def __enter__(self) -> RunStore:
         return self

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import probe
-from probe.errors import RunFolderInUse, StoreCorrupt, UsageError
+from probe.errors import RunFolderInUse, StoreCorrupt, StoreUnreachable, UsageError
 from probe.storage import commit_segments, object_lease, object_path
 from probe.storage.array import Array
 from probe.storage.checking import check_run, forget
@@ -82,6 +82,19 @@ def test_what_a_session_could_not_gather_the_next_gathers_though_it_writes_nothi
         pass
     assert [key for key in keys(files) if key.startswith("commits")] == ["commits.jsonl"]
     assert list(RunStore(URL).committed()) == ["a"]
+
+
+def test_a_run_is_let_go_though_its_record_cannot_be_gathered(files: Watched) -> None:
+    store = RunStore(URL)
+    small(store, "a")
+    files.down = True
+    with pytest.raises(StoreUnreachable):
+        store.close()
+    files.down = False
+    assert not object_lease.is_held(location(URL))  # type: ignore[arg-type]
+    with RunStore(URL) as again:
+        small(again, "b")
+    assert list(RunStore(URL).committed()) == ["a", "b"]
 
 
 def test_a_line_that_is_missing_is_named_and_its_units_are_not_taken_for_unwritten(files: Watched) -> None:
