@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -31,6 +32,8 @@ def cluster(address: str | None, workers: int | None, cpus: int, gpus: float) ->
     Yields how many workers there is room for, of `workers` at most. A process that is connected already stays
     connected. Raises NotAvailable where there is no such cluster, UsageError where this machine has fewer GPUs.
     """
+    if address is not None:
+        _check_somebody_listens(address)
     with _environment(address):
         # Ray reads its settings when it is imported.
         import ray
@@ -79,6 +82,17 @@ def cluster(address: str | None, workers: int | None, cpus: int, gpus: float) ->
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Raise NotAvailable where nothing answers at an address: Ray itself would go on asking for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise NotAvailable(f"a Ray cluster at {address} cannot be joined: {error}") from error
 
 
 def _own_folder() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,12 @@ def test_the_command_line_gives_the_engine_its_options(monkeypatch: pytest.Monke
     alone = CliRunner().invoke(app, ["run", "first-look", "--workers", "4"])
     assert alone.exit_code == 2
     assert "--workers: these are options of --engine ray" in " ".join(alone.output.split())
+
+
+def test_a_cluster_that_is_not_there_is_named(book: Casebook, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        # Nobody listens there.
+        with pytest.raises(NotAvailable, match=f"a Ray cluster at {address} cannot be joined: .*refused"):
+            probe.run(book, out=tmp_path / "run", engine={"ray": {"address": address}}, check=False)
