@@ -68,3 +68,11 @@ def test_the_script_runs_by_itself_and_its_list_is_whole(tmp_path: Path) -> None
         cwd=ACCEPTED.parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "not audited" in done.stdout
+
+
+@pytest.mark.nightly
+def test_no_known_advisory_applies_to_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = audit()
+    with capsys.disabled():
+        print(*said, sep="\n")
+    assert code == 0, said

@@ -19,6 +19,8 @@ ALLOWED: Final = {
     "probe/__init__.py": ({"importlib.import_module"}, "brings public names, from a table of its own and from rooms"),
     "probe/discovery.py": ({"importlib.import_module"}, "brings the members of rooms and of installed packages"),
     "hooks/loading/find_model.py": ({"urllib.request"}, "asks whether the environment names a proxy; fetches nothing"),
+    "probe/command/checkup.py": ({"socket.socket"}, "tries whether the explorer's port is free"),
+    "probe/engines/ray_cluster.py": ({"socket.create_connection"}, "tries whether anybody is at --engine-address"),
     "probe/reporting/report.py": ({"markupsafe.Markup"}, "puts markup of its own around what it escaped"),
     "probe/benchmark/model_cases.py": ({"torch.manual_seed"}, "makes weights by chance, as transformers draws them"),
     "probe/conformance/random_model.py": ({"torch.manual_seed"}, "makes weights by chance, as transformers draws them"),
