@@ -108,7 +108,8 @@ def declared() -> tuple[str, list[str], dict[str, list[str]]]:
 
     about = metadata.metadata(PACKAGE)
     names = [name for name in about.get_all("Provides-Extra") or [] if name not in NOT_LISTED]
-    needed, by_extra = [], {name: [] for name in names}  # type: dict[str, list[str]]
+    needed: list[str] = []
+    by_extra: dict[str, list[str]] = {name: [] for name in names}
     for text in about.get_all("Requires-Dist") or []:
         marker = Requirement(text).marker
         of = [name for name in names if marker and "extra" in str(marker) and marker.evaluate({"extra": name})]

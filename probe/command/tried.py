@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import probe
 from probe import discovery
 from probe.command.checkup import Check, without_places
+
+if TYPE_CHECKING:
+    from probe.kernels.engine import EngineName
 
 LONGEST_SECONDS: Final = 180.0
 _TOLERANCE: Final = 1e-3
@@ -118,7 +121,7 @@ def _driver() -> str:
     return f", driver {done.stdout.split()[0]}" if done.stdout.split() else ""
 
 
-def _held(name: str, device: str, engine: Any, *, needed: bool = False) -> Check:
+def _held(name: str, device: str, engine: EngineName, *, needed: bool = False) -> Check:
     """Compute two statistics of one small call by an implementation and by their definitions."""
     import torch
 
@@ -129,7 +132,8 @@ def _held(name: str, device: str, engine: Any, *, needed: bool = False) -> Check
     query, key, value = (torch.randn(n, 96, 32, generator=drawn) for n in (4, 2, 2))
     found = []
     try:
-        for where, how in ((device, engine), ("cpu", "reference")):
+        pairs: list[tuple[str, EngineName]] = [(device, engine), ("cpu", "reference")]
+        for where, how in pairs:
             call = Call(
                 layer=0,
                 query=query.to(where),
