@@ -24,6 +24,8 @@ LONGEST_SECONDS: Final = 1.5
 """A prompt that is expected to take longer is not read to learn what prompts take."""
 _APART: Final = 1.4
 """How much longer than the last a prompt is that is worth reading."""
+_LEAST: Final = 3
+"""Lengths that are read whatever they take, where prompts differ so much: a curve needs as many."""
 _BYTES_OF_ENTRY: Final = 400
 """What a unit adds to the run's own files: its line in the commit record."""
 
@@ -137,20 +139,18 @@ def spread(samples: Sequence[Sample], read: Any, *, until: float) -> list[Trial]
     ordered = sorted(samples, key=len)
     trials: list[Trial] = [read(ordered[0])]
     longest = ordered[-1]
-    while time.perf_counter() < until:
+    while len(trials) < _LEAST or time.perf_counter() < until:
         last = trials[-1]
         longer = [sample for sample in ordered if len(sample) >= _APART * last.length]
         if not longer or len(trials) == 5:
             break
         # Quadratic, at the most.
         most = last.length * (LONGEST_SECONDS / max(last.seconds, 1e-9)) ** 0.5
-        wanted = 2 * last.length
-        next_one = next((s for s in longer if len(s) >= wanted), longer[-1])
-        if len(next_one) > most:
-            if wanted > most:
-                break
-            next_one = cut(longest, wanted)
-        trials.append(read(next_one))
+        wanted = max(2 * last.length, int(most))
+        if wanted > most and len(trials) >= _LEAST and len(longer[0]) > most:
+            break
+        within = [sample for sample in longer if len(sample) <= wanted]
+        trials.append(read(within[-1] if within else cut(longest, min(wanted, len(longest)))))
     return trials
 
 

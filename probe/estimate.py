@@ -188,15 +188,17 @@ class _Estimate:
             alone = stage.model_copy(update={"conditions": {name: condition}})
             (played,) = plan.resolve(alone, self.findings, lambda *_: ())
             known = (stage.name, name) in self.ratios
-            trials = self._read(
-                played, self._few(chosen, plain), plan.requests_of(stage, self.player.model), stage.name
-            )
+            few, requests = self._few(chosen, plain), plan.requests_of(stage, self.player.model)
+            trials = self._read(played, few, requests, stage.name, twice=len(few) == 1 and not known)
         except (ValueError, NotAvailable, ProbeError):
             # What it does rests on findings that these few prompts do not give.
             return self._usual(condition)
         if not known and trials:
-            expected = sum(plain.seconds(t.length) for t in trials)
-            self.ratios[stage.name, name] = max(0.2, sum(t.seconds for t in trials) / max(expected, 1e-9))
+            # The first reading under an intervention imports and compiles, which the run does once.
+            ratio = max(0.2, min(t.seconds / max(plain.seconds(t.length), 1e-9) for t in trials))
+            self.ratios[stage.name, name] = ratio
+            if len(trials) > 1:
+                self.calibration.once += max(0.0, trials[0].seconds - ratio * plain.seconds(trials[0].length))
         return self.ratios.get((stage.name, name), 1.0)
 
     def _usual(self, condition: Condition) -> float:
@@ -275,9 +277,21 @@ class _Estimate:
         read = max(t.length for each in plain for t in each.trials)
         stored = max(each.bytes.b for each in plain)
         more = max(0, self._held(self.longest, stored) - self._held(read, stored))
+        # What grows besides is not known of every model, and goes on as it was seen to.
+        steepest = max((self._steepness(each.trials) for each in plain), default=0.0)
+        more = max(more, int(steepest * max(0, self.longest - read)))
         if self.player.model.device.type == "cuda":
             return resident_peak() + int(stored * self.longest), self.peak + more
         return max(self.peak + more, resident_peak()), None
+
+    def _steepness(self, trials: Sequence[Trial]) -> float:
+        """Return the bytes by which the peak was seen to grow with each token, logits of a chunk left out."""
+        first, last = trials[0], trials[-1]
+        if first.length == last.length or not first.peak_bytes or not last.peak_bytes:
+            return 0.0
+        each = self.player.model.vocab_size * (self.player.model.dtype.itemsize + 4)
+        logits = each * (min(last.length, capture.CHUNK_TOKENS) - min(first.length, capture.CHUNK_TOKENS))
+        return max(0.0, (last.peak_bytes - first.peak_bytes - logits) / (last.length - first.length))
 
     def _held(self, length: int, stored: float) -> int:
         """Return the memory that grows with a prompt: its cache, its logits, its scores and what is kept of it."""

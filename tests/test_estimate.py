@@ -69,9 +69,9 @@ def test_prompts_are_read_from_the_shortest_up_as_far_as_little_time_goes() -> N
         return Trial(len(sample), 1e-6 * len(sample) ** 2, 0, None)
 
     spread(samples, reads, until=time.perf_counter() + 60)
-    # Half of the longest takes a second; the longest itself would take seventeen.
-    assert read == [64, 128, 1024]
-    assert 1e-6 * 1224**2 < calibration.LONGEST_SECONDS < 1e-6 * 1230**2
+    # 1,024 take a second; the longest would take seventeen, and is cut for the third point of the curve.
+    assert read == [64, 1024, 2048]
+    assert 1e-6 * 1024**2 < calibration.LONGEST_SECONDS < 1e-6 * 2048**2
 
 
 def test_where_nothing_lies_between_the_longest_is_cut() -> None:
