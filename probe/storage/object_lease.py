@@ -135,8 +135,11 @@ def _taken(folder: ObjectPath) -> _Lease:
 
 def _check_conditions(taken: _Lease) -> None:
     """See that what is there stays where something is put only if nothing is: some stores know no such condition."""
+    other = secrets.token_hex(16)
+    # It is nobody's, should it have arrived though its answer was lost.
+    _unheld.add(other)
     try:
-        taken.object.create(_body(secrets.token_hex(16)))
+        taken.object.create(_body(other))
     except FileExistsError:
         holder = _read(taken.object)
         if holder.get("token") != taken.token:
