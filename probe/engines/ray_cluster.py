@@ -154,7 +154,8 @@ def _environment(address: str | None) -> Iterator[None]:
         wanted["RAY_AUTH_TOKEN"] = _token()
         if "ray" not in sys.modules:
             wanted["RAY_AUTH_MODE"] = "token"
-    before = {name: os.environ.get(name) for name in wanted}
+    # Ray itself sets the mode where it finds a token, and leaves it: without the token no later cluster would start.
+    before = {name: os.environ.get(name) for name in (*wanted, "RAY_AUTH_MODE")}
     os.environ.update(wanted)
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from probe.command.cli import _command, _engine_flags, app
 from probe.engines.engine import chosen_engine
 from probe.engines.local import local
 from probe.engines.ray import ray
+from probe.engines.ray_cluster import _environment
 from probe.errors import NotAvailable, UsageError
 
 
@@ -99,3 +101,16 @@ def test_a_cluster_that_is_not_there_is_named(book: Casebook, tmp_path: Path) ->
         # Nobody listens there.
         with pytest.raises(NotAvailable, match=f"a Ray cluster at {address} cannot be joined: .*refused"):
             probe.run(book, out=tmp_path / "run", engine={"ray": {"address": address}}, check=False)
+
+
+def test_what_ray_sets_for_one_cluster_does_not_lock_out_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set and deleted, so that it is as it was when the test has ended.
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    for _ in range(3):
+        with _environment(None):
+            assert os.environ["RAY_AUTH_TOKEN"]
+            # As Ray does where it finds a token.
+            os.environ["RAY_AUTH_MODE"] = "token"
+        assert "RAY_AUTH_MODE" not in os.environ
+        assert "RAY_AUTH_TOKEN" not in os.environ
