@@ -256,9 +256,29 @@ ROWS: Final[dict[str, Row]] = {
     "dead worker": Row(
         MACHINES, "a worker killed every 10 s during a sweep", "the sweep completes with identical findings"
     ),
-    "object storage": Row(MACHINES, "a trace in object storage (S3)", "the same bytes as on a disk"),
+    "object storage": Row(
+        MACHINES,
+        "a run in object storage (an S3 server of the tests'), and its connection lost at a put",
+        "the same bytes as on a disk; one error, and it goes on to the same",
+        (
+            "tests/store/test_object_store.py::test_a_run_in_s3_is_the_files_of_one_in_a_folder",
+            "tests/store/test_object_store.py::test_it_opens_shows_and_is_verified_by_its_url",
+            "tests/store/test_object_faults.py::test_a_connection_that_is_lost_costs_a_unit_at_most",
+            "tests/store/test_object_faults.py::test_a_connection_may_be_lost_at_any_put",
+        ),
+    ),
     "ranks": Row(
-        MACHINES, "one prompt over 2 and 4 ranks (gloo)", "equal to one rank, to the tolerance of another order of sums"
+        MACHINES,
+        "one prompt over 2 and 4 ranks (gloo); a rank that dies",
+        "statistics within 1e-5 of float64, traces as one process's to 1e-4; the rank is named",
+        (
+            "tests/kernels/test_ranked_scan.py::test_two_ranks_equal_float64",
+            "tests/kernels/test_ranked_scan.py::test_four_ranks_of_which_some_hold_nothing_equal_float64",
+            "tests/kernels/test_ranked_scan.py::test_a_rank_that_dies_is_named_by_those_that_need_it",
+            "tests/kernels/test_ranked_scan.py::test_a_rank_that_says_nothing_is_given_up_and_named",
+            "tests/hooks/test_over_ranks.py::test_the_specimens_trace_is_that_of_one_process",
+            "tests/hooks/test_over_ranks.py::test_every_architecture_over_ranks_has_the_trace_of_one_process",
+        ),
     ),
     "sweep": Row(MACHINES, "a sweep of 10,000 units", "scheduled in seconds; linear"),
     "20 GB": Row(
