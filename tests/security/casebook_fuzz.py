@@ -261,7 +261,9 @@ def _yaml(rng: random.Random) -> bytes:
             lambda: b"%TAG ! tag:yaml.org,2002:python/\n---\n" + seed,
             lambda: seed + b"---\n" + seed,
             lambda: seed + b"...\n" + seed,
-            lambda: seed.decode().encode(rng.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp037"))),
+            lambda: seed.decode().encode(
+                rng.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp037")), "replace"
+            ),
             lambda: b"x: 1\n" * rng.choice((2, 15_000)),
             lambda: b"".join(b"k%d: 1\n" % i for i in range(rng.choice((9_000, 6_000)))),
             lambda: seed + b"stages: *x\n",
